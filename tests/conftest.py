@@ -1,0 +1,22 @@
+"""What every test may ask for. Fixtures that only one part of the tests needs live beside that part."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Async tests run on asyncio's own loop, in debug mode never: what a user runs is what is tested."""
+    return "asyncio", {"use_uvloop": False}
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A loopback TCP port on which nothing listens now. Prefer port 0 where the server tells its port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,56 @@
+"""Waiting in a test: for a condition, with a deadline, and never for a length of time.
+
+A test that waits for a condition is as fast as the machine allows and says what it waited for when it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+LOOK_AGAIN_S = 0.005
+"""How soon the condition is looked at again when no event tells that something changed."""
+
+
+async def eventually(
+    condition: Callable[[], Value | Awaitable[Value]],
+    deadline_s: float = 5.0,
+    *,
+    changed: asyncio.Event | None = None,
+) -> Value:
+    """Wait until `condition()` is true, and return its value.
+
+    `condition` may be a plain or an async function. With `changed`, it is looked at again only when that event is
+    set (and clears it); without, a few hundred times a second. Raises `AssertionError` with the condition's last
+    value and its source after `deadline_s` seconds. An exception of the condition is the test's.
+    """
+    value: Any = None
+    try:
+        async with asyncio.timeout(deadline_s):
+            while True:
+                if changed is not None:
+                    changed.clear()
+                value = condition()
+                if inspect.isawaitable(value):
+                    value = await value
+                if value:
+                    return value  # type: ignore[no-any-return]
+                if changed is None:
+                    await asyncio.sleep(LOOK_AGAIN_S)
+                else:
+                    await changed.wait()
+    except TimeoutError:
+        message = f"not true within {deadline_s} s: {_source(condition)}; its last value: {value!r}"
+        raise AssertionError(message) from None
+
+
+def _source(condition: Callable[[], Any]) -> str:
+    """The text of the condition, for the message."""
+    try:
+        return inspect.getsource(condition).strip()
+    except (OSError, TypeError):
+        return repr(condition)

@@ -1,3 +1,3 @@
-"""The version of this package: the one place where it is written."""
+"""The version of the package: the one place where it is written."""
 
 __version__ = "0.9.0"

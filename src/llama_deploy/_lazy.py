@@ -1,0 +1,33 @@
+"""Names of a package that are imported when they are first used (PEP 562).
+
+It keeps `import llama_deploy` and `llamactl --help` fast. It knows nothing about the names; each package keeps its own
+table, and repeats it in a `TYPE_CHECKING` block for static checkers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The `__getattr__` and `__dir__` of the module `package`, where `homes` says which module defines which name.
+
+    A name is imported at its first use and kept in the module. An unknown name raises `AttributeError`; what the
+    import of its home raises is passed on.
+    """
+
+    def getattr_(name: str) -> Any:
+        home = homes.get(name)
+        if home is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(home), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def dir_() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return getattr_, dir_

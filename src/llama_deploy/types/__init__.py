@@ -1,0 +1,94 @@
+"""What things are: the published models, task states, the retry policy, and the views of the API.
+
+Data only, no I/O. The models of history and API are imported when they are first used, and every model's validator is
+built when it is first used, so that importing this package costs little more than importing pydantic.
+"""
+
+from typing import TYPE_CHECKING
+
+from llama_deploy._lazy import lazy_names
+from llama_deploy.types.core import (
+    CONTROL_PLANE_NAME,
+    ActionTypes,
+    ChatMessage,
+    EventDefinition,
+    HumanResponse,
+    MessageRole,
+    NewTask,
+    ServiceDefinition,
+    SessionDefinition,
+    TaskDefinition,
+    TaskError,
+    TaskResult,
+    TaskStream,
+    ToolCall,
+    ToolCallBundle,
+    ToolCallResult,
+    generate_id,
+)
+from llama_deploy.types.retry import RetryPolicy
+from llama_deploy.types.state import FINAL_STATES, LEGAL_TRANSITIONS, TaskState, check_transition
+
+if TYPE_CHECKING:
+    from llama_deploy.types.api import (
+        InstanceView,
+        ServicePage,
+        ServiceView,
+        SessionPage,
+        SessionView,
+        TaskPage,
+        TaskResultView,
+        TaskView,
+    )
+    from llama_deploy.types.history import HistoryEntry, HistoryPage
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "HistoryEntry": "llama_deploy.types.history",
+            "HistoryPage": "llama_deploy.types.history",
+            "InstanceView": "llama_deploy.types.api",
+            "ServicePage": "llama_deploy.types.api",
+            "ServiceView": "llama_deploy.types.api",
+            "SessionPage": "llama_deploy.types.api",
+            "SessionView": "llama_deploy.types.api",
+            "TaskPage": "llama_deploy.types.api",
+            "TaskResultView": "llama_deploy.types.api",
+            "TaskView": "llama_deploy.types.api",
+        },
+    )
+
+__all__ = [
+    "CONTROL_PLANE_NAME",
+    "FINAL_STATES",
+    "LEGAL_TRANSITIONS",
+    "ActionTypes",
+    "ChatMessage",
+    "EventDefinition",
+    "HistoryEntry",
+    "HistoryPage",
+    "HumanResponse",
+    "InstanceView",
+    "MessageRole",
+    "NewTask",
+    "RetryPolicy",
+    "ServiceDefinition",
+    "ServicePage",
+    "ServiceView",
+    "SessionDefinition",
+    "SessionPage",
+    "SessionView",
+    "TaskDefinition",
+    "TaskError",
+    "TaskPage",
+    "TaskResult",
+    "TaskResultView",
+    "TaskState",
+    "TaskStream",
+    "TaskView",
+    "ToolCall",
+    "ToolCallBundle",
+    "ToolCallResult",
+    "check_transition",
+    "generate_id",
+]

@@ -1,0 +1,113 @@
+"""What the API shows of tasks, sessions and services: views made for reading, never stored.
+
+Views leave out what is large or secret (inputs, results and state have routes of their own). Times are seconds since
+the epoch, UTC. What happens inside a task is in `llama_deploy.types.history`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llama_deploy.types.core import ServiceDefinition, TaskResult
+from llama_deploy.types.state import TaskState
+
+
+class _View(BaseModel):
+    """Base of the views: fields of later versions are ignored."""
+
+    model_config = ConfigDict(extra="ignore", defer_build=True)
+
+
+class TaskView(_View):
+    """Where a task stands."""
+
+    task_id: str
+    session_id: str
+    service: str | None = None
+    """The service that the task was submitted for."""
+    state: TaskState
+    created_at: float
+    updated_at: float
+    ended_at: float | None = None
+    hops: int = 0
+    """Steps sent so far. Further attempts of a step are not hops."""
+    waiting_for: str | None = None
+    """Why the task waits, in words; None while it works and when it has ended."""
+    prompt: Any | None = None
+    """What a person is asked, while the state is `input_required`."""
+    result: TaskResult | None = None
+    """Only in the answer to a submission that waited, when the task ended in time."""
+
+
+class TaskPage(_View):
+    """A page of tasks. `next` is the cursor of the next page, None on the last one."""
+
+    items: list[TaskView]
+    next: str | None = None
+
+
+class TaskResultView(_View):
+    """A task's outcome, or None while it has none."""
+
+    task_id: str
+    state: TaskState
+    result: TaskResult | None = None
+
+
+class SessionView(_View):
+    """A session and how many tasks it has; the tasks are listed by the tasks route."""
+
+    session_id: str
+    created_at: float
+    updated_at: float | None = None
+    task_count: int = 0
+    open_task_count: int = 0
+    """Tasks that have not ended."""
+    current_task_id: str | None = None
+    """The task submitted last."""
+
+
+class SessionPage(_View):
+    """A page of sessions. `next` is the cursor of the next page, None on the last one."""
+
+    items: list[SessionView]
+    next: str | None = None
+
+
+class InstanceView(_View):
+    """One live instance of a service."""
+
+    instance_id: str
+    host: str = ""
+    pid: int | None = None
+    connected_at: float | None = None
+    last_seen_at: float | None = None
+    capacity: int = 0
+    """Steps that it takes at the same time; 0 while it drains."""
+    running: int = 0
+    """Steps that it holds now."""
+    draining: bool = False
+
+
+class ServiceView(_View):
+    """A service that was registered, with its live instances."""
+
+    definition: ServiceDefinition
+    instances: list[InstanceView] = Field(default_factory=list)
+    waiting: int = 0
+    """Steps that no instance has taken yet."""
+    running: int = 0
+    """Steps that instances hold now."""
+    oldest_waiting_s: float | None = None
+    """Age in seconds of the step that waits longest."""
+    state: str = "down"
+    """`up` while an instance is connected, else `down`."""
+
+
+class ServicePage(_View):
+    """All services; `next` is always None, there is one page."""
+
+    items: list[ServiceView]
+    next: str | None = None

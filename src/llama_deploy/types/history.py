@@ -1,0 +1,67 @@
+"""One entry of a task's history, as the API shows it.
+
+The history of a task is append-only: an entry never changes, and the numbers of the entries have no gap. How entries
+are stored is the state store's affair.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llama_deploy.types.core import TaskError
+from llama_deploy.types.state import TaskState
+
+
+class HistoryEntry(BaseModel):
+    """What happened to a task at one moment, and what was decided on it, recorded in one commit.
+
+    Which fields are set depends on `kind`; a field that says nothing about that kind is None or empty.
+    """
+
+    model_config = ConfigDict(extra="ignore", defer_build=True)
+
+    seq: int
+    """Number of the entry within its task, from 1, without a gap."""
+    at: float
+    """When it was recorded, in seconds since the epoch."""
+    kind: str
+    """`submitted`, `answered`, `retrying`, `lost`, `input_requested`, `input` or `canceled`. Kinds may be added."""
+    step_id: str | None = None
+    service: str | None = None
+    attempt: int | None = None
+    """The attempt of the step that this is about, counted from 1."""
+    result: dict[str, Any] | None = None
+    """The `TaskResult` that answered the step."""
+    error: TaskError | None = None
+    """Why an attempt failed or was lost."""
+    messages: list[dict[str, Any]] = Field(default_factory=list)
+    """What was decided: each with `step_id`, `service`, `action`, `tag`, `delay_s` and `data`."""
+    outcome: dict[str, Any] | None = None
+    """The final `TaskResult`; set on the entry that ended the task and on no other."""
+    state: TaskState
+    """The task's state after this entry."""
+    state_changes: dict[str, Any] | None = None
+    """The keys of the shared state that the decision changed, with their new values."""
+    started_at: float | None = None
+    """When the attempt began, by the instance's clock, in seconds since the epoch."""
+    finished_at: float | None = None
+    """When the attempt ended, by the instance's clock, in seconds since the epoch."""
+    by: str | None = None
+    """Who caused the entry, where that is known: an instance, a client, a person."""
+    reason: str | None = None
+    """Why, in words."""
+    input: Any = None
+    """What a person answered."""
+    prompt: Any = None
+    """What a person was asked."""
+
+
+class HistoryPage(BaseModel):
+    """Entries of one task in order. `next` is what to pass as `after` for the next page, None after the last one."""
+
+    model_config = ConfigDict(extra="ignore", defer_build=True)
+
+    items: list[HistoryEntry]
+    next: int | None = None

@@ -1,0 +1,58 @@
+"""When a failed step is tried again, and how long to wait before it.
+
+The policy is a frozen value and its methods are pure: they know neither the time of day nor chance. Whoever schedules
+an attempt adds both, the clock and the jitter.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from llama_deploy.types.core import TaskError
+
+RETRY_AFTER_S_MAX = 86_400.0
+"""The longest wait, in seconds, that a service may ask for with `retry_after_s`; a longer one is cut to this."""
+
+
+class RetryPolicy(BaseModel):
+    """Exponential backoff with a cap: `initial_s * multiplier ** (failures - 1)` seconds, at most `cap_s`."""
+
+    model_config = ConfigDict(extra="ignore", defer_build=True, frozen=True)
+
+    max_retries: int = Field(default=3, ge=0)
+    """How often a step is tried again after its first attempt; 0 means never."""
+    initial_s: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    """Seconds to wait after the first failure."""
+    multiplier: float = Field(default=2.0, ge=1, allow_inf_nan=False)
+    """Each further failure waits this many times longer than the one before."""
+    cap_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    """The longest backoff in seconds. What a service asks for with `retry_after_s` may be longer."""
+    jitter: float = Field(default=0.2, ge=0, le=1)
+    """Share of the delay by which the scheduler spreads it at random, so that many failures do not return as one."""
+
+    def next_delay(self, failures: int) -> float:
+        """Seconds to wait after the `failures`-th failure, counted from 1, without jitter."""
+        if failures < 1:
+            return 0.0
+        try:
+            return min(self.cap_s, self.initial_s * self.multiplier ** (failures - 1))
+        except OverflowError:
+            return self.cap_s if self.initial_s else 0.0
+
+    def delay_for(self, error: TaskError | None, failures: int) -> float | None:
+        """Seconds to wait before the next attempt of a step that failed `failures` times now; None to give up.
+
+        Gives up when `error` says that it is not retryable, and after `max_retries` retries. A service's
+        `retry_after_s` is the least that is waited, up to `RETRY_AFTER_S_MAX`. No error counts as a retryable one.
+        """
+        if failures > self.max_retries or (error is not None and not error.retryable):
+            return None
+        delay_s = self.next_delay(failures)
+        asked_s = error.retry_after_s if error is not None else None
+        if asked_s is None or math.isnan(asked_s):
+            return delay_s
+        return max(delay_s, min(asked_s, RETRY_AFTER_S_MAX))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 Value = TypeVar("Value")
 
@@ -16,19 +16,28 @@ LOOK_AGAIN_S = 0.005
 """How soon the condition is looked at again when no event tells that something changed."""
 
 
+@overload
 async def eventually(
-    condition: Callable[[], Value | Awaitable[Value]],
-    deadline_s: float = 5.0,
-    *,
-    changed: asyncio.Event | None = None,
-) -> Value:
+    condition: Callable[[], Awaitable[Value]], deadline_s: float = 5.0, *, changed: asyncio.Event | None = None
+) -> Value: ...
+
+
+@overload
+async def eventually(
+    condition: Callable[[], Value], deadline_s: float = 5.0, *, changed: asyncio.Event | None = None
+) -> Value: ...
+
+
+async def eventually(
+    condition: Callable[[], Any], deadline_s: float = 5.0, *, changed: asyncio.Event | None = None
+) -> Any:
     """Wait until `condition()` is true, and return its value.
 
     `condition` may be a plain or an async function. With `changed`, it is looked at again only when that event is
     set (and clears it); without, a few hundred times a second. Raises `AssertionError` with the condition's last
     value and its source after `deadline_s` seconds. An exception of the condition is the test's.
     """
-    value: Any = None
+    value = None
     try:
         async with asyncio.timeout(deadline_s):
             while True:
@@ -38,7 +47,7 @@ async def eventually(
                 if inspect.isawaitable(value):
                     value = await value
                 if value:
-                    return value  # type: ignore[no-any-return]
+                    return value
                 if changed is None:
                     await asyncio.sleep(LOOK_AGAIN_S)
                 else:

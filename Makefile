@@ -1,0 +1,58 @@
+# One word for any chore. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+BIN := .venv/bin
+LOCKS := requirements-dev.lock $(wildcard examples/*/requirements.lock)
+
+.PHONY: help setup demo test test-fast lint bench docs lock clean
+
+help: ## list the chores
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+# The environment is as new as the lock files, or is brought up to date; a second run costs nothing.
+.venv/.installed: $(LOCKS) pyproject.toml scripts/setup.sh
+	@scripts/setup.sh
+
+setup: .venv/.installed ## build .venv from the lock files (every chore does this first)
+
+demo: setup ## run the example: documents in, a checked briefing out, one service killed on the way
+	@echo "==> running examples/briefing"
+	@exec $(BIN)/python examples/briefing/run.py
+
+test: setup lint ## lint, then every test
+	@echo "==> running every test"
+	@exec $(BIN)/python -m pytest -q
+
+test-fast: setup ## the tests that are not slow: under a minute
+	@echo "==> running the fast tests"
+	@exec $(BIN)/python -m pytest -q -m "not slow"
+
+lint: setup ## style, format, types, layers
+	@echo "==> checking style (ruff)"
+	@$(BIN)/ruff check --quiet .
+	@echo "==> checking format (ruff)"
+	@$(BIN)/ruff format --check --quiet .
+	@echo "==> checking types (mypy)"
+	@$(BIN)/mypy --no-error-summary
+	@echo "==> checking layers (import-linter)"
+	@$(BIN)/lint-imports --no-logo
+
+bench: setup ## measure speed, cost and memory; writes benchmarks/results
+	@echo "==> running the benchmarks"
+	@exec $(BIN)/python -m benchmarks
+
+docs: setup ## bring docs/errors.md up to date; run the docs' snippets, follow their links
+	@echo "==> writing docs/errors.md"
+	@$(BIN)/python scripts/errors_page.py
+	@echo "==> checking the docs"
+	@exec $(BIN)/python -m pytest -q tests/docs
+
+lock: setup ## write the lock files again (UPGRADE=1: with the newest versions allowed)
+	@$(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade)
+
+clean: ## remove the environment and everything that the chores make
+	rm -rf .venv .tools .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

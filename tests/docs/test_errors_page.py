@@ -1,0 +1,31 @@
+"""Checks that docs/errors.md says what the code says, about every error."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from llama_deploy.errors import all_errors
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def rendered_page() -> str:
+    """What scripts/errors_page.py would write."""
+    spec = importlib.util.spec_from_file_location("errors_page", ROOT / "scripts" / "errors_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    render: Callable[[], str] = module.render
+    return render()
+
+
+def test_the_page_is_current() -> None:
+    assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == rendered_page(), "run `make docs`"
+
+
+def test_every_error_has_a_section_of_its_own() -> None:
+    headings = [line for line in rendered_page().splitlines() if line.startswith("### ")]
+    assert headings == [f"### {error.code} {error.title}" for error in all_errors()]

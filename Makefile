@@ -32,7 +32,7 @@ test-fast: setup ## the tests that are not slow: under a minute
 
 lint: setup ## style, format, types, layers
 	@echo "==> checking style (ruff)"
-	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff check --quiet --output-format concise .
 	@echo "==> checking format (ruff)"
 	@$(BIN)/ruff format --check --quiet .
 	@echo "==> checking types (mypy)"

@@ -45,7 +45,7 @@ def uv() -> Path:
     if not program.exists():
         print("==> installing the resolver (uv) into .tools", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(TOOLS)], check=True)
-        subprocess.run([str(TOOLS / "bin" / "pip"), "install", "--quiet", "uv"], check=True)
+        subprocess.run([str(TOOLS / "bin" / "pip"), "install", "-qq", "uv"], check=True)
     return program
 
 

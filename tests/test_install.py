@@ -6,13 +6,14 @@ counted in a fresh interpreter.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import distribution
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,32 @@ def test_lock_files_agree_and_cover_what_is_asked_for() -> None:
             name: core[name].specifier for name in core.keys() & others.keys()
         }
     assert core.keys() <= locked(DEV).keys()
+
+
+def test_what_the_source_imports_is_asked_for() -> None:
+    asked = {
+        canonicalize_name(Requirement(wanted).name)
+        for wanted in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    }
+    provided_by = packages_distributions()
+    missing = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / "src").rglob("*.py")
+        for name in imported_names(path) - sys.stdlib_module_names - {"llama_deploy"}
+        if not asked & {canonicalize_name(provider) for provider in provided_by.get(name, [])}
+    }
+    assert missing == set()
+
+
+def imported_names(path: Path) -> set[str]:
+    """The top-level names of what a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
 
 
 def test_the_wheel_holds_the_package_its_types_and_its_sql(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ import pytest
 import yaml
 from tests.docs.pages import PAGES, ROOT, Fence, anchors, fences, links
 
+from llama_deploy.apiserver.deployment_file import load_deployment_file
+
 RUN_DEADLINE_S = 60
 
 PYTHON_PAGES = [page for page in PAGES if any(fence.language == "python" for fence in fences(page))]
@@ -64,23 +66,33 @@ def run(fence: Fence, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("fence", OTHERS, ids=lambda fence: f"{fence.place}-{fence.language}")
-def test_other_languages_are_well_formed(fence: Fence) -> None:
-    {"bash": check_bash, "yaml": check_yaml, "json": check_json}[fence.language](fence)
+def test_other_languages_are_well_formed(fence: Fence, tmp_path: Path) -> None:
+    if fence.language == "bash":
+        check_bash(fence)
+    elif fence.language == "yaml":
+        check_yaml(fence, tmp_path)
+    else:
+        json.loads(fence.text)
 
 
 def check_bash(fence: Fence) -> None:
     checked = subprocess.run(["bash", "-n"], input=fence.text, check=False, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
     chores = re.findall(r"(?m)^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"))
-    assert set(re.findall(r"(?m)^(?:\$ )?make ([a-z-]+)", fence.text)) <= set(chores)
+    assert set(re.findall(r"\bmake ([a-z-]+)", fence.text)) <= set(chores)
+    for command in sorted(set(re.findall(r"\bllamactl ([a-z-]+)", fence.text))):
+        asked = [sys.executable, "-c", "from llama_deploy.cli import main; main()", command, "--help"]
+        known = subprocess.run(asked, check=False, capture_output=True, text=True)
+        assert known.returncode == 0, f"{fence.place}: llamactl {command}\n{known.stderr}"
 
 
-def check_yaml(fence: Fence) -> None:
-    assert yaml.safe_load(fence.text) is not None
-
-
-def check_json(fence: Fence) -> None:
-    json.loads(fence.text)
+def check_yaml(fence: Fence, folder: Path) -> None:
+    document = yaml.safe_load(fence.text)
+    assert document is not None
+    if isinstance(document, dict) and "services" in document:
+        file = folder / "deployment.yml"
+        file.write_text(fence.text, encoding="utf-8")
+        load_deployment_file(file)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -78,9 +78,9 @@ class ChatMessage(_Model):
     @model_validator(mode="before")
     @classmethod
     def _read_blocks(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or "blocks" not in data or "content" in data:
+        if not isinstance(data, Mapping) or "content" in data or not isinstance(blocks := data.get("blocks"), list):
             return data
-        texts = [b["text"] for b in data["blocks"] or [] if isinstance(b, Mapping) and isinstance(b.get("text"), str)]
+        texts = [block["text"] for block in blocks if isinstance(block, Mapping) and isinstance(block.get("text"), str)]
         return {**data, "content": "\n".join(texts)}
 
     @classmethod

@@ -17,9 +17,11 @@ help: ## list the chores
 	@scripts/setup.sh
 
 setup: .venv/.installed ## build .venv from the lock files (every chore does this first)
+	@:
 
 demo: setup ## run the example: documents in, a checked briefing out, one service killed on the way
 	@echo "==> running examples/briefing"
+	@$(BIN)/python -m compileall -q src
 	@exec $(BIN)/python examples/briefing/run.py
 
 test: setup lint ## lint, then every test
@@ -42,6 +44,7 @@ lint: setup ## style, format, types, layers
 
 bench: setup ## measure speed, cost and memory; writes benchmarks/results
 	@echo "==> running the benchmarks"
+	@$(BIN)/python -m compileall -q src
 	@exec $(BIN)/python -m benchmarks
 
 docs: setup ## bring docs/errors.md up to date; run the docs' snippets, follow their links

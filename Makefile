@@ -40,7 +40,7 @@ lint: setup ## style, format, types, layers
 	@echo "==> checking types (mypy)"
 	@$(BIN)/mypy --no-error-summary
 	@echo "==> checking layers (import-linter)"
-	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 bench: setup ## measure speed, cost and memory; writes benchmarks/results
 	@echo "==> running the benchmarks"

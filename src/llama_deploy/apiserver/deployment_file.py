@@ -1,0 +1,195 @@
+"""Reading a deployment file: YAML in, a frozen `DeploymentFile` out, or one error that lists all that is wrong.
+
+The keys are declared in `deployment_keys.py`; here is what goes beyond one key (names that have to exist, keys that
+exclude each other). Reading imports no code of the user and starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from llama_deploy.apiserver.deployment_keys import FILE_KEYS, IMPORT_PATH
+from llama_deploy.apiserver.loader import ORCHESTRATORS
+from llama_deploy.apiserver.shapes import Section
+from llama_deploy.apiserver.specs import (
+    ControlPlaneSpec,
+    DeploymentFile,
+    OrchestratorSpec,
+    ServiceSpec,
+)
+from llama_deploy.apiserver.wording import did_you_mean, listed
+from llama_deploy.apiserver.yaml_source import Findings, compose, kind
+from llama_deploy.errors import DeploymentFileError
+
+__all__ = [
+    "DEFAULT_NAMES",
+    "DeploymentFile",
+    "ServiceSpec",
+    "find_deployment_file",
+    "json_schema",
+    "load_deployment_file",
+]
+
+DEFAULT_NAMES = ("deployment.yml", "deployment.yaml")
+"""What a deployment file is called where nobody says otherwise."""
+
+
+def find_deployment_file(path: str | os.PathLike[str] | None = None) -> Path:
+    """The file that a person means: the path itself, or the one with a default name in the folder (or here).
+
+    Raises `DeploymentFileError` when there is none.
+    """
+    place = Path(path) if path is not None else Path()
+    if not place.is_dir():
+        return place
+    for name in DEFAULT_NAMES:
+        if (place / name).is_file():
+            return place / name
+    raise DeploymentFileError(
+        f"there is no deployment file in {place.resolve()}",
+        why="It is called " + " or ".join(DEFAULT_NAMES) + ".",
+        fix="llamactl init               write a deployment file and two services to start from\n"
+        "llamactl dev path/to/FILE   use a file with another name",
+        problems=[],
+    )
+
+
+def load_deployment_file(path: str | os.PathLike[str] | None = None) -> DeploymentFile:
+    """Read and check a deployment file; a folder stands for the file with a default name in it.
+
+    Raises `DeploymentFileError`, whose text lists every problem as `file:line:column: what` and whose
+    `details["problems"]` holds the same for programs. Relative paths in the file stay as they are written.
+    """
+    place = find_deployment_file(path)
+    try:
+        source = place.read_bytes()
+    except FileNotFoundError:
+        fix = "llamactl init               write a deployment file and two services to start from"
+        raise DeploymentFileError(f"there is no deployment file at {place}", fix=fix, problems=[]) from None
+    except OSError as error:
+        raise DeploymentFileError(f"cannot read {place}", why=str(error.strerror), problems=[]) from error
+    return parse_deployment_file(source, place)
+
+
+def parse_deployment_file(source: bytes, path: Path) -> DeploymentFile:
+    """The deployment that `source` describes, as if it stood at `path`; raises like `load_deployment_file`."""
+    findings = Findings()
+    root = compose(source, findings)
+    section = FILE_KEYS.read(root, findings) if root is not None else None
+    deployment = _deployment(section, path, findings) if section is not None else None
+    if findings.problems or deployment is None:
+        raise _refusal(path, findings)
+    return deployment
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of deployment files, for editors that complete and check YAML by one."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "llama_deploy deployment file",
+        **FILE_KEYS.json_schema(),
+    }
+
+
+def _refusal(path: Path, findings: Findings) -> DeploymentFileError:
+    problems = sorted(set(findings.problems))
+    count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return DeploymentFileError(
+        f"{path} has {count}",
+        why="\n".join(problem.render(str(path)) for problem in problems),
+        fix="correct the lines above; nothing was started or changed",
+        problems=[{"line": p.line, "column": p.column, "message": p.what} for p in problems],
+    )
+
+
+def _deployment(section: Section, path: Path, findings: Findings) -> DeploymentFile:
+    services: Section | None = section["services"]
+    specs = []
+    if services is not None:
+        for name, service in services.given().items():
+            specs.append(_service(name, service, path, findings))
+        default = section["default-service"]
+        if default is not None and default not in services.values:
+            hint = did_you_mean(default, services.values) or f"; the services are {listed(services.values)}"
+            findings.problem(section.nodes["default-service"], f"there is no service `{default}`{hint}")
+    control_plane: Section | None = section["control-plane"]
+    given = control_plane.given() if control_plane is not None else {}
+    return DeploymentFile(
+        path=path.absolute(),
+        name=section["name"] or "",
+        control_plane=ControlPlaneSpec(**{key: given[key] for key in ("host", "port") if key in given}),
+        orchestrator=_orchestrator(section, findings),
+        default_service=section["default-service"],
+        store=section["store"],
+        services=tuple(specs),
+        notices=tuple(notice.render(str(path)) for notice in sorted(set(findings.notices))),
+    )
+
+
+def _service(name: str, section: Section, path: Path, findings: Findings) -> ServiceSpec:
+    import_path, folder = section["import-path"], section["path"]
+    if folder is not None and ":" in folder:
+        if import_path is not None:
+            findings.problem(section.nodes["path"], "`path` is an import path here; say it once, in `import-path`")
+        import_path, folder = IMPORT_PATH.read(section.nodes["path"], findings), None
+    elif "import-path" not in section.nodes or kind(section.nodes["import-path"]) == "null":
+        findings.problem(section.node, f"service `{name}` needs the key `import-path`: where its code is")
+    for env_file in section["env-files"] or ():
+        if not (path.parent / env_file).is_file():
+            findings.problem(section.nodes["env-files"], f"there is no file `{env_file}` beside the deployment file")
+    env: Section | None = section["env"]
+    retry: Section | None = section["retry"]
+    return ServiceSpec(
+        name=name,
+        import_path=import_path or "",
+        source_folder=_source_folder(section["source"], path, findings),
+        path=Path(folder) if folder is not None else None,
+        title=section["name"],
+        description=section["description"],
+        concurrency=section["concurrency"],
+        run_timeout_s=section["run-timeout-s"],
+        retry={key.replace("-", "_"): value for key, value in retry.given().items()} if retry is not None else {},
+        replicas=section["replicas"] or 1,
+        env=env.given() if env is not None else {},
+        env_files=tuple(Path(env_file) for env_file in section["env-files"] or ()),
+    )
+
+
+def _source_folder(section: Section | None, path: Path, findings: Findings) -> Path | None:
+    if section is None:
+        return None
+    if section["name"] is not None and section["location"] is not None:
+        findings.problem(section.nodes["location"], "`name` and `location` say the same; leave one out")
+    folder = section["name"] or section["location"]
+    if folder is None:
+        return None
+    if section["type"] == "local" and not (path.parent / folder).is_dir():
+        key = "name" if section["name"] is not None else "location"
+        findings.problem(section.nodes[key], f"there is no folder `{folder}` beside the deployment file")
+    return Path(folder)
+
+
+def _orchestrator(section: Section, findings: Findings) -> OrchestratorSpec:
+    value: str | Section | None = section["orchestrator"]
+    if value is None:
+        return OrchestratorSpec()
+    node = section.nodes["orchestrator"]
+    if isinstance(value, str):
+        name, import_path, parameters = (None, value, {}) if ":" in value else (value, None, {})
+        if import_path is not None:
+            import_path = IMPORT_PATH.read(node, findings)
+    else:
+        name, import_path = value["name"], value["import-path"]
+        table: Section | None = value["parameters"]
+        parameters = dict(table.values) if table is not None else {}
+        node = value.nodes.get("name", node)
+        if name is not None and import_path is not None:
+            findings.problem(node, "an orchestrator has a `name` or an `import-path`, not both")
+        if not {"name", "import-path"} & value.nodes.keys():
+            findings.problem(value.node, "`orchestrator` needs a `name` or an `import-path`")
+    if name is not None and name not in ORCHESTRATORS:
+        hint = did_you_mean(name, ORCHESTRATORS) or f"; built in: {listed(ORCHESTRATORS)}, or use `module:variable`"
+        findings.problem(node, f"there is no orchestrator `{name}`{hint}")
+    return OrchestratorSpec(name=name, import_path=import_path, parameters=parameters)

@@ -1,0 +1,171 @@
+"""The keys of a deployment file: how each is spelled, what it holds, and which published ones are not used (yet).
+
+This is the one table that the reader, its messages and the JSON Schema come from. Published keys keep their spelling.
+A published key is *ignored*, with a notice, where serving without it gives the same answers, and *refused* where it
+would not.
+"""
+
+from __future__ import annotations
+
+from llama_deploy.apiserver.shapes import (
+    Choice,
+    Free,
+    Key,
+    ListOf,
+    Number,
+    Record,
+    Scalar,
+    Table,
+    Text,
+    TextOrRecord,
+)
+from llama_deploy.apiserver.specs import CONTROL_PLANE
+
+IMPORT_PATH = Text(
+    r"[^:\s][^:]*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "an import path (`module:variable` or `folder/file.py:variable`)"
+)
+PORT = Number(integer=True, minimum=0, maximum=65535)
+NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}"
+_NAME_WORDS = "1 to 100 letters, digits, `_`, `-` or `.`"
+_OFF = ("false", "False", "FALSE", "no", "No", "off", "Off")
+
+_HOUSEKEEPING = "the store and the queue are part of this program"
+_CARRIER = "the queue that is built in carries the messages; it has no address and no login"
+_QUEUE_HINT = "leave `message-queue` out; the queue that is built in keeps its messages in the store"
+_CONNECTS = "a service connects to the control plane and listens nowhere"
+
+CONTROL_PLANE_KEYS = Record(
+    {
+        "host": Key(shape=Text(), doc="Address to listen on."),
+        "port": Key(shape=PORT, doc="Port to listen on; 0 means any free one."),
+        "internal-host": Key(shape=Text(), doc="Published key.", ignored="there is one address only"),
+        "internal-port": Key(shape=PORT, doc="Published key.", ignored="there is one address only"),
+        "step-interval": Key(shape=Number(minimum=0), doc="Published key.", ignored="nothing polls here"),
+        "running": Key(shape=Free(), doc="Published key.", ignored="it runs when it is started"),
+        "services-store-key": Key(shape=Text(), doc="Published key.", ignored=_HOUSEKEEPING),
+        "tasks-store-key": Key(shape=Text(), doc="Published key.", ignored=_HOUSEKEEPING),
+        "session-store-key": Key(shape=Text(), doc="Published key.", ignored=_HOUSEKEEPING),
+        "topic-namespace": Key(shape=Text(), doc="Published key.", ignored=_HOUSEKEEPING),
+        "cors-origins": Key(shape=Free(), doc="Published key.", refused="serve the page and the API from one origin"),
+        "state-store-uri": Key(shape=Text(), doc="Published key.", refused="say where the data lives with `store`"),
+        "use-tls": Key(shape=Free(), doc="Published key.", refused="put a proxy that ends TLS in front", harmless=_OFF),
+    },
+    "`control-plane`",
+    underscores=True,
+)
+
+# fmt: off
+_BROKER_KEYS = (
+    "host", "port", "internal-host", "internal-port", "url", "username", "password", "vhost", "secure", "db", "ssl",
+    "use-ssl", "exclusive-mode", "exchange-name", "client-kwargs", "raise-exceptions",
+    "aws-region", "aws-access-key-id", "aws-secret-access-key",
+)
+# fmt: on
+
+MESSAGE_QUEUE_KEYS = Record(
+    {
+        "type": Key(
+            shape=Choice(
+                ("simple",),
+                dict.fromkeys(("redis", "rabbitmq", "kafka", "apache_kafka", "aws", "solace"), _QUEUE_HINT),
+            ),
+            doc="Which queue carries the messages.",
+        ),
+        **{name: Key(shape=Free(), doc="Published key.", ignored=_CARRIER) for name in _BROKER_KEYS},
+    },
+    "`message-queue`",
+    underscores=True,
+)
+
+ORCHESTRATOR = TextOrRecord(
+    Text(expected="an orchestrator's name or import path"),
+    Record(
+        {
+            "name": Key(shape=Text(), doc="An orchestrator that is built in."),
+            "import-path": Key(shape=IMPORT_PATH, doc="A class or an object of your own: `module:variable`."),
+            "parameters": Key(
+                shape=Table(Free(), "parameter", r"[A-Za-z_][\w\-]*", "a name of Python"),
+                doc="Arguments of its constructor.",
+            ),
+        },
+        "`orchestrator`",
+    ),
+)
+
+RETRY_KEYS = Record(
+    {
+        "max-retries": Key(shape=Number(integer=True, minimum=0), doc="Attempts after the first one."),
+        "initial-s": Key(shape=Number(minimum=0), doc="Seconds before the first retry."),
+        "multiplier": Key(shape=Number(minimum=1), doc="Growth of the delay from one retry to the next."),
+        "cap-s": Key(shape=Number(minimum=0), doc="The longest delay in seconds."),
+        "jitter": Key(shape=Number(minimum=0, maximum=1), doc="Part of the delay that is random, 0 to 1."),
+    },
+    "`retry`",
+)
+
+SOURCE_KEYS = Record(
+    {
+        "type": Key(
+            shape=Choice(
+                ("local",),
+                {
+                    "git": "clone the repository yourself and use `type: local`",
+                    "docker": "run the image with `llamactl serve --only` in it",
+                },
+            ),
+            doc="Where the code comes from.",
+            required=True,
+        ),
+        "name": Key(shape=Text(), doc="The folder of the code, relative to this file."),
+        "location": Key(shape=Text(), doc="Another word for `name`."),
+    },
+    "`source`",
+)
+
+SERVICE_KEYS = Record(
+    {
+        "name": Key(shape=Text(), doc="A title for people; the service is called by its key."),
+        "import-path": Key(shape=IMPORT_PATH, doc="Where the service is: `module:variable` or `file.py:variable`."),
+        "path": Key(shape=Text(), doc="A folder put on `sys.path`; with a colon in it, the old word for import-path."),
+        "source": Key(shape=SOURCE_KEYS, doc="The folder that holds the code, if it is not the one of this file."),
+        "description": Key(shape=Text(), doc="What the service does."),
+        "concurrency": Key(shape=Number(integer=True, minimum=1), doc="Steps that one instance works on at once."),
+        "run-timeout-s": Key(shape=Number(above=0), doc="Seconds that one attempt of a step may take."),
+        "retry": Key(shape=RETRY_KEYS, doc="How failed steps are tried again."),
+        "replicas": Key(shape=Number(integer=True, minimum=1, maximum=100), doc="Processes that run this service."),
+        "env": Key(
+            shape=Table(Scalar(), "variable", r"[A-Za-z_]\w*", "a name of letters, digits and `_`"),
+            doc="Environment variables of the service's process.",
+        ),
+        "env-files": Key(shape=ListOf(Text()), doc="Files of environment variables, relative to this file."),
+        "host": Key(shape=Text(), doc="Published key.", ignored=_CONNECTS),
+        "port": Key(shape=PORT, doc="Published key.", ignored=_CONNECTS),
+        "python-dependencies": Key(
+            shape=ListOf(Text()),
+            doc="Published key.",
+            ignored="nothing is installed; install them into the environment that runs llamactl",
+        ),
+        "ui": Key(shape=Free(), doc="Published key.", ignored="start the page yourself; the services do not need it"),
+    },
+    "a service",
+)
+
+SERVICES = Table(
+    SERVICE_KEYS, "service name", NAME_PATTERN, _NAME_WORDS, reserved=(CONTROL_PLANE, "control_plane"), needs_one=True
+)
+
+FILE_KEYS = Record(
+    {
+        "name": Key(shape=Text(NAME_PATTERN, f"a name of {_NAME_WORDS}"), doc="The deployment's name.", required=True),
+        "control-plane": Key(shape=CONTROL_PLANE_KEYS, doc="Where the control plane listens."),
+        "message-queue": Key(
+            shape=MESSAGE_QUEUE_KEYS, doc="What carries the messages; the built-in queue if left out."
+        ),
+        "default-service": Key(shape=Text(), doc="The service of a task that names none."),
+        "orchestrator": Key(shape=ORCHESTRATOR, doc="What decides where messages go: a name or an import path."),
+        "store": Key(shape=Text(), doc="Where the data lives: a path, or `:memory:`. By default `.llama_deploy/`."),
+        "services": Key(shape=SERVICES, doc="The services by name.", required=True),
+        "ui": Key(shape=Free(), doc="Published key.", ignored="start the page yourself; the services do not need it"),
+    },
+    "a deployment file",
+)

@@ -1,0 +1,178 @@
+"""Watches a deployment file and its services' folders, and says what a change on disk means for what is running.
+
+It starts and stops nothing: whoever iterates over `changes` does. A file that is no longer valid (YAML or Python) is
+reported and changes nothing, so that half-typed code never takes down what works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import watchfiles
+
+from llama_deploy.apiserver.deployment_file import load_deployment_file
+from llama_deploy.apiserver.specs import DeploymentFile, ServiceSpec
+from llama_deploy.errors import DeploymentFileError
+
+IGNORED_FOLDERS = frozenset(
+    {".git", ".hg", ".svn", ".venv", "venv", ".llama_deploy", "__pycache__", "node_modules", ".tox"}
+    | {".mypy_cache", ".pytest_cache", ".ruff_cache", ".idea", ".vscode", "site-packages"}
+)
+"""Folders in which nothing is code of a service, wherever they are."""
+
+QUIET_MS = 50
+"""How long it has to be quiet before a burst of changes (a save, a checkout) is taken for finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServicesChanged:
+    """Code of these services changed: they have to start again."""
+
+    services: tuple[str, ...]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileChanged:
+    """The deployment file changed, and this is what it says now."""
+
+    file: DeploymentFile
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Something changed and is not valid, so everything stays as it is."""
+
+    reason: str
+
+
+Change = ServicesChanged | FileChanged | Refused
+
+
+async def changes(file: DeploymentFile) -> AsyncIterator[Change]:
+    """What happens to a deployment's files from now on, without end.
+
+    A burst of changes is one. After a new deployment file its folders are watched; a file that was invalid is read
+    again when it changes again. Raises `OSError` when the system cannot watch (its limit on watches, say).
+    """
+    judge = _Judge(file)
+    while True:
+        folders = _watched(judge.file)
+        watching = watchfiles.awatch(*folders, watch_filter=_Filter(judge.file), step=QUIET_MS, recursive=True)
+        try:
+            async for found in watching:
+                for change in judge.means(sorted(Path(path) for _, path in found)):
+                    yield change
+                if _watched(judge.file) != folders:
+                    break
+        finally:
+            await watching.aclose()
+
+
+class _Judge:
+    """Knows what is running, and what a burst of changes means for it."""
+
+    def __init__(self, file: DeploymentFile) -> None:
+        self.file = file
+        self._pending: set[str] = set()
+        """Services whose code changed and that have not been told to start again."""
+        self._broken: set[Path] = set()
+        """Python files that did not compile when they last changed."""
+
+    def means(self, paths: list[Path]) -> list[Change]:
+        """The changes that follow from these files having changed, in the order in which to act on them."""
+        found: list[Change] = []
+        if _place(self.file) in paths:
+            try:
+                file = load_deployment_file(self.file.path)
+            except DeploymentFileError as error:
+                found.append(Refused(error.render()))
+            else:
+                if file != self.file:
+                    self.file = file
+                    self._pending.clear()
+                    return [FileChanged(file)]
+        return found + self._code(paths)
+
+    def _code(self, paths: list[Path]) -> list[Change]:
+        """Which services start again: those with changed code, unless a file of theirs is no Python."""
+        problems = {path: _syntax_problem(path) for path in [*paths, *self._broken - set(paths)]}
+        self._broken = {path for path, problem in problems.items() if problem is not None}
+        services = self.file.services
+        self._pending |= {service.name for service in services if self._concerns_any(service, paths)}
+        ready = [s.name for s in services if s.name in self._pending and not self._concerns_any(s, self._broken)]
+        self._pending -= set(ready)
+        found: list[Change] = []
+        reasons = [problem for path in paths if (problem := problems[path]) is not None]
+        if reasons:
+            found.append(Refused("\n".join(reasons)))
+        if ready:
+            found.append(ServicesChanged(tuple(ready), tuple(paths)))
+        return found
+
+    def _concerns_any(self, service: ServiceSpec, paths: Iterable[Path]) -> bool:
+        return any(_concerns(service, self.file.folder, path) for path in paths)
+
+
+def _place(file: DeploymentFile) -> Path:
+    """Where changes of the deployment file are reported: in its real folder, a link to a file being its own."""
+    return file.folder.resolve() / file.path.name
+
+
+def _concerns(service: ServiceSpec, base_folder: Path, path: Path) -> bool:
+    if path.suffix == ".py":
+        return any(path.is_relative_to(folder.resolve()) for folder in service.watched_folders(base_folder))
+    return any(path == (base_folder / env_file).resolve() for env_file in service.env_files)
+
+
+def _syntax_problem(path: Path) -> str | None:
+    """What is wrong with a Python file that cannot even be compiled; `None` for everything else."""
+    if path.suffix != ".py" or not path.is_file():
+        return None
+    try:
+        compile(path.read_bytes(), str(path), "exec")
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        return f"{path}:{line}: {getattr(error, 'msg', error)}"
+    except OSError:
+        return None
+    return None
+
+
+def _watched(file: DeploymentFile) -> tuple[Path, ...]:
+    """The folders to watch, without those that lie in another one."""
+    wanted = {file.folder.resolve()}
+    for service in file.services:
+        wanted |= {folder.resolve() for folder in service.watched_folders(file.folder)}
+        wanted |= {(file.folder / env_file).resolve().parent for env_file in service.env_files}
+    return tuple(sorted(_outermost(folder for folder in wanted if folder.is_dir())))
+
+
+def _outermost(folders: Iterable[Path]) -> set[Path]:
+    unique = set(folders)
+    return {folder for folder in unique if not unique.intersection(folder.parents)}
+
+
+class _Filter(watchfiles.BaseFilter):
+    """Lets through Python files, the deployment file and the files of environment variables."""
+
+    def __init__(self, file: DeploymentFile) -> None:
+        super().__init__()
+        self._named = {str(_place(file))}
+        self._roots = _watched(file)
+        for service in file.services:
+            self._named |= {str((file.folder / env_file).resolve()) for env_file in service.env_files}
+
+    def __call__(self, change: watchfiles.Change, path: str) -> bool:
+        del change
+        if path in self._named:
+            return True
+        if not path.endswith(".py"):
+            return False
+        return any(_is_code(Path(path), root) for root in self._roots)
+
+
+def _is_code(path: Path, root: Path) -> bool:
+    return path.is_relative_to(root) and not IGNORED_FOLDERS.intersection(path.relative_to(root).parts)

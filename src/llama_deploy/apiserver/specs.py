@@ -1,0 +1,109 @@
+"""What a deployment file says, as frozen values: the deployment, its services, its orchestrator, its address.
+
+`deployment_file.py` makes them from YAML and `loader.py` turns them into objects. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CONTROL_PLANE = "control-plane"
+"""The name by which `llamactl serve --only` means the control plane; no service may have it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlPlaneSpec:
+    """Where the control plane listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 means any free port."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OrchestratorSpec:
+    """Which orchestrator decides: a built-in one by `name`, or one of the user's by `import_path`, never both."""
+
+    name: str | None = "simple"
+    import_path: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of its constructor, as the file spells them (`max-retries` stands for `max_retries`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceSpec:
+    """One service of a deployment. `None` means that the file says nothing and the code's own value stands."""
+
+    name: str
+    import_path: str
+    """`module:variable`, `folder/module:variable` or `folder/file.py:variable`, seen from the source's folder."""
+    source_folder: Path | None = None
+    """The folder of the service's code, relative to the deployment file's; `None` means that folder itself."""
+    path: Path | None = None
+    """A folder that is put on `sys.path`, relative to the folder of the service's code."""
+    title: str | None = None
+    description: str | None = None
+    concurrency: int | None = None
+    run_timeout_s: float | None = None
+    retry: Mapping[str, float] = field(default_factory=dict)
+    """The fields of `RetryPolicy` that the file sets; the others keep the code's values."""
+    replicas: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
+    env_files: tuple[Path, ...] = ()
+    """Files in the format of `.env`, relative to the deployment file; a later one wins, and `env` wins over all."""
+
+    def code_folder(self, base_folder: Path) -> Path:
+        """Where import paths of this service start, given the folder of the deployment file."""
+        return base_folder / self.source_folder if self.source_folder is not None else base_folder
+
+    def watched_folders(self, base_folder: Path) -> tuple[Path, ...]:
+        """The folders whose Python files belong to this service, given the folder of the deployment file."""
+        code = self.code_folder(base_folder)
+        return (code,) if self.path is None else (code, code / self.path)
+
+    def environment(self, base_folder: Path) -> dict[str, str]:
+        """The variables that the service's process gets on top of its parent's, given the deployment file's folder.
+
+        Reads the `.env` files now, so a restart sees what they say by then. Raises `OSError` when one is gone.
+        """
+        variables: dict[str, str] = {}
+        if self.env_files:
+            from dotenv import dotenv_values
+
+            for env_file in self.env_files:
+                with (base_folder / env_file).open(encoding="utf-8") as stream:
+                    found = dotenv_values(stream=stream)
+                variables |= {key: value for key, value in found.items() if value is not None}
+        return variables | dict(self.env)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeploymentFile:
+    """A deployment file that was read and found valid."""
+
+    path: Path
+    """The file itself, absolute."""
+    name: str
+    control_plane: ControlPlaneSpec = ControlPlaneSpec()
+    orchestrator: OrchestratorSpec = OrchestratorSpec()
+    default_service: str | None = None
+    store: str | None = None
+    """A path relative to the file's folder, or `:memory:`; `None` means the default place beside the file."""
+    services: tuple[ServiceSpec, ...] = ()
+    notices: tuple[str, ...] = ()
+    """What the file says and this program reads without using it, each as `file:line:column: text`."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths of the file start from."""
+        return self.path.parent
+
+    def service(self, name: str) -> ServiceSpec:
+        """The service of this name; raises `KeyError` when the file has none."""
+        for spec in self.services:
+            if spec.name == name:
+                return spec
+        raise KeyError(name)

@@ -1,0 +1,93 @@
+"""The client's rare requests, over HTTP: views, lists, inputs, cancellations.
+
+It turns what the network does into our errors and nothing more; what a path means is in `async_client`. The HTTP
+library is imported at the first request: what only submits and waits never pays for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llama_deploy.client.problems import cannot_reach, why_unreachable
+from llama_deploy.errors import ConnectionLostError
+
+if TYPE_CHECKING:
+    from httpx2 import ASGITransport, AsyncClient, Response
+
+REQUEST_TIMEOUT_S = 30.0
+"""How long one request may take; a long wait for an outcome goes over the connection, never over HTTP."""
+IDLE_CONNECTION_S = 2.0
+"""Idle connections are dropped after this; servers drop them after 5 s, and a request must not meet that."""
+
+
+class HttpRequests:
+    """Requests to one base URL, or with `app` straight to an ASGI application in this process."""
+
+    def __init__(self, base_url: str, *, app: Any = None, trust_environment: bool = True) -> None:
+        self._base_url = base_url
+        self._app = app
+        self._trust_environment = trust_environment
+        self._http: AsyncClient | None = None
+
+    async def request(
+        self, method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None
+    ) -> tuple[int, Any]:
+        """Fulfils `Transport.request`."""
+        import httpx2
+
+        http = self._http or self._open()
+        content = None if json is None else msgspec.json.encode(json)
+        headers = {} if content is None else {"content-type": "application/json"}
+        attempts = 2 if method == "GET" else 1
+        while True:
+            attempts -= 1
+            try:
+                response = await http.request(method, path, params=params, content=content, headers=headers)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+                raise cannot_reach(self._base_url, why_unreachable(error)) from error
+            except (httpx2.TransportError, OSError) as error:
+                if attempts and isinstance(error, httpx2.NetworkError | httpx2.RemoteProtocolError):
+                    continue  # the server closed an idle connection just then; reading again is harmless
+                raise self._lost(method, path, error) from error
+            return response.status_code, _body(response)
+
+    def _open(self) -> AsyncClient:
+        from httpx2 import ASGITransport, AsyncClient, Limits
+
+        transport: ASGITransport | None = None
+        if self._app is not None:
+            transport = ASGITransport(app=self._app, raise_app_exceptions=False)
+        self._http = AsyncClient(
+            base_url=self._base_url,
+            transport=transport,
+            timeout=REQUEST_TIMEOUT_S,
+            limits=Limits(keepalive_expiry=IDLE_CONNECTION_S),
+            verify=self._base_url.startswith("https:"),  # a TLS context costs 130 ms and plain HTTP has no use for it
+            trust_env=self._trust_environment,
+        )
+        return self._http
+
+    def _lost(self, method: str, path: str, error: Exception) -> ConnectionLostError:
+        known = "" if method == "GET" else "\nIt is not known whether the request was carried out."
+        return ConnectionLostError(
+            f"the connection to the control plane at {self._base_url} was lost during {method} {path}",
+            why=f"{why_unreachable(error)}{known}",
+            fix="look at the task before you ask again: `llamactl tasks get ID`" if known else "ask again",
+            address=self._base_url,
+        )
+
+    async def close(self) -> None:
+        """Release the connections; a later request opens new ones."""
+        if self._http is not None:
+            http, self._http = self._http, None
+            await http.aclose()
+
+
+def _body(response: Response) -> Any:
+    try:
+        return msgspec.json.decode(response.content) if response.content else None
+    except msgspec.DecodeError:
+        return None

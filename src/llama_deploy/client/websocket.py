@@ -1,0 +1,176 @@
+"""The transport to a control plane at a URL: one WebSocket for the hot path, HTTP for the rest.
+
+It encodes and decodes frames and tells apart what a failed connection means. It repeats nothing and keeps nothing
+that was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
+
+import msgspec
+
+from llama_deploy.client.http_requests import HttpRequests
+from llama_deploy.client.problems import cannot_reach, error_from_problem, unexpected, why_unreachable
+from llama_deploy.client.transport import Lost, Receive
+from llama_deploy.errors import LlamaDeployError, SettingError
+from llama_deploy.messages.frames import PROTOCOL_VERSION, ClientOp, Submit, decode_reply_frame, encode_frame
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+CONNECT_PATH = "/v1/connect/client"
+CONNECT_TIMEOUT_S = 10.0
+"""How long one attempt to connect may take."""
+CLOSE_TIMEOUT_S = 2.0
+"""How long the closing handshake may take before the socket is dropped."""
+PING_INTERVAL_S = 20.0
+"""How often a silent connection is tested, and how long the answer may take."""
+RECEIVED_BYTES_MAX = 64 * 1024 * 1024
+"""The largest frame that is accepted from a control plane."""
+SENT_BYTES_TARGET = 1024 * 1024
+"""Operations are sent as one frame up to about this size, then a further frame begins."""
+
+
+class WebSocketTransport:
+    """Fulfils `Transport` for a control plane at `url` (`http://` or `https://`)."""
+
+    reconnects = True
+
+    def __init__(self, url: str) -> None:
+        parts = _checked(url)
+        self.address = url.rstrip("/")
+        secure = parts.scheme == "https"
+        self._socket_url = f"{'wss' if secure else 'ws'}://{self.address.split('://', 1)[1]}{CONNECT_PATH}"
+        self._through_proxy = not _is_loopback(parts.hostname or "")
+        self._http = HttpRequests(self.address, trust_environment=self._through_proxy)
+        self._socket: ClientConnection | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def connect(self, receive: Receive, lost: Lost) -> None:
+        from websockets.asyncio.client import connect
+        from websockets.exceptions import WebSocketException
+
+        await self._drop()
+        try:
+            socket = await connect(
+                f"{self._socket_url}?protocol={PROTOCOL_VERSION}",
+                compression=None,
+                proxy=True if self._through_proxy else None,
+                open_timeout=CONNECT_TIMEOUT_S,
+                ping_interval=PING_INTERVAL_S,
+                ping_timeout=PING_INTERVAL_S,
+                close_timeout=CLOSE_TIMEOUT_S,
+                max_size=RECEIVED_BYTES_MAX,
+            )
+        except (OSError, TimeoutError, EOFError, WebSocketException) as error:
+            raise self._refusal(error) from error
+        self._socket = socket
+        self._reader = asyncio.get_running_loop().create_task(self._read(socket, receive, lost))
+
+    def _refusal(self, error: Exception) -> LlamaDeployError:
+        from websockets.exceptions import InvalidHandshake, InvalidStatus
+
+        if isinstance(error, InvalidStatus):
+            try:
+                problem = msgspec.json.decode(error.response.body or b"null")
+            except msgspec.DecodeError:
+                problem = None
+            return error_from_problem(problem, status=error.response.status_code, address=self.address)
+        if isinstance(error, InvalidHandshake) and not isinstance(error.__cause__, EOFError):
+            return unexpected(f"no WebSocket handshake ({error})", self.address)
+        return cannot_reach(self.address, why_unreachable(error))
+
+    async def _read(self, socket: ClientConnection, receive: Receive, lost: Lost) -> None:
+        """Hand on what arrives until the connection ends, then tell it."""
+        from websockets.exceptions import ConnectionClosed
+
+        cause: Exception | None = None
+        try:
+            async for data in socket:
+                if isinstance(data, str):
+                    cause = unexpected("text in the place of a frame", self.address)
+                    break
+                ops = decode_reply_frame(data)
+                if self._socket is not socket:
+                    break
+                receive(ops)
+        except ConnectionClosed as error:
+            cause = error
+        except msgspec.DecodeError as error:
+            cause = unexpected(f"not a frame ({error})", self.address)
+        except Exception as error:  # noqa: BLE001 - the edge of this task: without it every waiter would wait for ever
+            cause = LlamaDeployError("the client failed on a reply", why=repr(error))
+        if self._socket is socket:
+            self._socket = None
+            lost(cause)
+        await socket.close()
+
+    def send(self, ops: list[ClientOp]) -> None:
+        from websockets.asyncio.server import broadcast  # the library's way to send without waiting
+
+        if self._socket is not None:
+            for group in _groups(ops):
+                broadcast((self._socket,), encode_frame(group))
+
+    async def _drop(self) -> None:
+        socket, self._socket = self._socket, None
+        reader, self._reader = self._reader, None
+        if socket is not None:
+            await socket.close()
+        if reader is not None:
+            await reader
+
+    async def request(
+        self, method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None
+    ) -> tuple[int, Any]:
+        return await self._http.request(method, path, params=params, json=json)
+
+    async def close(self) -> None:
+        await self._drop()
+        await self._http.close()
+
+
+def _groups(ops: list[ClientOp]) -> Iterator[list[ClientOp]]:
+    """The operations in order, in groups of about `SENT_BYTES_TARGET` bytes at most; a large one goes alone."""
+    group: list[ClientOp] = []
+    size = 0
+    for op in ops:
+        op_bytes = len(op.definition) if type(op) is Submit else 64
+        if group and size + op_bytes > SENT_BYTES_TARGET:
+            yield group
+            group, size = [], 0
+        group.append(op)
+        size += op_bytes
+    if group:
+        yield group
+
+
+def _checked(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and not parts.query and not parts.fragment
+        _ = parts.port  # raises for a port that is no number
+    except ValueError:
+        valid = False
+    if not valid:
+        raise SettingError(
+            f"{url!r} is not the URL of a control plane",
+            why="It starts with http:// or https:// and names a host, and a port where it is not the scheme's own.",
+            fix='for example url="http://127.0.0.1:8000"',
+            setting="url",
+        )
+    return urlsplit(url)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

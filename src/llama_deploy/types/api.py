@@ -103,7 +103,8 @@ class ServiceView(_View):
     oldest_waiting_s: float | None = None
     """Age in seconds of the step that waits longest."""
     state: str = "down"
-    """`up` while an instance is connected, else `down`."""
+    """`up` while an instance is connected, `draining` while all of them drain, `returning` while one is expected back,
+    else `down`."""
 
 
 class ServicePage(_View):

@@ -1,0 +1,190 @@
+"""`Deployment`: a control plane, its services and a client in one process; the same parts that run apart elsewhere.
+
+Without arguments about it, everything is recorded in `.llama_deploy/<name>.db` below the current folder, and the next
+run under the same name carries on with what was unfinished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from llama_deploy.client import Client, InProcessTransport
+from llama_deploy.control_plane import ControlPlane, EngineSettings
+from llama_deploy.control_plane.gateway import Port
+from llama_deploy.errors import SettingError
+from llama_deploy.messages.frames import decode_deliver
+from llama_deploy.orchestrators import BaseOrchestrator
+from llama_deploy.runtime import Clock
+from llama_deploy.services import Runner, as_service
+from llama_deploy.state_stores import MemoryStore, SQLiteStore, StateStore
+
+DATA_FOLDER = ".llama_deploy"
+"""Where stores live by default, below the folder of the deployment."""
+
+
+class Deployment:
+    """Services and everything they need, embedded in this process.
+
+    `services` are functions, workflows or `Service` objects. `store` is a path, `":memory:"`, or a `StateStore`; by
+    default `.llama_deploy/<name>.db` below the current folder. `orchestrator` decides who gets what; by default each
+    task goes to the service that it names. With `port`, the control plane also listens there (0: a free port) for
+    clients and for services in other processes.
+
+    Use it as an async context manager. Leaving it finishes or hands back what runs; unfinished tasks stay recorded.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[Any] = (),
+        *,
+        name: str = "default",
+        store: str | os.PathLike[str] | StateStore | None = None,
+        orchestrator: BaseOrchestrator | None = None,
+        default_service: str | None = None,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        allow_remote: bool = False,
+        settings: EngineSettings | None = None,
+        clock: Clock | None = None,
+        drain_timeout_s: float = 10.0,
+        quiet: bool = False,
+    ) -> None:
+        self.name = name
+        self.services = [as_service(service) for service in services]
+        names = [service.definition.service_name for service in self.services]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SettingError(f"two services are named {twice[0]!r}", fix="give one of them another name")
+        if default_service is None and len(names) == 1:
+            default_service = names[0]
+        self.plane = ControlPlane(
+            store=open_store(store, name=name),
+            orchestrator=orchestrator,
+            settings=settings,
+            clock=clock,
+            default_service=default_service,
+            name=name,
+        )
+        self._listen = None if port is None else (host, port, allow_remote)
+        self._drain_timeout_s = drain_timeout_s
+        self._quiet = quiet
+        self._stack = contextlib.AsyncExitStack()
+        self.url = ""
+        """Where the control plane listens; empty without `port`."""
+
+    @property
+    def store_location(self) -> str:
+        """Where the data lives."""
+        return self.plane.store.location
+
+    @property
+    def client(self) -> Client:
+        """The client of this deployment; usable while it runs."""
+        return self._client
+
+    async def __aenter__(self) -> Deployment:
+        async with contextlib.AsyncExitStack() as stack:
+            listener = self._bind()
+            if listener is not None:
+                stack.callback(listener.close)
+            await self.plane.start()
+            stack.push_async_callback(self.plane.stop)
+            if not self._quiet:
+                print(f"llama_deploy: data of {self.name!r} in {self.store_location}", file=sys.stderr)
+            if listener is not None:
+                from llama_deploy.control_plane.http.server import serving
+
+                await stack.enter_async_context(serving(self.plane, listener))
+            if self.services:
+                instance = LocalInstance(self.plane, self.services)
+                await instance.start()
+                stack.push_async_callback(instance.stop, self._drain_timeout_s)
+            self._client = await stack.enter_async_context(Client(transport=self._transport()))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def _bind(self) -> socket.socket | None:
+        if self._listen is None:
+            return None
+        from llama_deploy.control_plane.http.server import bind
+
+        host, port, allow_remote = self._listen
+        listener = bind(host, port, allow_remote=allow_remote)
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{listener.getsockname()[1]}"
+        return listener
+
+    def _transport(self) -> InProcessTransport:
+        application: list[Any] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if not application:  # the web framework is only imported when something rare is asked for
+                from llama_deploy.control_plane.http.app import build_app
+
+                application.append(build_app(self.plane))
+            await application[0](scope, receive, send)
+
+        return InProcessTransport(self.plane.clients.attach, app)
+
+    async def run(self, service: str | None = None, /, **arguments: Any) -> Any:
+        """Submit a task, wait, and return its output; see `Client.run`."""
+        return await self._client.run(service, **arguments)
+
+    async def submit(self, service: str | None = None, /, **arguments: Any) -> str:
+        """Submit a task and return its id as soon as it is recorded; see `Client.submit`."""
+        return await self._client.submit(service, **arguments)
+
+
+class LocalInstance:
+    """A service instance in the control plane's own process: the runner and its port, without a socket between."""
+
+    def __init__(self, plane: ControlPlane, services: Sequence[Any]) -> None:
+        self.runner = Runner(services)
+        self._plane = plane
+        self._port: Port | None = None
+
+    async def start(self) -> None:
+        """Start the services and wait until they are registered."""
+        await self.runner.start()
+        port = self._port = self._plane.gateway.attach(self._receive, close=self.runner.disconnected, in_process=True)
+        self.runner.send = port.receive
+        port.receive([self.runner.hello()])
+        await self.runner.ready.wait()
+
+    def _receive(self, operations: list[Any]) -> None:
+        self.runner.receive([decode_deliver(op) if isinstance(op, msgspec.Raw) else op for op in operations])
+
+    async def stop(self, timeout_s: float) -> None:
+        """Finish what runs, or hand it back after `timeout_s`."""
+        if self._port is not None:
+            await self.runner.drain(timeout_s)
+            await asyncio.sleep(0)  # the goodbye is on its way with this turn of the loop
+            self._port.closed()
+
+
+def open_store(
+    store: str | os.PathLike[str] | StateStore | None, *, name: str = "default", folder: Path | None = None
+) -> StateStore:
+    """The store that a setting names: a path, `":memory:"`, a `StateStore`, or nothing for the default place."""
+    if isinstance(store, StateStore):
+        return store
+    if store is None:
+        return SQLiteStore((folder or Path()) / DATA_FOLDER / f"{name}.db")
+    if str(store) == ":memory:":
+        return MemoryStore()
+    return SQLiteStore(store)

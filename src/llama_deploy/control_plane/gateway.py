@@ -1,0 +1,403 @@
+"""Where service instances connect: one port per connection, over a WebSocket or inside this process.
+
+A port takes deliveries from the queue while it has credits, hands operations over in frames, and turns what the
+instance says into calls of the engine. It knows nothing of transports: whoever makes one gives it a function that
+sends a batch of operations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from llama_deploy.runtime.logs import get_logger
+from pydantic import TypeAdapter, ValidationError
+
+from llama_deploy.control_plane.engine import Engine, check_id
+from llama_deploy.control_plane.signals import Signals
+from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ProtocolError
+from llama_deploy.message_queues import Envelope
+from llama_deploy.message_queues.base import Subscription
+from llama_deploy.messages.frames import (
+    PROTOCOL_VERSION,
+    Acknowledged,
+    Answer,
+    AskInput,
+    CancelStep,
+    Credits,
+    DeliverInput,
+    Disowned,
+    Drain,
+    Events,
+    EventsCommitted,
+    Goodbye,
+    Heartbeat,
+    HeldStep,
+    Hello,
+    InstanceOp,
+    Park,
+    ParkRefused,
+    Refused,
+    Welcome,
+)
+from llama_deploy.runtime import failpoint
+from llama_deploy.runtime.clock import Timer
+from llama_deploy.types import InstanceView, ServiceDefinition
+
+log = get_logger("llama_deploy.gateway")
+
+_definitions = TypeAdapter(list[ServiceDefinition])
+
+Send = Callable[[list[Any]], None]
+"""Sends a batch of operations, and deliveries as encoded `msgspec.Raw`; never blocks."""
+
+
+class Gateway:
+    """All connected instances of one control plane."""
+
+    def __init__(self, engine: Engine, signals: Signals) -> None:
+        self.engine = engine
+        self.signals = signals
+        self.ports: set[Port] = set()
+        self._lease_timer: Timer | None = None
+        self._dropped: dict[str, Timer] = {}
+
+    def attach(self, send: Send, *, close: Callable[[], None], in_process: bool = False) -> Port:
+        """A new connection. `close` ends it from this side; the transport calls `Port.closed` when it has ended."""
+        port = Port(self, send, close, in_process=in_process)
+        self.ports.add(port)
+        return port
+
+    def stop(self) -> None:
+        """Close every connection; instances keep what is unanswered and come back with it."""
+        if self._lease_timer is not None:
+            self._lease_timer.cancel()
+        for timer in self._dropped.values():
+            timer.cancel()
+        for port in tuple(self.ports):
+            port.flush()
+            port.close()
+
+    def drain_instances(self) -> None:
+        """Ask every instance to finish what it holds and to take nothing new."""
+        for port in self.ports:
+            port.post(Drain())
+
+    # --- leases -----------------------------------------------------------------------------------------------------
+
+    def watch_leases(self) -> None:
+        """Look again when the first lease may have run out; there is no timer while nobody is connected."""
+        if self._lease_timer is not None or not self.ports:
+            return
+        engine = self.engine
+        oldest = min((p.last_seen_at for p in self.ports if not p.in_process), default=None)
+        if oldest is None:
+            return
+        self._lease_timer = engine.clock.call_at(oldest + engine.settings.lease_s, self._check_leases)
+
+    def _check_leases(self) -> None:
+        self._lease_timer = None
+        now = self.engine.clock.now()
+        for port in tuple(self.ports):
+            if not port.in_process and now - port.last_seen_at >= self.engine.settings.lease_s:
+                log.warning("instance is silent, its steps go to others", instance=port.instance_id)
+                port.closed(lost_now=True)
+                port.close()
+        self.watch_leases()
+
+    def returned(self, instance_id: str) -> None:
+        """An instance whose connection had dropped is here again, in time."""
+        timer = self._dropped.pop(instance_id, None)
+        if timer is not None:
+            timer.cancel()
+
+    def dropped(self, port: Port, *, lost_now: bool) -> None:
+        """A connection ended without a goodbye: wait for its instance a moment, then give its steps to others."""
+        engine = self.engine
+
+        def give_up() -> None:
+            self._dropped.pop(port.instance_id, None)
+            self.engine.registry.unregister(port, lost=True)
+            self.signals.lost(list(port.held), port.instance_id, f"instance {port.instance_id} was lost")
+
+        if lost_now or engine.stopping:
+            give_up()
+        else:
+            when = engine.clock.now() + engine.settings.reconnect_grace_s
+            self._dropped[port.instance_id] = engine.clock.call_at(when, give_up)
+
+
+class Port:
+    """One instance's connection."""
+
+    def __init__(self, gateway: Gateway, send: Send, close: Callable[[], None], *, in_process: bool) -> None:
+        self._gateway = gateway
+        self._engine = gateway.engine
+        self._send = send
+        self.close = close
+        self.in_process = in_process
+        self.instance_id = ""
+        self.held: dict[str, int] = {}
+        self.last_seen_at = self._engine.clock.now()
+        self.connected_at = self.last_seen_at
+        self._hello: Hello | None = None
+        self._services: dict[str, ServiceDefinition] = {}
+        self._subscriptions: dict[str, Subscription] = {}
+        self._capacities: dict[str, int] = {}
+        self._service_of: dict[str, str] = {}
+        self._busy: Counter[str] = Counter()
+        self._outgoing: list[Any] = []
+        self._flush_scheduled = False
+        self._is_closed = False
+
+    # --- what the registry and the engine use -----------------------------------------------------------------------
+
+    def cancel(self, step_id: str, reason: str) -> None:
+        """Tell the instance to stop a step that it holds."""
+        if step_id in self.held:
+            self.post(CancelStep(step_id, reason))
+            self._release(step_id)
+
+    def give_input(self, step_id: str, number: int, value: bytes) -> None:
+        """Hand a person's input to a step that the instance holds."""
+        self.post(DeliverInput(step_id, number, value))
+
+    def capacity(self, service: str) -> int:
+        """Steps of a service that the instance takes at once."""
+        return self._capacities.get(service, 0)
+
+    def view(self, service: str) -> InstanceView:
+        """The instance as the API shows it."""
+        return InstanceView(
+            instance_id=self.instance_id,
+            host=self._hello.host if self._hello else "",
+            pid=self._hello.pid if self._hello else None,
+            connected_at=self.connected_at,
+            last_seen_at=self._engine.clock.now() if self.in_process else self.last_seen_at,
+            capacity=self.capacity(service),
+            running=self._busy[service],
+            draining=self.capacity(service) == 0,
+        )
+
+    # --- sending ----------------------------------------------------------------------------------------------------
+
+    def post(self, operation: Any) -> None:
+        """Send an operation with whatever else this turn of the loop sends."""
+        self._outgoing.append(operation)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Send what has accumulated."""
+        self._flush_scheduled = False
+        if self._outgoing and not self._is_closed:
+            operations, self._outgoing = self._outgoing, []
+            self._send(operations)
+
+    def _acknowledge(self, step_id: str) -> None:
+        last = self._outgoing[-1] if self._outgoing else None
+        if isinstance(last, Acknowledged):
+            last.step_ids.append(step_id)
+        else:
+            self.post(Acknowledged([step_id]))
+
+    # --- receiving --------------------------------------------------------------------------------------------------
+
+    def receive(self, operations: Sequence[InstanceOp]) -> None:
+        """What the instance says, in order."""
+        self.last_seen_at = self._engine.clock.now()
+        for operation in operations:
+            if self._is_closed:
+                return
+            handler = _HANDLERS.get(type(operation))
+            if isinstance(operation, Hello):
+                self._greet(operation)
+            elif self._hello is None or handler is None:
+                self._refuse(ProtocolError("the first operation of an instance must be Hello"))
+                return
+            else:
+                handler(self, operation)
+
+    def _refuse(self, error: LlamaDeployError) -> None:
+        self.post(Refused(0, msgspec.json.encode(error.to_problem())))
+        self.flush()
+        self.close()
+
+    def _greet(self, hello: Hello) -> None:
+        try:
+            if hello.protocol != PROTOCOL_VERSION:
+                raise ProtocolError(
+                    f"the instance speaks protocol {hello.protocol}, this control plane {PROTOCOL_VERSION}",
+                    fix="use the same version of llama_deploy on both sides",
+                )
+            check_id("instance_id", hello.instance_id, self._engine.settings.id_length_max)
+            try:
+                definitions = _definitions.validate_json(hello.services)
+            except ValidationError as error:
+                raise InvalidRequestError("the instance's service definitions are not valid", why=str(error)) from error
+            for definition in definitions:
+                check_id("service_name", definition.service_name, self._engine.settings.id_length_max)
+        except LlamaDeployError as error:
+            self._refuse(error)
+            return
+        self._hello = hello
+        self.instance_id = hello.instance_id
+        self._services = {definition.service_name: definition for definition in definitions}
+        registry = self._engine.registry
+        before = registry.instances.get(self.instance_id)
+        missing: list[str] = []
+        if isinstance(before, Port) and before is not self:
+            before.replaced()
+            kept = {step.step_id for step in hello.held}
+            missing = [step_id for step_id in before.held if step_id not in kept]
+        self._gateway.returned(self.instance_id)
+        self._engine.learn(registry.register(self, definitions))
+        if missing:  # sent on the earlier connection and never received
+            self._gateway.signals.lost(missing, self.instance_id, "its delivery was lost with a connection")
+        self._engine.spawn(self._welcome(hello.held))
+
+    async def _welcome(self, held: list[HeldStep]) -> None:
+        """Take back what the instance still holds, tell it what is not its any more, then let work flow to it."""
+        disowned: list[str] = []
+        for step in held:
+            entry = await self._engine.load(step.step_id.rpartition(":")[0])
+            known = entry.open.get(step.step_id) if entry is not None else None
+            others = known is not None and known.claimed_by not in (None, self.instance_id)
+            if known is None or known.attempt != step.attempt or known.parked or others:
+                disowned.append(step.step_id)
+                continue
+            known.published = True
+            self._engine.queue.withdraw([step.step_id])
+            self._engine.claim(self.instance_id, step.step_id, step.attempt)
+            self._hold(step.step_id, step.attempt, known.service)
+        if self._is_closed:
+            return
+        settings = self._engine.settings
+        self.post(Welcome(settings.heartbeat_s, settings.lease_s, disowned))
+        for definition in self._services.values():
+            name = definition.service_name
+            self._capacities[name] = definition.concurrency
+            self._subscriptions[name] = self._engine.queue.subscribe(
+                name, self._take, credits=max(0, definition.concurrency - self._busy[name])
+            )
+        self._gateway.watch_leases()
+
+    def _take(self, envelopes: list[Envelope]) -> None:
+        """Deliveries from the queue: claim those that still stand and send them on."""
+        for envelope in envelopes:
+            if self._engine.claim(self.instance_id, envelope.step_id, envelope.attempt):
+                self._hold(envelope.step_id, envelope.attempt, envelope.topic)
+                self.post(msgspec.Raw(envelope.body))
+            else:
+                subscription = self._subscriptions.get(envelope.topic)
+                if subscription is not None:
+                    subscription.grant(1)
+
+    def _release(self, step_id: str) -> None:
+        """The instance does not hold a step any more: it has room for another one."""
+        if self.held.pop(step_id, None) is None:
+            return
+        service = self._service_of.pop(step_id, "")
+        self._busy[service] -= 1
+        subscription = self._subscriptions.get(service)
+        if subscription is not None and self._busy[service] < self._capacities.get(service, 0):
+            subscription.grant(1)
+
+    def _hold(self, step_id: str, attempt: int, service: str) -> None:
+        if step_id not in self.held:
+            self._busy[service] += 1
+        self.held[step_id] = attempt
+        self._service_of[step_id] = service
+
+    def _answer(self, operation: Answer) -> None:
+        def done() -> None:
+            failpoint("gateway.before_ack")
+            self._acknowledge(operation.step_id)
+
+        self._engine.answer(self.instance_id, operation, done)
+        self._release(operation.step_id)
+
+    def _events(self, operation: Events) -> None:
+        def done(count: int) -> None:
+            self.post(EventsCommitted(operation.step_id, operation.attempt, count))
+
+        self._engine.streams.append(operation.step_id, operation.attempt, operation.first, operation.events, done)
+
+    def _park(self, operation: Park) -> None:
+        def done(number: int) -> None:
+            if number:
+                self.post(ParkRefused(operation.step_id, number))
+            else:
+                self._release(operation.step_id)
+                self._acknowledge(operation.step_id)
+
+        self._gateway.signals.park(operation, done)
+
+    def _ask(self, operation: AskInput) -> None:
+        self._gateway.signals.ask(operation, lambda: None)
+
+    def _heartbeat(self, operation: Heartbeat) -> None:
+        disowned = []
+        for step in operation.held:
+            if self.held.get(step.step_id) == step.attempt:
+                continue
+            entry = self._engine.tasks.get(step.step_id.rpartition(":")[0])
+            known = entry.open.get(step.step_id) if entry is not None else None
+            if entry is not None and (known is None or known.attempt != step.attempt):
+                disowned.append(step.step_id)
+        self.post(Disowned(disowned))
+
+    def _credits(self, operation: Credits) -> None:
+        """The instance takes more, or less: nothing at all while it drains."""
+        subscription = self._subscriptions.get(operation.service)
+        if subscription is None:
+            return
+        before = self._capacities.get(operation.service, 0)
+        self._capacities[operation.service] = max(0, operation.capacity)
+        subscription.grant(max(0, operation.capacity) - before)
+
+    def _goodbye(self, _: Goodbye) -> None:
+        """The instance leaves on purpose; what it has not finished goes to others at once."""
+        held = list(self.held)
+        self._shut()
+        self._engine.registry.unregister(self, lost=False)
+        self._gateway.signals.lost(held, self.instance_id, f"instance {self.instance_id} handed it back")
+        self.close()
+
+    # --- ending -----------------------------------------------------------------------------------------------------
+
+    def replaced(self) -> None:
+        """The same instance is here over a newer connection, which takes over what this one holds."""
+        self._shut()
+        self.close()
+
+    def closed(self, *, lost_now: bool = False) -> None:
+        """The connection has ended. Repeating it does nothing."""
+        if self._is_closed:
+            return
+        self._shut()
+        if self._hello is not None and self._engine.registry.instances.get(self.instance_id) is self:
+            self._gateway.dropped(self, lost_now=lost_now)
+
+    def _shut(self) -> None:
+        self.flush()
+        self._is_closed = True
+        self._gateway.ports.discard(self)
+        for subscription in self._subscriptions.values():
+            subscription.close()
+        self._subscriptions.clear()
+
+
+_HANDLERS: dict[type, Callable[[Port, Any], None]] = {
+    Answer: Port._answer,
+    Events: Port._events,
+    Park: Port._park,
+    AskInput: Port._ask,
+    Heartbeat: Port._heartbeat,
+    Credits: Port._credits,
+    Goodbye: Port._goodbye,
+}

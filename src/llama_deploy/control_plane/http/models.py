@@ -1,0 +1,68 @@
+"""Bodies of `/v1` requests. What is answered is in `llama_deploy.types.api` and `llama_deploy.types.history`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llama_deploy.types import TaskDefinition
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TaskRequest(_Body):
+    """A task to submit."""
+
+    service: str | None = Field(default=None, description="Who shall do it; the default service if there is one.")
+    input: Any = Field(
+        default="", description="A string is passed as it is, any other JSON as its text (keyword arguments)."
+    )
+    session_id: str | None = None
+    task_id: str | None = Field(default=None, description="Choose it yourself to make repeating the request safe.")
+    idempotency_key: str | None = None
+    wait_for_service: bool = Field(default=False, description="Wait visibly instead of refusing when nobody serves it.")
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+    def definition(self) -> TaskDefinition:
+        """The task as the engine takes it."""
+        text = self.input if isinstance(self.input, str) else json.dumps(self.input, ensure_ascii=False)
+        fields: dict[str, Any] = {
+            "input": text,
+            "agent_id": self.service,
+            "session_id": self.session_id,
+            "idempotency_key": self.idempotency_key,
+            "wait_for_service": self.wait_for_service,
+            "metadata": self.metadata,
+        }
+        if self.task_id is not None:
+            fields["task_id"] = self.task_id
+        return TaskDefinition.model_validate(fields)
+
+
+class BatchRequest(_Body):
+    """Tasks to submit at once; each is accepted or refused on its own."""
+
+    tasks: list[TaskRequest] = Field(max_length=1000)
+
+
+class InputRequest(_Body):
+    """What a person answers."""
+
+    value: Any
+    step_id: str | None = Field(default=None, description="Needed only where several steps of the task ask.")
+
+
+class CancelRequest(_Body):
+    """Why a task is canceled."""
+
+    reason: str = ""
+
+
+class SessionRequest(_Body):
+    """A session to create."""
+
+    session_id: str | None = None

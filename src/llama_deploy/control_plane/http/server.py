@@ -1,0 +1,87 @@
+"""Running the control plane's application: uvicorn on a socket that is bound before anything starts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import AsyncIterator
+
+import uvicorn
+
+from llama_deploy.control_plane.http.app import build_app
+from llama_deploy.control_plane.plane import ControlPlane
+from llama_deploy.errors import PortInUseError, SettingError, UnsafeListenError
+
+
+def bind(host: str, port: int, *, allow_remote: bool = False) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises `PortInUseError`, `SettingError` for an address that is none, and `UnsafeListenError` for one beyond
+    loopback unless `allow_remote`: there is no authentication, so whoever reaches the port may use everything.
+    """
+    if not allow_remote and not _is_loopback(host):
+        raise UnsafeListenError(
+            f"{host} can be reached from other machines, and there is no authentication",
+            fix="listen on 127.0.0.1, or pass --allow-remote where a firewall or proxy protects it",
+        )
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, OverflowError) as error:
+        raise SettingError(f"cannot listen on {host}:{port}", why=str(error)) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise PortInUseError(
+            f"port {port} on {host} cannot be used",
+            why=str(error.strerror or error),
+            fix=f"stop what listens there, or choose another port: --port {port + 1 if port < 65535 else 8000}",
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: whoever runs it decides when it stops."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]  # noqa: ANN201 - as the base class has it
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serving(plane: ControlPlane, listener: socket.socket) -> AsyncIterator[None]:
+    """Serve a control plane's application on a bound socket for as long as the block runs."""
+    config = uvicorn.Config(
+        build_app(plane),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="websockets-sansio",
+        ws_max_size=64 * 1024 * 1024,
+        ws_ping_interval=None,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=3,
+        timeout_keep_alive=65,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task

@@ -1,0 +1,119 @@
+"""The two WebSockets: service instances on one, clients on the other. Frames in, frames out, nothing decided here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+
+from llama_deploy.control_plane.plane import ControlPlane
+from llama_deploy.errors import LlamaDeployError, ProtocolError
+from llama_deploy.messages.frames import Refused, decode_client_frame, decode_instance_frame, encode_frame
+
+router = APIRouter()
+
+OPERATIONS_PER_FRAME_MAX = 512
+UNSENT_FRAMES_MAX = 256
+"""Frames that wait for a slow peer before its streams pause."""
+
+
+class _Sender:
+    """Sends batches in order from one task per connection, so that whoever posts never waits."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+        self._batches: list[Any] = []
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._closing = False
+        self.task = asyncio.create_task(self._run())
+
+    def send(self, operations: list[Any]) -> None:
+        """Queue operations; they leave with the next frame."""
+        self._batches.extend(operations)
+        if len(self._batches) > UNSENT_FRAMES_MAX * 4:
+            self._room.clear()
+        self._wake.set()
+
+    def close(self) -> None:
+        """Send what is queued, then close the connection."""
+        self._closing = True
+        self._wake.set()
+
+    async def room(self) -> None:
+        """Wait until the peer has taken enough of what was sent."""
+        await self._room.wait()
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                while self._batches:
+                    batch = self._batches[:OPERATIONS_PER_FRAME_MAX]
+                    del self._batches[:OPERATIONS_PER_FRAME_MAX]
+                    await self._socket.send_bytes(encode_frame(batch))
+                self._room.set()
+                if self._closing:
+                    await self._socket.close()
+                    return
+                await self._wake.wait()
+                self._wake.clear()
+        except (WebSocketDisconnect, RuntimeError, OSError):
+            self._room.set()  # the peer is gone; the receiving side ends the connection
+
+
+@router.websocket("/v1/connect/instance")
+async def connect_instance(socket: WebSocket) -> None:
+    """A service instance's connection."""
+    plane: ControlPlane = socket.app.state.plane
+    await socket.accept()
+    sender = _Sender(socket)
+    port = plane.gateway.attach(sender.send, close=sender.close)
+    try:
+        await _receive(socket, sender, lambda data: port.receive(decode_instance_frame(data)))
+    finally:
+        port.closed()
+        sender.task.cancel()
+
+
+@router.websocket("/v1/connect/client")
+async def connect_client(socket: WebSocket) -> None:
+    """A client's connection."""
+    plane: ControlPlane = socket.app.state.plane
+    await socket.accept()
+    sender = _Sender(socket)
+    port = plane.clients.attach(sender.send, room=sender.room)
+    try:
+        await _receive(socket, sender, lambda data: port.receive(decode_client_frame(data)))
+    finally:
+        port.close()
+        sender.task.cancel()
+
+
+async def _receive(socket: WebSocket, sender: _Sender, take: Callable[[bytes], None]) -> None:
+    """Take frames until the connection ends; what is no frame is answered with the reason and ends it."""
+    while True:
+        message = await socket.receive()
+        if message["type"] != "websocket.receive":
+            return
+        data = message.get("bytes")
+        try:
+            if data is None:
+                raise ProtocolError("text was sent where frames are expected", fix="use a client of llama_deploy")
+            take(data)
+        except msgspec.DecodeError as error:
+            _refuse(sender, ProtocolError("what was sent is not a frame", why=str(error)))
+            await sender.task
+            return
+        except LlamaDeployError as error:
+            _refuse(sender, error)
+            await sender.task
+            return
+
+
+def _refuse(sender: _Sender, error: LlamaDeployError) -> None:
+    sender.send([Refused(0, msgspec.json.encode(error.to_problem()))])
+    sender.close()

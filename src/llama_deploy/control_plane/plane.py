@@ -1,0 +1,108 @@
+"""A control plane put together: engine, signals, sweeper and the two gateways over one store and one queue.
+
+It has no network of its own; the HTTP server and the embedded `Deployment` both stand on this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from llama_deploy.runtime.logs import get_logger
+
+from llama_deploy.control_plane.client_gateway import ClientGateway
+from llama_deploy.control_plane.engine import Engine
+from llama_deploy.control_plane.gateway import Gateway
+from llama_deploy.control_plane.settings import EngineSettings
+from llama_deploy.control_plane.signals import Signals
+from llama_deploy.control_plane.sweeper import Sweeper
+from llama_deploy.control_plane.views import Views
+from llama_deploy.message_queues import MessageQueue, SimpleMessageQueue
+from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator
+from llama_deploy.runtime import Clock
+from llama_deploy.state_stores import StateStore
+
+log = get_logger("llama_deploy.control_plane")
+
+QUEUE_DEPTH_MAX = 1_000_000
+"""Depth of the in-process queue: it holds what the engine holds in memory anyway, and that is limited there."""
+
+
+class ControlPlane:
+    """Decides, records, and has work carried out. `start` and `stop` it on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        store: StateStore,
+        queue: MessageQueue | None = None,
+        orchestrator: BaseOrchestrator | None = None,
+        settings: EngineSettings | None = None,
+        clock: Clock | None = None,
+        default_service: str | None = None,
+        name: str = "default",
+    ) -> None:
+        self.name = name
+        self.store = store
+        self.queue = queue or SimpleMessageQueue(depth_max=QUEUE_DEPTH_MAX)
+        self.engine = Engine(
+            store=store,
+            queue=self.queue,
+            orchestrator=orchestrator or SimpleOrchestrator(),
+            settings=settings,
+            clock=clock,
+            default_service=default_service,
+        )
+        self.signals = Signals(self.engine)
+        self.sweeper = Sweeper(self.engine, self.signals)
+        self.gateway = Gateway(self.engine, self.signals)
+        self.clients = ClientGateway(self.engine)
+        self.views = Views(self.engine)
+        self.started_at = 0.0
+        self.ready = False
+        """Whether requests are served: after recovery has begun, until `stop`."""
+
+    async def start(self) -> None:
+        """Open the store, know the services of an earlier run, take up what was unfinished."""
+        await self.store.open()
+        await self.queue.start()
+        self.engine.registry.restore(await self.store.load_services())
+        await self.sweeper.start()
+        self.started_at = self.engine.clock.now()
+        self.ready = True
+        log.info("control plane started", store=self.store.location)
+
+    async def stop(self, *, close_timeout_s: float = 10.0) -> None:
+        """Take no new tasks, let what is being answered be recorded, close every connection and the store.
+
+        Steps that run in instances go on; their answers are kept there and given to the next control plane.
+        """
+        self.ready = False
+        self.engine.stopping = True
+        self.gateway.stop()
+        await self.sweeper.stop()
+        await self.engine.stop()
+        await self.queue.stop()
+        try:
+            async with asyncio.timeout(close_timeout_s):
+                await self.store.close()
+        except TimeoutError:
+            log.error("stopped with transitions that could not be recorded", count=self.store.backlog)
+
+    async def status(self) -> dict[str, Any]:
+        """What the control plane is doing, in numbers."""
+        statistics = self.engine.statistics
+        return {
+            "name": self.name,
+            "ready": self.ready,
+            "started_at": self.started_at,
+            "store": {"location": self.store.location, "healthy": self.store.healthy, "backlog": self.store.backlog},
+            "tasks": await self.store.count_tasks(),
+            "unfinished_in_memory": self.engine.unfinished,
+            "services": {name: self.engine.registry.has_instance(name) for name in self.engine.registry.services},
+            "instances": len(self.engine.registry.instances),
+            "clients": len(self.clients.ports),
+            "statistics": {name: getattr(statistics, name) for name in statistics.__dataclass_fields__},
+            "commits": self.store.statistics.commits,
+            "transitions": self.store.statistics.transitions,
+        }

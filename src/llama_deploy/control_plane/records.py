@@ -1,0 +1,148 @@
+"""What one history entry says, as it is stored: the JSON of a `Record`.
+
+A record holds what cannot be derived: the definition, answers, decisions and changes of state. Values that are the
+same bytes as the entry's `result` are stored as a mark, not a second time. Reading is tolerant: a field that a later
+version adds is ignored, and one that an earlier version did not know has its default.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from llama_deploy.types import HistoryEntry
+
+Json = msgspec.Raw
+"""An encoded JSON value."""
+
+NOTHING = msgspec.Raw(b"")
+"""Stands for the absence of an encoded value."""
+
+
+class SentMessage(msgspec.Struct, omit_defaults=True, gc=False):
+    """A message that a decision sent, under the step id that it was given."""
+
+    step_id: str
+    service: str
+    action: str
+    data: Json
+    tag: str | None = None
+    delay_s: float = 0.0
+
+
+class StateChange(msgspec.Struct, omit_defaults=True):
+    """Changed keys of state, as their new values in JSON."""
+
+    own: dict[str, Json] = {}
+    """Keys inside `state[task_id]`."""
+    own_removed: list[str] = []
+    own_present: bool = False
+    """Whether `state[task_id]` is a dictionary (that `own` is about) after this entry."""
+    keys_as_result: list[str] = []
+    """Keys like those of `keys` whose new value equals the entry's result."""
+    keys: dict[str, Json] = {}
+    """Other keys that belong to the task: `result_<id>`, `stream_<id>`; for a task without a session, every key."""
+    keys_removed: list[str] = []
+    shared: list[str] = []
+    """Names of the session's shared keys that were changed; their values stand in the session."""
+
+
+class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """The stored part of a history entry, besides its number, time and kind."""
+
+    state: str
+    """The task's state after this entry."""
+    definition: Json = NOTHING
+    step_id: str | None = None
+    service: str | None = None
+    attempt: int = 0
+    result: Json = NOTHING
+    """JSON of the `TaskResult` that answered the step, or that failed it."""
+    messages: list[SentMessage] = []
+    outcome: Json = NOTHING
+    """JSON of the final `TaskResult`."""
+    outcome_is_result: bool = False
+    change: StateChange | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    due_at: float | None = None
+    """When the next attempt of the step may be delivered."""
+    by: str | None = None
+    reason: str | None = None
+    input: Json = NOTHING
+    number: int = 0
+    """Counts the inputs of the step from 1."""
+    prompt: Json = NOTHING
+    snapshot: bytes | None = None
+    resume: str | None = None
+    consumed: int = 0
+
+
+encode_record = msgspec.json.Encoder().encode
+decode_record = msgspec.json.Decoder(Record).decode
+decode_json = msgspec.json.Decoder().decode
+
+
+def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
+    """The entry as the API shows it."""
+    record = decode_record(data)
+    result = _value(record.result)
+    outcome = result if record.outcome_is_result else _value(record.outcome)
+    changes: dict[str, Any] | None = None
+    if record.change is not None:
+        mine = {key: _value(raw) for key, raw in record.change.keys.items()}
+        mine.update(dict.fromkeys(record.change.keys_as_result, result))
+        own = {key: _value(raw) for key, raw in record.change.own.items()}
+        changes = {
+            "keys": mine,
+            "own": own,
+            "removed": [*record.change.keys_removed, *record.change.own_removed],
+            "shared": record.change.shared,
+        }
+    return HistoryEntry.model_validate(
+        {
+            "seq": seq,
+            "at": at,
+            "kind": kind,
+            "state": record.state,
+            "definition": _value(record.definition),
+            "step_id": record.step_id,
+            "service": record.service,
+            "attempt": record.attempt or None,
+            "result": result if isinstance(result, dict) else None,
+            "error": result.get("error") if isinstance(result, dict) else None,
+            "messages": [
+                {
+                    "step_id": message.step_id,
+                    "service": message.service,
+                    "action": message.action,
+                    "tag": message.tag,
+                    "delay_s": message.delay_s,
+                    "data": _value(message.data),
+                }
+                for message in record.messages
+            ],
+            "outcome": outcome,
+            "state_changes": changes,
+            "started_at": record.started_at,
+            "finished_at": record.finished_at,
+            "due_at": record.due_at,
+            "by": record.by,
+            "reason": record.reason,
+            "input": _value(record.input),
+            "prompt": _value(record.prompt),
+        }
+    )
+
+
+def outcome_of(data: bytes) -> bytes | None:
+    """JSON of the final `TaskResult` that an entry recorded, or `None` where it did not end the task."""
+    record = decode_record(data)
+    raw = record.result if record.outcome_is_result else record.outcome
+    return bytes(raw) or None
+
+
+def _value(raw: Json) -> Any:
+    encoded = bytes(raw)
+    return decode_json(encoded) if encoded else None

@@ -1,0 +1,182 @@
+"""Which services exist, which instances serve them, and whether those are alive.
+
+Definitions are durable, so that after a restart the names are known before anybody has come back; instances are
+not: they register again by themselves. The registry does not deliver anything and knows no tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+import msgspec
+
+from llama_deploy.control_plane.settings import EngineSettings
+from llama_deploy.errors import ServiceUnknownError
+from llama_deploy.runtime import Clock
+from llama_deploy.types import InstanceView, ServiceDefinition, ServiceView
+
+
+class InstancePort(Protocol):
+    """What the registry and the engine need of a connected instance."""
+
+    instance_id: str
+    last_seen_at: float
+    held: dict[str, int]
+    """Step id -> attempt of everything that the instance was given and has not answered."""
+
+    def cancel(self, step_id: str, reason: str) -> None:
+        """Tell the instance to stop a step that it holds."""
+
+    def give_input(self, step_id: str, number: int, value: bytes) -> None:
+        """Hand a person's input to a step that the instance holds."""
+
+    def view(self, service: str) -> InstanceView:
+        """The instance as the API shows it."""
+        ...
+
+    def capacity(self, service: str) -> int:
+        """Steps of a service that the instance takes at once; 0 while it drains."""
+        ...
+
+
+class ServiceEntry:
+    """One known service."""
+
+    def __init__(self, definition: ServiceDefinition) -> None:
+        self.definition = definition
+        self.instances: dict[str, InstancePort] = {}
+        self.lost_at: float | None = None
+        """When its last instance was lost; `None` when it left on purpose, or none was ever there."""
+
+
+class Registry:
+    """The services and instances of one control plane."""
+
+    def __init__(self, clock: Clock, settings: EngineSettings) -> None:
+        self._clock = clock
+        self._settings = settings
+        self.services: dict[str, ServiceEntry] = {}
+        self.instances: dict[str, InstancePort] = {}
+        self.watchers: set[Callable[[], None]] = set()
+        """Called whenever an instance comes or goes."""
+        self.expected_until = 0.0
+        """Until then, every known service is expected to come back: the control plane has just started."""
+
+    def restore(self, definitions: dict[str, bytes]) -> None:
+        """Know the services of an earlier run; their instances are expected back for a while."""
+        for name, encoded in definitions.items():
+            self.services[name] = ServiceEntry(ServiceDefinition.model_validate_json(encoded))
+        self.expected_until = self._clock.now() + self._settings.service_return_s
+
+    def register(self, port: InstancePort, definitions: list[ServiceDefinition]) -> list[ServiceDefinition]:
+        """An instance is here and serves these; returns the definitions that are new or have changed."""
+        changed: list[ServiceDefinition] = []
+        self.instances[port.instance_id] = port
+        for definition in definitions:
+            entry = self.services.get(definition.service_name)
+            if entry is None:
+                entry = self.services[definition.service_name] = ServiceEntry(definition)
+                changed.append(definition)
+            elif entry.definition != definition:
+                entry.definition = definition
+                changed.append(definition)
+            entry.instances[port.instance_id] = port
+            entry.lost_at = None
+        self._notify()
+        return changed
+
+    def unregister(self, port: InstancePort, *, lost: bool) -> None:
+        """An instance is gone: on purpose, or `lost`. Repeating it, or an older port of the instance, does nothing."""
+        if self.instances.get(port.instance_id) is not port:
+            return
+        del self.instances[port.instance_id]
+        for entry in self.services.values():
+            if entry.instances.get(port.instance_id) is port:
+                del entry.instances[port.instance_id]
+                if not entry.instances:
+                    entry.lost_at = self._clock.now() if lost else None
+        self._notify()
+
+    def define(self, definition: ServiceDefinition) -> None:
+        """Know a service without an instance (a registration over HTTP)."""
+        entry = self.services.get(definition.service_name)
+        if entry is None:
+            self.services[definition.service_name] = ServiceEntry(definition)
+        else:
+            entry.definition = definition
+        self._notify()
+
+    def forget(self, name: str) -> bool:
+        """Know a service no more. True when it was known."""
+        return self.services.pop(name, None) is not None
+
+    def definition(self, name: str) -> ServiceDefinition | None:
+        """The service's definition, or `None` when it was never registered."""
+        entry = self.services.get(name)
+        return entry.definition if entry else None
+
+    def has_instance(self, name: str) -> bool:
+        """Whether an instance is here now."""
+        entry = self.services.get(name)
+        return entry is not None and bool(entry.instances)
+
+    def serves(self, name: str) -> bool:
+        """Whether a task for this service is accepted: an instance is here, or is expected back."""
+        entry = self.services.get(name)
+        if entry is None:
+            return False
+        if entry.instances:
+            return True
+        now = self._clock.now()
+        if entry.lost_at is not None:
+            return now - entry.lost_at < self._settings.service_return_s
+        return now < self.expected_until
+
+    def unserved(self, name: str) -> ServiceUnknownError:
+        """The refusal of a task for a service that nobody serves."""
+        served = sorted(name for name in self.services if self.serves(name))
+        close = get_close_matches(name, served, n=1)
+        if name in self.services:
+            why = "the service is known, but no instance of it is connected"
+        else:
+            why = f"services that are served: {', '.join(served)}" if served else "no service is connected"
+        hint = f'did you mean "{close[0]}"?\n' if close else ""
+        return ServiceUnknownError(
+            f'nobody serves "{name}"',
+            why=why,
+            fix=f"{hint}start the service, or submit with wait_for_service to wait until it is there",
+            service=name,
+            known=served,
+        )
+
+    def views(self, waiting: Callable[[str], int], oldest: Callable[[str], float | None]) -> list[ServiceView]:
+        """Every known service as the API shows it, by name."""
+        return [self.view(name, waiting(name), oldest(name)) for name in sorted(self.services)]
+
+    def view(self, name: str, waiting: int, oldest_waiting_s: float | None) -> ServiceView:
+        """One service as the API shows it."""
+        entry = self.services[name]
+        instances = [port.view(name) for port in entry.instances.values()]
+        state = "up" if entry.instances else ("returning" if self.serves(name) else "down")
+        if instances and all(view.capacity == 0 for view in instances):
+            state = "draining"
+        fields: dict[str, Any] = {
+            "definition": entry.definition,
+            "instances": instances,
+            "waiting": waiting,
+            "running": sum(view.running for view in instances),
+            "state": state,
+            "oldest_waiting_s": oldest_waiting_s,
+        }
+        return ServiceView.model_validate(fields)
+
+    def _notify(self) -> None:
+        for watcher in tuple(self.watchers):
+            watcher()
+
+
+def encode_definition(definition: ServiceDefinition) -> bytes:
+    """The definition as stored."""
+    return msgspec.json.encode(definition.model_dump(mode="json"))

@@ -1,0 +1,323 @@
+"""State as a policy sees it: copies, never the cache; and what a policy changed, as a delta.
+
+The keys `<task_id>`, `result_<task_id>` and `stream_<task_id>` belong to their task. Every other key belongs to the
+session: it has a version of its own, and a commit checks it. A task without a session shares with nobody, so all of
+its keys are its own and need no guard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+
+from llama_deploy.errors import OrchestratorError
+from llama_deploy.orchestrators import get_result_key, get_stream_key
+
+_MISSING: Any = object()
+
+
+def _convert(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"a value of type {type(value).__qualname__} has no JSON form")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_convert)
+_decode = msgspec.json.Decoder().decode
+
+
+def encode_policy_value(value: Any, where: str) -> bytes:
+    """JSON of a value that a policy put into state or a message; raises `OrchestratorError` that says where."""
+    try:
+        return _encoder.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OrchestratorError(
+            f"the orchestrator put a value that cannot be recorded into {where}",
+            why=str(error),
+            fix="keep JSON types or pydantic models in state and messages",
+        ) from error
+
+
+class SharedCell:
+    """One shared key in memory: its value as JSON and decoded, its version, and how far that is committed."""
+
+    __slots__ = ("committed", "encoded", "version")
+
+    def __init__(self, encoded: bytes | None, version: int, committed: int) -> None:
+        self.encoded = encoded
+        self.version = version
+        self.committed = committed
+
+
+class SessionState:
+    """The shared state of one session in memory, ahead of the store by what is being committed."""
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.cells: dict[str, SharedCell] = {}
+        self.values: dict[str, Any] = {}
+        """The decoded values of the cells that are not removed. Nobody outside may change them."""
+        self.lock = asyncio.Lock()
+        """Held while a decision is made that met too many conflicts; others wait meanwhile."""
+        self.unfinished = 0
+        self.recorded = False
+        """Whether the session's row is known to be in the store."""
+
+    def put(self, key: str, encoded: bytes | None, version: int, *, committed: bool) -> None:
+        """Take over one key as read from the store, or as decided and on its way there."""
+        before = self.cells.get(key)
+        done = version if committed else (before.committed if before else 0)
+        self.cells[key] = SharedCell(encoded, version, done)
+        if encoded is None:
+            self.values.pop(key, None)
+        else:
+            self.values[key] = _decode(encoded)
+
+    def version(self, key: str) -> int:
+        """The key's newest version, 0 for a key that never was."""
+        cell = self.cells.get(key)
+        return cell.version if cell else 0
+
+
+class PolicyState(dict[str, Any]):
+    """The dictionary that a policy gets where a session shares state: it notes what is read and what is touched.
+
+    Values of shared keys are copied when they are first looked at. `reads` are the shared keys (absent ones too) that
+    the decision may depend on; `touched` those that may have been changed.
+    """
+
+    __slots__ = ("_foreign", "_session", "reads", "touched")
+
+    def __init__(self, session: SessionState, mine: Mapping[str, Any]) -> None:
+        super().__init__(session.values)
+        super().update(mine)
+        self._session = session
+        self._foreign = True
+        self.reads: dict[str, int] = {}
+        self.touched: set[str] = set()
+
+    def _look(self, key: str) -> None:
+        """Note a read of `key`, and replace a shared mutable value by a copy of the policy's own."""
+        if key in self.touched or key in self.reads:
+            return
+        cell = self._session.cells.get(key)
+        if cell is None:
+            if not super().__contains__(key):
+                self.reads[key] = 0
+            return
+        self.reads[key] = cell.version
+        if cell.encoded is not None and isinstance(super().get(key), dict | list):
+            super().__setitem__(key, _decode(cell.encoded))
+            self.touched.add(key)
+
+    def _look_at_all(self) -> None:
+        if self._foreign:
+            self._foreign = False
+            for key in self._session.cells:
+                self._look(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self._look(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._look(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        if isinstance(key, str):
+            self._look(key)
+        return super().__contains__(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.touched.add(key)
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self._look(key)
+        self.touched.add(key)
+        super().__delitem__(key)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def pop(self, key: str, *default: Any) -> Any:
+        self._look(key)
+        self.touched.add(key)
+        return super().pop(key, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        self._look_at_all()
+        key, value = super().popitem()
+        self.touched.add(key)
+        return key, value
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def clear(self) -> None:
+        self.touched.update(self)
+        super().clear()
+
+    def copy(self) -> dict[str, Any]:
+        self._look_at_all()
+        return dict(super().items())
+
+    def __ior__(self, other: Any) -> PolicyState:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+    def __or__(self, other: Any) -> dict[str, Any]:
+        return {**self.copy(), **other}
+
+    def __iter__(self) -> Iterator[str]:
+        self._look_at_all()
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        self._look_at_all()
+        return super().keys()
+
+    def items(self) -> Any:
+        self._look_at_all()
+        return super().items()
+
+    def values(self) -> Any:
+        self._look_at_all()
+        return super().values()
+
+    def __eq__(self, other: object) -> bool:
+        return self.copy() == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Delta:
+    """What one decision changed: encoded values by key, `None` for removed ones."""
+
+    __slots__ = ("keys", "own", "own_present", "reads", "shared")
+
+    def __init__(self) -> None:
+        self.own: dict[str, bytes | None] = {}
+        self.own_present = False
+        self.keys: dict[str, bytes | None] = {}
+        self.shared: dict[str, bytes | None] = {}
+        self.reads: dict[str, int] = {}
+
+
+class PrivateState:
+    """The part of state that belongs to one task, as JSON by key; what its history rebuilds."""
+
+    __slots__ = ("keys", "names", "own", "task_id")
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+        self.own: dict[str, bytes] | None = None
+        """The keys inside `state[task_id]`, or `None` while there is no such dictionary."""
+        self.keys: dict[str, bytes] = {}
+        self.names = (get_result_key(task_id), get_stream_key(task_id))
+
+    def apply(self, delta: Delta) -> None:
+        """Take over a decision."""
+        if delta.own_present:
+            self.own = self.own if self.own is not None else {}
+            _apply(self.own, delta.own)
+        else:
+            self.own = None
+        _apply(self.keys, delta.keys)
+
+    def view(self, session: SessionState | None) -> dict[str, Any]:
+        """The state for a policy: private copies, and the session's shared keys where there is one."""
+        mine: dict[str, Any] = {key: _decode(value) for key, value in self.keys.items()}
+        if self.own is not None:
+            mine[self.task_id] = {key: _decode(value) for key, value in self.own.items()}
+        return mine if session is None else PolicyState(session, mine)
+
+    def difference(
+        self, session: SessionState | None, given: dict[str, Any], returned: Any, known: tuple[Any, bytes] | None
+    ) -> Delta:
+        """What the returned state changes against the one that was `given`.
+
+        `known` is an object whose JSON is already known (the result that was folded), so that it is encoded once.
+        Raises `OrchestratorError` when the policy returned no dictionary or something without a JSON form.
+        """
+        if not isinstance(returned, Mapping):
+            raise OrchestratorError(f"the orchestrator returned a state of type {type(returned).__name__}, not a dict")
+        delta = Delta()
+        same = returned is given
+        shared_names: set[str] | None = None
+        if isinstance(given, PolicyState):
+            assert session is not None
+            delta.reads = given.reads
+            shared_names = given.touched if same else set(session.values) | given.touched | set(returned)
+        plain = dict.items(returned) if isinstance(returned, dict) else returned.items()
+        found: dict[str, Any] = dict(plain)
+        own = found.pop(self.task_id, _MISSING)
+        if isinstance(own, dict):
+            delta.own_present = True
+            _compare(self.own or {}, own, f"state[{self.task_id!r}]", known, delta.own)
+        elif own is not _MISSING:
+            found[self.task_id] = own
+        if shared_names is None:
+            _compare(self.keys, found, "state", known, delta.keys)
+            return delta
+        private = {key: found[key] for key in (*self.names, self.task_id) if key in found}
+        _compare(self.keys, private, "state", known, delta.keys)
+        assert session is not None
+        for key in shared_names:
+            if key in private or key == self.task_id or key in self.names:
+                continue
+            self._compare_shared(session, key, found.get(key, _MISSING), delta)
+        return delta
+
+    @staticmethod
+    def _compare_shared(session: SessionState, key: str, value: Any, delta: Delta) -> None:
+        cell = session.cells.get(key)
+        before = cell.encoded if cell else None
+        if value is _MISSING:
+            if before is not None:
+                delta.shared[key] = None
+            return
+        if not isinstance(key, str):
+            raise OrchestratorError(f"the key {key!r} of the state is not text")
+        encoded = encode_policy_value(value, f"state[{key!r}]")
+        if encoded != before:
+            delta.shared[key] = encoded
+
+
+def _apply(target: dict[str, bytes], changes: dict[str, bytes | None]) -> None:
+    for key, value in changes.items():
+        if value is None:
+            target.pop(key, None)
+        else:
+            target[key] = value
+
+
+def _compare(
+    before: dict[str, bytes],
+    after: dict[str, Any],
+    where: str,
+    known: tuple[Any, bytes] | None,
+    changes: dict[str, bytes | None],
+) -> None:
+    """Put what differs between the encoded `before` and the values `after` into `changes`."""
+    for key, value in after.items():
+        if not isinstance(key, str):
+            raise OrchestratorError(f"the key {key!r} of {where} is not text")
+        if known is not None and value is known[0]:
+            encoded = known[1]
+        else:
+            encoded = encode_policy_value(value, f"{where}[{key!r}]")
+        if before.get(key) != encoded:
+            changes[key] = encoded
+    if len(before) + sum(1 for key in changes if key not in before) != len(after):
+        for key in before:
+            if key not in after:
+                changes[key] = None

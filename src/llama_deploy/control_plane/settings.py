@@ -1,0 +1,61 @@
+"""Every lease, deadline and limit of the control plane, with its default.
+
+One frozen value, so that a test or a deployment changes what it names and nothing else. The table in
+`docs/settings.md` is checked against this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Numbers that govern the engine. Times are seconds, sizes bytes; each name carries its unit."""
+
+    heartbeat_s: float = 2.5
+    """How often an instance says that it lives."""
+    lease_s: float = 10.0
+    """An instance that was silent for this long is lost: its steps become the next attempt elsewhere."""
+    reconnect_grace_s: float = 0.5
+    """How long a dropped connection may take to come back before its instance is lost."""
+    recovery_grace_s: float = 1.0
+    """After a start: how long instances may take to reclaim what they hold before it is published again."""
+    service_return_s: float = 30.0
+    """A service whose last instance was lost this recently is expected back, so that tasks for it are accepted."""
+    overdue_s: float = 30.0
+    """A published step that nobody has claimed by then is published again."""
+    overdue_s_max: float = 600.0
+    """The pause between such repeated publications doubles up to this."""
+    run_timeout_grace_s: float = 5.0
+    """How long after the run deadline an instance may take to report it before the control plane takes the step away."""
+    attempts_max: int = 10
+    """Attempts of one step at most, losses of instances included."""
+    decision_timeout_s: float = 30.0
+    """Deadline of one call of an orchestrator that waits."""
+    decision_retries_max: int = 3
+    """How often a decision that raised or timed out is asked for again before the task fails."""
+    decision_retry_s: float = 0.2
+    """Pause before the first such repetition; it doubles."""
+    payload_bytes_max: int = 4_194_304
+    """Size of an input, a message, a result or an event."""
+    id_length_max: int = 200
+    """Characters of a task id, a session id, an idempotency key or a service name."""
+    tasks_unfinished_max: int = 200_000
+    """Unfinished tasks in memory; above it new ones are refused until some end."""
+    steps_per_task_max: int = 100_000
+    """Steps of one task; a decision that asks for more fails the task."""
+    stream_events_per_task_max: int = 1_000_000
+    """Stream events of one task; a step that streams more fails."""
+    stream_chunk_bytes_max: int = 262_144
+    """Bytes of stream events in one stored chunk; more go to the next one."""
+    ended_tasks_cached_max: int = 2_000
+    """Ended tasks whose outcome is kept in memory for clients that ask right afterwards."""
+    sessions_cached_max: int = 2_000
+    """Sessions without unfinished tasks whose shared state is kept in memory."""
+    sweep_batch_max: int = 500
+    """Overdue steps that one sweep handles."""
+    wait_s_max: float = 3_600.0
+    """How long one HTTP request may wait for a result."""
+    page_items_max: int = 1_000
+    """Items on one page of a list."""

@@ -1,0 +1,356 @@
+"""What reaches a task from outside its services: cancellation, a person's input, parking, and the loss of an instance.
+
+Each is recorded like any other hop before anybody is told, and ends in the engine's `commit`. A task that has ended
+is never touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from llama_deploy.control_plane.decisions import Outcome, encode_result
+from llama_deploy.control_plane.engine import Engine, check_id, failure, too_large
+from llama_deploy.control_plane.records import Record
+from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
+from llama_deploy.errors import (
+    AttemptsExhaustedError,
+    LlamaDeployError,
+    NoInputExpectedError,
+    TaskCanceledError,
+    TaskEndedError,
+)
+from llama_deploy.messages.frames import Answer, AskInput, Park
+from llama_deploy.state_stores.base import DeliveryMove, SessionRow, Transition
+from llama_deploy.types import TaskResult, generate_id
+
+
+class Signals:
+    """Changes of running tasks that do not come from an answer."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # --- cancel -----------------------------------------------------------------------------------------------------
+
+    async def cancel(self, task_id: str, *, reason: str = "", by: str = "") -> TaskEntry:
+        """End a task as canceled: one commit takes its deliveries back, then its instances are told to stop.
+
+        Repeating it on a canceled task does nothing. Raises `TaskNotFoundError`, and `TaskEndedError` for a task
+        that ended otherwise.
+        """
+        entry = await self._engine.get(task_id)
+
+        def work(settled: Callable[[LlamaDeployError | None], None]) -> None:
+            if entry.final:
+                settled(None if entry.row.state == "canceled" else ended_error(entry))
+                return
+            error = TaskCanceledError("the task was canceled" + (f": {reason}" if reason else ""))
+            result = failure(task_id, error)
+            result.status = "canceled"
+            record = Record(state="", reason=reason or None, by=by or None)
+            outcome = Outcome("canceled", encode_result(result))
+            transition = Transition(settled=settled)
+            self._engine.end(entry, transition, "canceled", record, outcome, now=self._engine.clock.now())
+
+        await self._record_in_turn(entry, work, even_if_busy=True)
+        return entry
+
+    # --- input ------------------------------------------------------------------------------------------------------
+
+    async def send_input(self, task_id: str, value: Any, *, step_id: str | None = None, by: str = "") -> str:
+        """Record a person's input and hand it to the step that asks for it; returns the step's id.
+
+        When it returns, the input is in the history and survives any crash. Raises `NoInputExpectedError` when
+        nothing asks, or several steps do and `step_id` does not say which; `TaskEndedError`, `TaskNotFoundError`.
+        """
+        entry = await self._engine.get(task_id)
+        encoded = msgspec.json.encode(value)
+        if len(encoded) > self._engine.settings.payload_bytes_max:
+            raise too_large("input", len(encoded), self._engine.settings.payload_bytes_max)
+        found: list[str] = []
+
+        def work(settled: Callable[[LlamaDeployError | None], None]) -> None:
+            try:
+                step = self._asking_step(entry, step_id, value)
+            except LlamaDeployError as error:
+                settled(error)
+                return
+            found.append(step.step_id)
+            self._take_input(entry, step, encoded, by, settled)
+
+        await self._record_in_turn(entry, work)
+        return found[0]
+
+    def _asking_step(self, entry: TaskEntry, step_id: str | None, value: Any) -> OpenStep:
+        if entry.final:
+            raise ended_error(entry)
+        if step_id is not None and step_id not in entry.open:
+            raise NoInputExpectedError(f"step {step_id!r} is not open", why="it was answered, or never existed")
+        candidates = [s for s in entry.open.values() if s.asking and step_id in (None, s.step_id)]
+        if not candidates and isinstance(value, dict) and "event" in value:
+            # An event for a running workflow needs no question before it.
+            candidates = [
+                s
+                for s in entry.open.values()
+                if step_id in (None, s.step_id)
+                and (definition := self._engine.registry.definition(s.service)) is not None
+                and definition.kind == "workflow"
+            ]
+        if not candidates:
+            raise NoInputExpectedError(
+                f"task {entry.row.task_id} is not waiting for input",
+                why=f"it is {entry.row.state}",
+                fix=f"llamactl tasks get {entry.row.task_id}   shows where it stands",
+            )
+        if len(candidates) > 1:
+            raise NoInputExpectedError(
+                "several steps of the task wait for input",
+                fix="name one with step_id: " + ", ".join(s.step_id for s in candidates),
+                steps=[s.step_id for s in candidates],
+            )
+        return candidates[0]
+
+    def _take_input(
+        self,
+        entry: TaskEntry,
+        step: OpenStep,
+        encoded: bytes,
+        by: str,
+        settled: Callable[[LlamaDeployError | None], None],
+    ) -> None:
+        engine = self._engine
+        now = engine.clock.now()
+        if step.parked and step.resume == "answer":
+            text = msgspec.json.decode(encoded)
+            result = TaskResult(
+                task_id=entry.row.task_id,
+                history=[],
+                result=text if isinstance(text, str) else encoded.decode(),
+                kind="text" if isinstance(text, str) else "json",
+                value=None if isinstance(text, str) else text,
+                step_id=step.step_id,
+                service=step.service,
+                attempt=step.attempt,
+                tag=step.tag,
+            )
+            engine.conclude(entry, step, result, lambda: settled(None), by=by or "person", finished_at=now)
+            return
+        step.asking = False
+        step.inputs.append(encoded)
+        number = len(step.inputs)
+        record = Record(
+            state="", step_id=step.step_id, service=step.service, input=msgspec.Raw(encoded), number=number, by=by or None
+        )
+        parked = step.parked
+        transition = Transition(settled=settled)
+        if parked:
+            step.parked = 0
+            step.published = False
+            transition.moved = (
+                DeliveryMove(step.step_id, step.attempt, step.attempt, now + engine.settings.overdue_s),
+            )
+            engine.arm_sweeper(now + engine.settings.overdue_s)
+
+        def recorded(error: LlamaDeployError | None) -> None:
+            if error is None:
+                port = engine.registry.instances.get(step.claimed_by) if step.claimed_by else None
+                if parked:
+                    engine.publish(entry, [step])
+                elif port is not None:
+                    port.give_input(step.step_id, number, encoded)
+            settled(error)
+
+        transition.settled = recorded
+        engine.commit(entry, transition, "input", record, now=now, state=entry.working_state())
+
+    # --- asking and parking -----------------------------------------------------------------------------------------
+
+    def ask(self, op: AskInput, done: Callable[[], None]) -> None:
+        """A running step asks a person and goes on holding its place."""
+
+        def work(entry: TaskEntry, step: OpenStep) -> None:
+            if step.asking:
+                done()
+                return
+            step.asking = True
+            step.prompt = op.prompt
+            record = Record(state="", step_id=step.step_id, service=step.service, prompt=msgspec.Raw(op.prompt))
+            transition = Transition(settled=lambda error: None if error else done())
+            self._engine.commit(
+                entry, transition, "input_requested", record, now=self._engine.clock.now(), state="input_required"
+            )
+
+        self._with_step(op.step_id, op.attempt, work, done)
+
+    def park(self, op: Park, done: Callable[[int], None]) -> None:
+        """A step lets go of its instance until a person has answered.
+
+        `done(0)`: it is parked (or not wanted any more). `done(n)`: refused, input `n` is newer than what the step
+        had consumed and it goes on with that.
+        """
+
+        def work(entry: TaskEntry, step: OpenStep) -> None:
+            if len(step.inputs) > op.consumed:
+                done(op.consumed + 1)
+                return
+            engine = self._engine
+            now = engine.clock.now()
+            answer = events_of(op)
+            chunks = engine.streams.take_for_answer(entry, step, answer) if op.events else ()
+            step.asking = True
+            step.prompt = op.prompt
+            step.resume = op.resume
+            step.snapshot = op.snapshot
+            step.consumed = op.consumed
+            step.parked = entry.row.version + 1
+            step.claimed_by = None
+            step.published = False
+            record = Record(
+                state="",
+                step_id=step.step_id,
+                service=step.service,
+                prompt=msgspec.Raw(op.prompt),
+                resume=op.resume,
+                snapshot=op.snapshot,
+                consumed=op.consumed,
+            )
+            move = DeliveryMove(step.step_id, step.attempt, step.attempt, now, step.parked)
+            transition = Transition(
+                settled=lambda error: None if error else done(0), moved=(move,), chunks=chunks
+            )
+            engine.commit(entry, transition, "input_requested", record, now=now, state="input_required")
+
+        self._with_step(op.step_id, op.attempt, work, lambda: done(0))
+
+    # --- loss -------------------------------------------------------------------------------------------------------
+
+    def lost(self, step_ids: Sequence[str], holder: str, reason: str) -> None:
+        """An instance is gone, or has overrun a deadline: what it held becomes the next attempt, at once."""
+        for step_id in step_ids:
+            self._engine.with_entry(step_id.rpartition(":")[0], self._loss_of(step_id, holder, reason))
+
+    def _loss_of(self, step_id: str, holder: str, reason: str) -> Callable[[TaskEntry | None], None]:
+        def use(entry: TaskEntry | None) -> None:
+            if entry is not None:
+                self._engine.in_turn(entry, lambda: self._lose(entry, step_id, holder, reason))
+
+        return use
+
+    def _lose(self, entry: TaskEntry, step_id: str, holder: str, reason: str) -> None:
+        engine = self._engine
+        step = entry.open.get(step_id)
+        if entry.stale or step is None or step.parked or step.claimed_by != holder:
+            return
+        engine.statistics.lost += 1
+        step.claimed_by = None
+        step.asking = False
+        now = engine.clock.now()
+        if step.attempt >= engine.settings.attempts_max:
+            error = AttemptsExhaustedError(
+                f"step {step_id} was lost in each of its {step.attempt} attempts",
+                why=f"last: {reason}",
+                fix="look at the service's log; attempts_max sets how often it is tried",
+            )
+            result = failure(entry.row.task_id, error)
+            result.step_id, result.service, result.attempt, result.tag = step_id, step.service, step.attempt, step.tag
+            engine.conclude(entry, step, result, lambda: None, by=holder)
+            return
+        step.attempt += 1
+        step.published = False
+        move = DeliveryMove(step_id, step.attempt - 1, step.attempt, now + engine.settings.overdue_s)
+        record = Record(
+            state="", step_id=step_id, service=step.service, attempt=step.attempt - 1, reason=reason, by=holder
+        )
+
+        def settled(error: LlamaDeployError | None) -> None:
+            if error is None:
+                engine.publish(entry, [step])
+
+        engine.arm_sweeper(now + engine.settings.overdue_s)
+        transition = Transition(settled=settled, moved=(move,))
+        if entry.final:  # a notification: the history of an ended task is closed
+            engine.store.record(transition)
+        else:
+            engine.commit(entry, transition, "lost", record, now=now, state=entry.working_state())
+
+    # --- sessions ---------------------------------------------------------------------------------------------------
+
+    async def create_session(self, session_id: str | None = None) -> str:
+        """Record a session, under a new id where none is given; one that exists stays as it is."""
+        engine = self._engine
+        check_id("session_id", session_id, engine.settings.id_length_max)
+        chosen = session_id or generate_id()
+        session = await engine.load_session(chosen)
+        if session.recorded:
+            return chosen
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        row = SessionRow(chosen, engine.clock.now())
+        engine.store.record(Transition(settled=lambda _: future.done() or future.set_result(None), session=row))
+        await future
+        session.recorded = True
+        return chosen
+
+    # --- shared -----------------------------------------------------------------------------------------------------
+
+    def _with_step(
+        self, step_id: str, attempt: int, work: Callable[[TaskEntry, OpenStep], None], unwanted: Callable[[], None]
+    ) -> None:
+        """Call `work` with an open step in this attempt, in the task's turn; `unwanted` when there is none."""
+
+        def use(entry: TaskEntry | None) -> None:
+            def turn() -> None:
+                step = entry.open.get(step_id) if entry is not None and not entry.final else None
+                if entry is None or step is None or step.attempt != attempt:
+                    unwanted()
+                else:
+                    work(entry, step)
+
+            if entry is None:
+                unwanted()
+            else:
+                self._engine.in_turn(entry, turn)
+
+        self._engine.with_entry(step_id.rpartition(":")[0], use)
+
+    async def _record_in_turn(
+        self,
+        entry: TaskEntry,
+        work: Callable[[Callable[[LlamaDeployError | None], None]], None],
+        *,
+        even_if_busy: bool = False,
+    ) -> None:
+        """Run `work` in the task's turn (or at once) and wait until what it recorded is committed."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def settled(error: LlamaDeployError | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+
+        if even_if_busy:
+            work(settled)
+        else:
+            self._engine.in_turn(entry, lambda: work(settled))
+        await future
+
+
+def ended_error(entry: TaskEntry) -> TaskEndedError:
+    """The refusal of a change to a task that has ended."""
+    return TaskEndedError(
+        f"task {entry.row.task_id} has ended as {entry.row.state}",
+        fix="submit a new task",
+        task_id=entry.row.task_id,
+        state=entry.row.state,
+    )
+
+
+def events_of(op: Park) -> Answer:
+    """The stream events of a `Park`, in the form in which an answer carries them."""
+    return Answer(op.step_id, op.attempt, b"", 0.0, 0.0, op.events_from, op.events)

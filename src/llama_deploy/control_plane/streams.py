@@ -1,0 +1,240 @@
+"""Streams: numbered once, committed with whatever else a commit drains, read by number.
+
+Events of a task that arrive while a commit of that task's stream is on its way become the next chunk; there is no
+timer. Followers see committed events only. One that is behind reads from the store until it has caught up with the
+newest events, which are kept in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llama_deploy.control_plane.tasks import OpenStep, StreamState, TaskEntry
+from llama_deploy.errors import LimitExceededError, LlamaDeployError
+from llama_deploy.messages.frames import Answer
+from llama_deploy.state_stores.base import HistoryRow, StreamChunk, Transition
+
+if TYPE_CHECKING:
+    from llama_deploy.control_plane.engine import Engine
+
+_decode_raw_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class Streams:
+    """The streams of all tasks in memory."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def append(
+        self, step_id: str, attempt: int, first: int, events: Sequence[bytes], done: Callable[[int], None]
+    ) -> None:
+        """Append events of a running attempt; `done(count)` says how many of that attempt are committed or not wanted."""
+
+        def use(entry: TaskEntry | None) -> None:
+            step = entry.open.get(step_id) if entry is not None else None
+            if entry is None or step is None or attempt < step.attempt:
+                done(first + len(events))
+                return
+            stream = self._take(entry, step, attempt, first, events)
+            stream.acknowledge[step_id, attempt] = done
+            self._flush(entry)
+
+        self._engine.with_entry(step_id.rpartition(":")[0], use)
+
+    def exceeds(self, entry: TaskEntry, count: int) -> LimitExceededError | None:
+        """The refusal of further events where the task has as many as a task may have."""
+        limit = self._engine.settings.stream_events_per_task_max
+        if entry.stream is None or entry.stream.next + count <= limit:
+            return None
+        return LimitExceededError(
+            f"the task streams more than {limit} events", setting="stream_events_per_task_max", limit=limit
+        )
+
+    async def load(self, entry: TaskEntry) -> StreamState:
+        """The stream's state of a task that was just loaded, from the store."""
+        end, attempts = await self._engine.store.load_stream_end(entry.row.task_id)
+        entry.stream = StreamState(end, attempts)
+        return entry.stream
+
+    def _take(self, entry: TaskEntry, step: OpenStep, attempt: int, first: int, events: Sequence[bytes]) -> StreamState:
+        """Number what is new and put it in line for the next commit; a new attempt opens with a marker."""
+        stream = entry.stream
+        if stream is None:
+            stream = entry.stream = StreamState(0, {})
+        fresh = stream.take(step.step_id, attempt, first, events)
+        if not fresh:
+            return stream
+        known = stream.attempts.get(step.step_id)
+        if known is None and attempt > 1 or known is not None and attempt > known[0]:
+            marker = msgspec.json.encode({"llama_deploy": "attempt", "step_id": step.step_id, "attempt": attempt})
+            stream.pending.append((step.step_id, attempt, -1, stream.next, [marker]))
+            stream.next += 1
+            known = None
+        count = known[1] if known is not None else 0
+        stream.pending.append((step.step_id, attempt, count, stream.next, fresh))
+        stream.next += len(fresh)
+        stream.attempts[step.step_id] = (attempt, count + len(fresh))
+        return stream
+
+    def _chunks(self, entry: TaskEntry) -> tuple[StreamChunk, ...]:
+        """Everything in line, as chunks of bounded size; the line is empty afterwards."""
+        stream = entry.stream
+        if stream is None or not stream.pending:
+            return ()
+        now = self._engine.clock.now()
+        limit = self._engine.settings.stream_chunk_bytes_max
+        chunks: list[StreamChunk] = []
+        for step_id, attempt, attempt_first, first, events in stream.pending:
+            start = size = 0
+            for position, event in enumerate(events):
+                size += len(event)
+                if size >= limit or position == len(events) - 1:
+                    part = events[start : position + 1]
+                    index = attempt_first if attempt_first < 0 else attempt_first + start
+                    data = b"[" + b",".join(part) + b"]"
+                    chunks.append(
+                        StreamChunk(entry.row.task_id, first + start, len(part), step_id, attempt, index, now, data)
+                    )
+                    start, size = position + 1, 0
+        stream.pending = []
+        return tuple(chunks)
+
+    def take_for_answer(self, entry: TaskEntry, step: OpenStep, op: Answer) -> tuple[StreamChunk, ...]:
+        """The chunks that commit with an answer and before it: what is in line, and the events it brings."""
+        if op.events:
+            self._take(entry, step, op.attempt, op.events_from, op.events)
+        chunks = self._chunks(entry)
+        if chunks:
+            self._committed_with(entry, chunks)
+        return chunks
+
+    def _committed_with(self, entry: TaskEntry, chunks: tuple[StreamChunk, ...]) -> None:
+        """Show chunks to followers once the task's next history entry is committed, which carries them."""
+        seq = entry.row.version + 1
+
+        def watch() -> None:
+            if entry.settled_seq >= seq or entry.stale:
+                entry.watchers.discard(watch)
+                if not entry.stale:
+                    self._show(entry, chunks)
+
+        entry.watchers.add(watch)
+
+    def _show(self, entry: TaskEntry, chunks: Sequence[StreamChunk]) -> None:
+        stream = entry.stream
+        assert stream is not None
+        for chunk in chunks:
+            events = [bytes(raw) for raw in _decode_raw_list(chunk.data)]
+            stream.tail.append((chunk.first, events))
+            stream.committed = max(stream.committed, chunk.first + chunk.count)
+        kept = sum(len(events) for _, events in stream.tail)
+        while len(stream.tail) > 1 and kept - len(stream.tail[0][1]) >= StreamState.TAIL_EVENTS_MAX:
+            kept -= len(stream.tail.popleft()[1])
+
+    def _flush(self, entry: TaskEntry) -> None:
+        """Hand what is in line to the store, unless a commit of this stream is on its way already."""
+        stream = entry.stream
+        if stream is None or stream.in_flight or entry.stale:
+            return
+        chunks = self._chunks(entry)
+        acknowledge, stream.acknowledge = stream.acknowledge, {}
+        counts = {key: stream.attempts.get(key[0], (key[1], 0)) for key in acknowledge}
+        if not chunks:
+            self._acknowledge(acknowledge, counts)
+            return
+        stream.in_flight = True
+
+        def settled(error: LlamaDeployError | None) -> None:
+            stream.in_flight = False
+            if error is not None:
+                self._engine.refused(entry)
+                return
+            self._show(entry, chunks)
+            self._acknowledge(acknowledge, counts)
+            entry.notify()
+            self._flush(entry)
+
+        self._engine.store.record(Transition(settled=settled, chunks=chunks))
+
+    @staticmethod
+    def _acknowledge(
+        acknowledge: dict[tuple[str, int], Callable[[int], None]], counts: dict[tuple[str, int], tuple[int, int]]
+    ) -> None:
+        for key, done in acknowledge.items():
+            attempt, count = counts[key]
+            if attempt == key[1]:
+                done(count)
+
+    # --- following --------------------------------------------------------------------------------------------------
+
+    async def follow(self, entry: TaskEntry, first: int = 0) -> AsyncIterator[tuple[int, list[bytes]]]:
+        """The task's events from number `first` on as (number of the first, events), until the task has ended."""
+        stream = entry.stream
+        if stream is None:
+            stream = entry.stream = StreamState(0, {})
+        with _Bell(entry) as bell:
+            while True:
+                ended = entry.ended
+                while first < stream.committed:
+                    batch = _from_tail(stream, first)
+                    if batch:
+                        yield first, batch
+                        first += len(batch)
+                        continue
+                    for chunk in await self._engine.store.load_chunks(entry.row.task_id, first=first, limit=64):
+                        events = [bytes(raw) for raw in _decode_raw_list(chunk.data)][first - chunk.first :]
+                        yield first, events
+                        first += len(events)
+                if ended:
+                    return
+                await bell.wait()
+
+    async def follow_history(self, entry: TaskEntry, after: int = 0) -> AsyncIterator[HistoryRow]:
+        """The task's history entries with a number above `after`, as they are recorded, until the task has ended."""
+        with _Bell(entry) as bell:
+            while True:
+                ended = entry.ended
+                if after < entry.settled_seq:
+                    for row in await self._engine.store.load_history(entry.row.task_id, after=after, limit=500):
+                        yield row
+                        after = row.seq
+                    continue
+                if ended:
+                    return
+                await bell.wait()
+
+
+class _Bell:
+    """Rings after each commit of a task; a ring is never missed between two waits."""
+
+    def __init__(self, entry: TaskEntry) -> None:
+        self._entry = entry
+        self._event = asyncio.Event()
+
+    def __enter__(self) -> _Bell:
+        self._entry.watchers.add(self._event.set)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._entry.watchers.discard(self._event.set)
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+
+
+def _from_tail(stream: StreamState, first: int) -> list[bytes]:
+    """The newest events from number `first` on, empty when memory does not reach back that far."""
+    found: list[bytes] = []
+    for start, events in stream.tail:
+        if start + len(events) <= first:
+            continue
+        if start > first + len(found):
+            return []
+        found.extend(events[first + len(found) - start :])
+    return found

@@ -1,0 +1,267 @@
+"""A task in memory: its row, its private state, its open steps; and how it is rebuilt from the store.
+
+An entry runs ahead of the store by what is being committed. Only the engine changes entries; they hold no policy.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from llama_deploy.control_plane.records import Record, decode_record
+from llama_deploy.control_plane.session_state import Delta, PrivateState, SessionState
+from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, TaskRow
+from llama_deploy.types import TaskDefinition
+
+FINAL = frozenset({"completed", "failed", "canceled", "rejected"})
+
+
+class OpenStep:
+    """A step that was sent and is not answered."""
+
+    __slots__ = (
+        "action",
+        "asking",
+        "attempt",
+        "body",
+        "claimed_at",
+        "claimed_by",
+        "consumed",
+        "due_at",
+        "failures",
+        "index",
+        "inputs",
+        "overdue_s",
+        "parked",
+        "prompt",
+        "published",
+        "resume",
+        "seq",
+        "service",
+        "snapshot",
+        "step_id",
+        "tag",
+    )
+
+    def __init__(
+        self, *, step_id: str, service: str, action: str, tag: str | None, body: bytes, seq: int, index: int
+    ) -> None:
+        self.step_id = step_id
+        self.service = service
+        self.action = action
+        self.tag = tag
+        self.body = body
+        """JSON of the message's data."""
+        self.seq = seq
+        self.index = index
+        self.attempt = 1
+        self.due_at = 0.0
+        """Not before this time, seconds since the epoch; 0 when it may go at once."""
+        self.published = False
+        """Handed to the queue in this attempt, by this process."""
+        self.claimed_by: str | None = None
+        """The instance that holds it, as far as this process knows."""
+        self.claimed_at = 0.0
+        self.overdue_s = 0.0
+        self.failures = 0
+        """Failed attempts, where the engine retries by the service's policy."""
+        self.parked = 0
+        """The history entry in which it was parked, or 0."""
+        self.asking = False
+        """A person is being asked."""
+        self.prompt: bytes | None = None
+        self.resume: str | None = None
+        self.snapshot: bytes | None = None
+        self.inputs: list[bytes] = []
+        self.consumed = 0
+
+    @property
+    def notification(self) -> bool:
+        """Whether this only tells somebody of the end of the task: its answer changes nothing."""
+        return self.action == "completed_task"
+
+
+class TaskEntry:
+    """One task in memory."""
+
+    __slots__ = (
+        "busy",
+        "definition",
+        "definition_json",
+        "ended_callbacks",
+        "mailbox",
+        "open",
+        "outcome",
+        "private",
+        "recorded",
+        "recorded_callbacks",
+        "row",
+        "session",
+        "settled_seq",
+        "stale",
+        "stream",
+        "watchers",
+    )
+
+    def __init__(self, row: TaskRow, definition: TaskDefinition, session: SessionState | None) -> None:
+        self.row = row
+        self.definition = definition
+        self.definition_json = b""
+        self.session = session
+        self.private = PrivateState(row.task_id)
+        self.open: dict[str, OpenStep] = {}
+        self.mailbox: deque[Callable[[], None]] = deque()
+        """What arrived while a decision was being made, in order."""
+        self.busy = False
+        """A decision is being made; the mailbox waits for it."""
+        self.recorded = False
+        """The submission is committed."""
+        self.stale = False
+        """A commit was refused: the entry is to be loaded again and must not be used any more."""
+        self.settled_seq = 0
+        """The newest history entry that is committed."""
+        self.outcome: bytes | None = None
+        """JSON of the final `TaskResult`, once that is committed."""
+        self.recorded_callbacks: list[Callable[[Any], None]] = []
+        self.ended_callbacks: list[Callable[[TaskEntry], None]] = []
+        self.watchers: set[Callable[[], None]] = set()
+        """Called after each commit that concerns the task: history, stream, end."""
+        self.stream: StreamState | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether the task has ended, be it committed or not."""
+        return self.row.ended_at is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end of the task is committed."""
+        return self.outcome is not None
+
+    def notify(self) -> None:
+        """Wake whoever follows the task."""
+        for watcher in tuple(self.watchers):
+            watcher()
+
+    def bump(self, now: float, *, state: str, steps: int = 0, service: str = "", ended: bool = False) -> TaskRow:
+        """The row after one more history entry; it becomes the entry's row."""
+        row = self.row
+        self.row = TaskRow(
+            row.task_id,
+            row.session_id,
+            service or row.service,
+            state,
+            row.version + 1,
+            row.steps + steps,
+            row.created_at,
+            now,
+            now if ended else row.ended_at,
+        )
+        return self.row
+
+    def working_state(self) -> str:
+        """`input_required` while a person is asked by any open step, else `working`."""
+        return "input_required" if any(step.asking for step in self.open.values()) else "working"
+
+
+class StreamState:
+    """The stream of one task in memory: its numbers, what is being committed, and the newest events."""
+
+    __slots__ = ("acknowledge", "attempts", "committed", "in_flight", "next", "pending", "tail")
+
+    TAIL_EVENTS_MAX = 256
+
+    def __init__(self, end: int, attempts: dict[str, tuple[int, int]]) -> None:
+        self.next = end
+        """Number of the next event."""
+        self.committed = end
+        """Events below this number are in the store."""
+        self.attempts = attempts
+        """Per step: its latest attempt in the stream, and how many events of that attempt were taken."""
+        self.pending: list[tuple[str, int, int, int, list[bytes]]] = []
+        """Chunks that wait for the commit in flight: step, attempt, index in the attempt, first number, events."""
+        self.in_flight = False
+        self.acknowledge: dict[tuple[str, int], Callable[[int], None]] = {}
+        """Whom to tell, per step and attempt, how many events are committed."""
+        self.tail: deque[tuple[int, list[bytes]]] = deque()
+        """The newest committed chunks: first number, events."""
+
+    def take(self, step_id: str, attempt: int, first: int, events: Sequence[bytes]) -> list[bytes] | None:
+        """The events that are new, or `None` when there is a gap or the attempt is an old one.
+
+        Repeated events are recognised by their index within the attempt and left out.
+        """
+        known_attempt, count = self.attempts.get(step_id, (attempt, 0))
+        if attempt < known_attempt:
+            return None
+        if attempt > known_attempt:
+            count = 0
+        if first > count:
+            return None
+        return list(events[count - first :])
+
+
+def rebuild(
+    row: TaskRow, history: Sequence[HistoryRow], deliveries: Sequence[DeliveryRow], session: SessionState | None
+) -> TaskEntry:
+    """The task as its history and its open deliveries tell it."""
+    records = [(entry.seq, entry.kind, decode_record(entry.data)) for entry in history]
+    definition = TaskDefinition.model_validate(msgspec.json.decode(bytes(records[0][2].definition)))
+    entry = TaskEntry(row, definition, session)
+    entry.definition_json = bytes(records[0][2].definition)
+    entry.recorded = True
+    entry.settled_seq = row.version
+    by_seq = {seq: record for seq, _, record in records}
+    for delivery in deliveries:
+        message = by_seq[delivery.seq].messages[delivery.index]
+        step = OpenStep(
+            step_id=delivery.step_id,
+            service=delivery.service,
+            action=message.action,
+            tag=message.tag,
+            body=bytes(message.data),
+            seq=delivery.seq,
+            index=delivery.index,
+        )
+        step.attempt = delivery.attempt
+        step.parked = delivery.parked
+        entry.open[step.step_id] = step
+    for _, kind, record in records:
+        _replay(entry, kind, record)
+    return entry
+
+
+def _replay(entry: TaskEntry, kind: str, record: Record) -> None:
+    """Fold one history entry into the private state and the open steps."""
+    if record.change is not None:
+        delta = Delta()
+        delta.own_present = record.change.own_present
+        delta.own = {key: bytes(value) for key, value in record.change.own.items()}
+        delta.own.update(dict.fromkeys(record.change.own_removed))
+        delta.keys = {key: bytes(value) for key, value in record.change.keys.items()}
+        delta.keys.update(dict.fromkeys(record.change.keys_as_result, bytes(record.result)))
+        delta.keys.update(dict.fromkeys(record.change.keys_removed))
+        entry.private.apply(delta)
+    outcome = bytes(record.result if record.outcome_is_result else record.outcome)
+    if outcome:
+        entry.outcome = outcome
+    step = entry.open.get(record.step_id or "")
+    if step is None:
+        return
+    if kind == "input_requested":
+        step.asking = True
+        step.prompt = bytes(record.prompt)
+        step.resume = record.resume
+        step.snapshot = record.snapshot if record.resume else step.snapshot
+        step.consumed = record.consumed
+    elif kind == "input":
+        step.asking = False
+        step.inputs.append(bytes(record.input))
+    elif kind == "retrying":
+        step.failures += 1
+        step.asking = False
+    elif kind == "lost":
+        step.asking = False

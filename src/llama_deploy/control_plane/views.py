@@ -1,0 +1,169 @@
+"""Tasks, sessions and services as the API shows them, and the reason why something waits.
+
+Reads memory where a task is in it and the store where it is not; changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from llama_deploy.control_plane.engine import Engine
+from llama_deploy.control_plane.records import to_entry
+from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
+from llama_deploy.errors import InvalidRequestError, ServiceNotFoundError, SessionNotFoundError
+from llama_deploy.state_stores.base import TaskFilter, TaskRow
+from llama_deploy.types import (
+    HistoryEntry,
+    HistoryPage,
+    ServiceView,
+    SessionPage,
+    SessionView,
+    TaskPage,
+    TaskResult,
+    TaskResultView,
+    TaskState,
+    TaskView,
+)
+
+
+class Views:
+    """Read-only answers about one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    def task(self, entry: TaskEntry) -> TaskView:
+        """A task in memory."""
+        asking = next((step for step in entry.open.values() if step.asking and step.prompt), None)
+        view = self._row(entry.row)
+        if not entry.final:
+            view.waiting_for = self._waiting_for(entry)
+            if asking is not None and asking.prompt is not None:
+                view.prompt = {"step_id": asking.step_id, **_as_dict(msgspec.json.decode(asking.prompt))}
+        return view
+
+    def _row(self, row: TaskRow) -> TaskView:
+        return TaskView(
+            task_id=row.task_id,
+            session_id=row.session_id,
+            service=row.service or None,
+            state=TaskState(row.state),
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+            ended_at=row.ended_at,
+            hops=row.steps,
+        )
+
+    def _waiting_for(self, entry: TaskEntry) -> str | None:
+        """Why a task does not move, in words; `None` while an instance works on it."""
+        if any(step.claimed_by and not step.asking for step in entry.open.values()):
+            return None
+        reasons = [self._step_waits_for(step) for step in entry.open.values()]
+        return "; ".join(dict.fromkeys(reasons)) or None
+
+    def _step_waits_for(self, step: OpenStep) -> str:
+        if step.asking:
+            prompt = _as_dict(msgspec.json.decode(step.prompt or b"{}")).get("prompt")
+            return f"a person's input for {step.service}" + (f": {prompt}" if prompt else "")
+        registry = self._engine.registry
+        if not registry.has_instance(step.service):
+            known = "no instance of it is connected" if step.service in registry.services else "it was never registered"
+            return f'nobody serves "{step.service}" ({known})'
+        now = self._engine.clock.now()
+        if step.due_at > now:
+            return f"attempt {step.attempt} of {step.service}, due in {step.due_at - now:.1f} s"
+        waiting = self._engine.queue.statistics(step.service).waiting
+        return f"a free instance of {step.service} ({waiting} waiting)"
+
+    async def result(self, entry: TaskEntry) -> TaskResultView:
+        """The outcome of a task, `None` inside while it has none."""
+        result = TaskResult.model_validate_json(entry.outcome) if entry.outcome is not None else None
+        return TaskResultView(task_id=entry.row.task_id, state=TaskState(entry.row.state), result=result)
+
+    async def list_tasks(
+        self,
+        *,
+        states: list[str] | None,
+        service: str | None,
+        session_id: str | None,
+        oldest_first: bool,
+        limit: int,
+        cursor: str | None,
+    ) -> TaskPage:
+        """One page of tasks. Raises `InvalidRequestError` for a state that does not exist."""
+        known = [state.value for state in TaskState]
+        for state in states or ():
+            if state not in known:
+                raise InvalidRequestError(f"there is no task state {state!r}", fix=f"states: {', '.join(known)}")
+        where = TaskFilter(
+            states=tuple(states) if states else None, service=service, session_id=session_id, oldest_first=oldest_first
+        )
+        listing = await self._engine.store.list_tasks(where, limit=limit, cursor=cursor)
+        items = []
+        for row in listing.rows:
+            entry = self._engine.tasks.get(row.task_id)
+            items.append(self.task(entry) if entry is not None else self._row(row))
+        return TaskPage(items=items, next=listing.next)
+
+    async def history(self, entry: TaskEntry, *, after: int, limit: int) -> HistoryPage:
+        """One page of a task's history."""
+        rows = await self._engine.store.load_history(entry.row.task_id, after=after, limit=limit + 1)
+        items: list[HistoryEntry] = [to_entry(row.seq, row.at, row.kind, row.data) for row in rows[:limit]]
+        return HistoryPage(items=items, next=items[-1].seq if len(rows) > limit else None)
+
+    # --- sessions ---------------------------------------------------------------------------------------------------
+
+    async def session(self, session_id: str) -> SessionView:
+        """A session. Raises `SessionNotFoundError`."""
+        row = await self._engine.store.load_session(session_id)
+        if row is None:
+            raise SessionNotFoundError(f"there is no session {session_id!r}", fix="llamactl sessions list")
+        newest = await self._engine.store.list_tasks(TaskFilter(session_id=session_id), limit=1)
+        counts = await self._engine.store.count_session_tasks(session_id)
+        return SessionView(
+            session_id=row.session_id,
+            created_at=row.created_at,
+            updated_at=newest.rows[0].updated_at if newest.rows else None,
+            task_count=counts[0],
+            open_task_count=counts[1],
+            current_task_id=newest.rows[0].task_id if newest.rows else None,
+        )
+
+    async def list_sessions(self, *, limit: int, cursor: str | None) -> SessionPage:
+        """One page of sessions, newest first."""
+        listing = await self._engine.store.list_sessions(limit=limit, cursor=cursor)
+        return SessionPage(items=[await self.session(row.session_id) for row in listing.rows], next=listing.next)
+
+    async def session_state(self, session_id: str) -> dict[str, Any]:
+        """The shared state of a session, as recorded. Raises `SessionNotFoundError`."""
+        if await self._engine.store.load_session(session_id) is None:
+            raise SessionNotFoundError(f"there is no session {session_id!r}", fix="llamactl sessions list")
+        values = await self._engine.store.load_shared(session_id)
+        return {value.key: msgspec.json.decode(value.value) for value in values if value.value is not None}
+
+    # --- services ---------------------------------------------------------------------------------------------------
+
+    def services(self) -> list[ServiceView]:
+        """Every known service."""
+        queue = self._engine.queue
+        return self._engine.registry.views(
+            lambda name: queue.statistics(name).waiting, lambda name: queue.statistics(name).oldest_s
+        )
+
+    def service(self, name: str) -> ServiceView:
+        """One service. Raises `ServiceNotFoundError`."""
+        registry = self._engine.registry
+        if name not in registry.services:
+            raise ServiceNotFoundError(
+                f"there is no service {name!r}", why="known: " + (", ".join(sorted(registry.services)) or "none")
+            )
+        statistics = self._engine.queue.statistics(name)
+        return registry.view(name, statistics.waiting, statistics.oldest_s)
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {"prompt": value}

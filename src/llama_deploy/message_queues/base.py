@@ -1,0 +1,88 @@
+"""The contract of a message queue: it carries deliveries to competing consumers, and nothing else.
+
+Durability is not its business. The store has every delivery until it is answered and publishes it again when it is
+overdue, so a queue may lose, repeat or reorder anything; a good one seldom does. Answers, stream events, heartbeats
+and control travel on the instances' own connections and never through a queue.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+
+class Envelope(msgspec.Struct, frozen=True, gc=False):
+    """One attempt of one step on its way to a service."""
+
+    step_id: str
+    attempt: int
+    topic: str
+    """The service's name."""
+    body: bytes
+    """The encoded `Deliver` operation."""
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a queue can do by itself; the engine does the rest."""
+
+    in_process: bool
+    """The queue lives and dies with the control plane: nothing that was published survives it."""
+    ordered: bool
+    """Deliveries of one topic reach consumers in the order in which they were published."""
+
+
+class TopicStatistics(msgspec.Struct, frozen=True):
+    """How a topic stands."""
+
+    waiting: int
+    consumers: int
+    oldest_s: float | None
+    """Age of the longest waiting delivery in seconds; `None` when nothing waits."""
+
+
+class Subscription(ABC):
+    """One consumer's place at a topic. It is given at most as many deliveries as it has granted credits."""
+
+    @abstractmethod
+    def grant(self, credits: int) -> None:
+        """Let the consumer be given this many further deliveries (negative: take unused credits back, down to 0)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop receiving. Deliveries already given stay with the consumer. Repeating it does nothing."""
+
+
+class MessageQueue(ABC):
+    """Carries envelopes from the control plane to competing consumers of a topic."""
+
+    capabilities: Capabilities
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Connect. Afterwards `publish` and `subscribe` work."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Disconnect. What was published and not received may be lost; the store has it."""
+
+    @abstractmethod
+    def publish(self, envelopes: Sequence[Envelope]) -> list[Envelope]:
+        """Send a batch; returns the envelopes that the queue refused because a topic is full, in order.
+
+        After a crash an envelope may have been carried, or not. Publishing it again may deliver it twice; the
+        engine recognises that by step id and attempt. Refused envelopes stay in the store and fall due again.
+        """
+
+    @abstractmethod
+    def subscribe(self, topic: str, receive: Callable[[list[Envelope]], None], *, credits: int) -> Subscription:
+        """Compete for the deliveries of a topic: each is given to exactly one subscription that has a credit."""
+
+    @abstractmethod
+    def withdraw(self, step_ids: Sequence[str]) -> int:
+        """Remove waiting envelopes of these steps, as far as the queue can; returns how many were removed."""
+
+    @abstractmethod
+    def statistics(self, topic: str) -> TopicStatistics:
+        """How a topic stands now."""

@@ -1,0 +1,324 @@
+"""What travels on a connection between a control plane and its service instances and clients.
+
+One WebSocket message is one *frame*: a msgpack array of operations. Whoever sends collects what has accumulated and
+sends it as one frame, so a busy connection pays per batch and not per message. Payloads (`bytes` fields) are JSON
+documents that are encoded once, where they arise, and only carried here. The same operations, unencoded, connect a
+service that lives in the control plane's own process.
+
+Delivery of an operation is not acknowledged by the connection: `Answer` and `Events` are kept by the instance until
+the control plane has committed them and says so; `Submit` is repeated by the client under the same task id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+"""Raised when an operation changes its meaning. A control plane refuses an instance or client of another version."""
+
+
+class _Op(msgspec.Struct, array_like=True, tag=True, frozen=True, gc=False):
+    """Base of all operations: an array on the wire, its first element the name of the operation."""
+
+
+class HeldStep(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A step that an instance is working on, or whose answer it keeps until that is acknowledged."""
+
+    step_id: str
+    attempt: int
+
+
+# --- instance -> control plane --------------------------------------------------------------------------------------
+
+
+class Hello(_Op, frozen=True):
+    """The first operation on an instance's connection, also after every reconnect."""
+
+    protocol: int
+    instance_id: str
+    services: bytes
+    """JSON list of `ServiceDefinition`: what this instance serves."""
+    held: list[HeldStep]
+    pid: int
+    host: str
+
+
+class Credits(_Op, frozen=True):
+    """How many steps of a service the instance will hold at once, from now on; 0 while it drains."""
+
+    service: str
+    capacity: int
+
+
+class Answer(_Op, frozen=True):
+    """A step is answered: it succeeded or failed. Repeated until `Acknowledged` names the step."""
+
+    step_id: str
+    attempt: int
+    result: bytes
+    """JSON of a `TaskResult`; its `task_id` and `step_id` are filled in by the control plane."""
+    started_at: float
+    finished_at: float
+    events_from: int = 0
+    """Index, within this attempt, of the first of `events`."""
+    events: list[bytes] = []
+    """Stream events of this attempt that are not acknowledged yet; they commit with the answer and before it."""
+
+
+class Events(_Op, frozen=True):
+    """Stream events of a running step, in order. Repeated until `EventsCommitted` covers them."""
+
+    step_id: str
+    attempt: int
+    first: int
+    """Index of the first event within this attempt, from 0; repeated events are recognised by it."""
+    events: list[bytes]
+
+
+class Park(_Op, frozen=True):
+    """The step waits for a person: the instance lets go of it, and no credit or lease is used meanwhile.
+
+    Refused (`ParkRefused`) when an input newer than `consumed` is recorded: the step then goes on with that input.
+    """
+
+    step_id: str
+    attempt: int
+    prompt: bytes
+    """JSON shown to the person: at least `{"prompt": text}`, with `schema` where one is known."""
+    resume: str
+    """`answer`: the input is the step's answer. `redeliver`: the step runs again with `snapshot` and the inputs."""
+    snapshot: bytes | None
+    consumed: int
+    """Number of inputs of this step that the instance has consumed so far."""
+    events_from: int = 0
+    events: list[bytes] = []
+
+
+class AskInput(_Op, frozen=True):
+    """The step asks a person for input and keeps running while it waits."""
+
+    step_id: str
+    attempt: int
+    prompt: bytes
+
+
+class Heartbeat(_Op, frozen=True):
+    """The instance lives, and holds these steps; those and no others have their lease extended."""
+
+    held: list[HeldStep]
+
+
+class Goodbye(_Op, frozen=True):
+    """The instance leaves on purpose; what it still holds is handed back and becomes the next attempt at once."""
+
+
+# --- control plane -> instance --------------------------------------------------------------------------------------
+
+
+class Welcome(_Op, frozen=True):
+    """The answer to `Hello`: the instance is registered and ready."""
+
+    heartbeat_s: float
+    lease_s: float
+    disowned: list[str]
+    """Steps named in `Hello` that are not the instance's any more; it stops them and forgets their answers."""
+
+
+class Deliver(_Op, frozen=True):
+    """One attempt of one step, for this instance."""
+
+    step_id: str
+    attempt: int
+    service: str
+    action: str
+    task_id: str
+    session_id: str
+    message: bytes
+    """JSON of the `QueueMessage`'s `data`."""
+    run_timeout_s: float
+    inputs: list[bytes] = []
+    """JSON of the inputs that people gave to this step so far, oldest first."""
+    snapshot: bytes | None = None
+    """What the step parked with, if it did."""
+
+
+class Acknowledged(_Op, frozen=True):
+    """Answers to these steps are recorded, or were not wanted any more: the instance forgets them."""
+
+    step_ids: list[str]
+
+
+class EventsCommitted(_Op, frozen=True):
+    """The first `count` stream events of this attempt are recorded."""
+
+    step_id: str
+    attempt: int
+    count: int
+
+
+class Disowned(_Op, frozen=True):
+    """Answer to `Heartbeat`: the instance does not own these steps any more and stops them."""
+
+    step_ids: list[str]
+
+
+class CancelStep(_Op, frozen=True):
+    """Stop this step: its task was canceled or has ended. No answer is expected."""
+
+    step_id: str
+    reason: str
+
+
+class DeliverInput(_Op, frozen=True):
+    """An input for a running step. `number` counts the step's inputs from 1."""
+
+    step_id: str
+    number: int
+    value: bytes
+
+
+class ParkRefused(_Op, frozen=True):
+    """The step is not parked: inputs from `number` on have arrived meanwhile and follow as `DeliverInput`."""
+
+    step_id: str
+    number: int
+
+
+class Drain(_Op, frozen=True):
+    """Take nothing new, finish what you hold, then leave."""
+
+
+# --- client -> control plane ----------------------------------------------------------------------------------------
+
+
+class Submit(_Op, frozen=True):
+    """Submit a task; repeated under the same task id it finds the task that the first one made."""
+
+    request: int
+    definition: bytes
+    """JSON of a `TaskDefinition`."""
+    wait: bool
+    """Also send `Ended` when the task ends."""
+
+
+class Wait(_Op, frozen=True):
+    """Send `Ended` when the task ends, at once if it has."""
+
+    request: int
+    task_id: str
+
+
+class Subscribe(_Op, frozen=True):
+    """Send the task's stream from event index `first` on, as it is recorded, and `StreamEnd` after the last event."""
+
+    request: int
+    task_id: str
+    first: int
+
+
+class Follow(_Op, frozen=True):
+    """Send the task's history after entry `after`, as it is recorded, and `StreamEnd` after the last entry."""
+
+    request: int
+    task_id: str
+    after: int
+
+
+class Forget(_Op, frozen=True):
+    """Nothing more is wanted for an earlier request."""
+
+    request: int
+
+
+# --- control plane -> client ----------------------------------------------------------------------------------------
+
+
+class Accepted(_Op, frozen=True):
+    """The task is recorded: it will reach exactly one outcome."""
+
+    request: int
+    task_id: str
+
+
+class Ended(_Op, frozen=True):
+    """The task has ended with this outcome."""
+
+    request: int
+    task_id: str
+    state: str
+    result: bytes
+    """JSON of the final `TaskResult`."""
+
+
+class Items(_Op, frozen=True):
+    """Recorded stream events (or history entries), dense: their numbers are `first`, `first + 1`, …"""
+
+    request: int
+    first: int
+    items: list[bytes]
+
+
+class StreamEnd(_Op, frozen=True):
+    """The task has ended and everything before was sent."""
+
+    request: int
+
+
+class Refused(_Op, frozen=True):
+    """The request cannot be served; `problem` is the JSON of problem+json. Request 0 is the connection itself."""
+
+    request: int
+    problem: bytes
+
+
+InstanceOp = Hello | Credits | Answer | Events | Park | AskInput | Heartbeat | Goodbye
+ControlOp = (
+    Welcome | Deliver | Acknowledged | EventsCommitted | Disowned | CancelStep | DeliverInput | ParkRefused | Drain | Refused
+)
+ClientOp = Submit | Wait | Subscribe | Follow | Forget
+ReplyOp = Accepted | Ended | Items | StreamEnd | Refused
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    "instance": msgspec.msgpack.Decoder(list[InstanceOp]),
+    "control": msgspec.msgpack.Decoder(list[ControlOp]),
+    "client": msgspec.msgpack.Decoder(list[ClientOp]),
+    "reply": msgspec.msgpack.Decoder(list[ReplyOp]),
+}
+
+encode_frame = _encoder.encode
+"""`encode_frame(ops) -> bytes`."""
+
+
+def decode_instance_frame(data: bytes) -> list[InstanceOp]:
+    """What an instance sent. Raises `msgspec.DecodeError` for anything that is not a frame."""
+    return _decoders["instance"].decode(data)  # type: ignore[no-any-return]
+
+
+def decode_control_frame(data: bytes) -> list[ControlOp]:
+    """What a control plane sent to an instance. Raises `msgspec.DecodeError` for anything that is not a frame."""
+    return _decoders["control"].decode(data)  # type: ignore[no-any-return]
+
+
+def decode_client_frame(data: bytes) -> list[ClientOp]:
+    """What a client sent. Raises `msgspec.DecodeError` for anything that is not a frame."""
+    return _decoders["client"].decode(data)  # type: ignore[no-any-return]
+
+
+def decode_reply_frame(data: bytes) -> list[ReplyOp]:
+    """What a control plane sent to a client. Raises `msgspec.DecodeError` for anything that is not a frame."""
+    return _decoders["reply"].decode(data)  # type: ignore[no-any-return]
+
+_deliver_decoder = msgspec.msgpack.Decoder(Deliver)
+
+
+def encode_op(op: _Op) -> bytes:
+    """One operation, to be put into a frame later as `msgspec.Raw`, or carried by a queue."""
+    return _encoder.encode(op)
+
+
+def decode_deliver(data: bytes) -> Deliver:
+    """A delivery as a queue carried it."""
+    return _deliver_decoder.decode(data)

@@ -1,0 +1,404 @@
+"""The runner: receives deliveries, runs them, streams, answers; the same in every process.
+
+It owns one instance's running steps, their deadlines and cancellation, and keeps every answer and every stream event
+until the control plane has recorded it. It knows no transport: a link gives it operations and takes its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+from llama_deploy.runtime.logs import get_logger
+
+from llama_deploy.errors import RunTimeoutError, ServiceRaisedError
+from llama_deploy.messages.frames import (
+    PROTOCOL_VERSION,
+    Acknowledged,
+    Answer,
+    AskInput,
+    CancelStep,
+    ControlOp,
+    Credits,
+    Deliver,
+    DeliverInput,
+    Disowned,
+    Drain,
+    Events,
+    EventsCommitted,
+    Goodbye,
+    HeldStep,
+    Hello,
+    Park,
+    ParkRefused,
+    Refused,
+    Welcome,
+)
+from llama_deploy.runtime import failpoint
+from llama_deploy.services.base import Parked, Service, StepContext, encode_value
+from llama_deploy.services.failures import error_from_exception
+from llama_deploy.types import TaskError, TaskResult, generate_id
+
+log = get_logger("llama_deploy.runner")
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+class RunningStep:
+    """One attempt of one step in this instance, from its delivery until its answer is recorded."""
+
+    __slots__ = (
+        "answer",
+        "asked",
+        "attempt",
+        "committed",
+        "context",
+        "deadline",
+        "delivery",
+        "events",
+        "task",
+        "unsent",
+    )
+
+    def __init__(self, delivery: Deliver) -> None:
+        self.delivery = delivery
+        self.attempt = delivery.attempt
+        self.task: asyncio.Task[None] | None = None
+        self.context: StepContext | None = None
+        self.deadline: asyncio.Timeout | None = None
+        self.answer: Answer | Park | None = None
+        """What was answered and is not acknowledged."""
+        self.asked: AskInput | None = None
+        """The question to a person that is not answered yet."""
+        self.events: list[bytes] = []
+        """Stream events that are not committed."""
+        self.committed = 0
+        """How many events of this attempt are committed: the index of the first of `events`."""
+        self.unsent = 0
+        """How many of the last of `events` were not sent yet."""
+
+
+class Runner:
+    """One instance: serves a set of services over one link."""
+
+    def __init__(self, services: Sequence[Service], *, instance_id: str | None = None) -> None:
+        self.services = {service.definition.service_name: service for service in services}
+        self.instance_id = instance_id or generate_id()
+        self.steps: dict[str, RunningStep] = {}
+        self.send: Callable[[list[Any]], None] = lambda operations: None
+        """Set by the link: sends operations, in order, without waiting."""
+        self.ready = asyncio.Event()
+        """Set while the control plane has this instance registered."""
+        self.refused: Callable[[dict[str, Any]], None] = lambda problem: None
+        """Called when the control plane does not want this instance."""
+        self.draining = False
+        self.drain_requested: Callable[[], None] = lambda: None
+        self._outgoing: list[Any] = []
+        self._flush_scheduled = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def start(self) -> None:
+        """Start the services; call it on the loop that their code shall run on."""
+        self._loop = asyncio.get_running_loop()
+        for service in self.services.values():
+            await service.start()
+
+    # --- the link's side --------------------------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        """What to say first on a connection, and again after every reconnect."""
+        definitions = [service.definition.model_dump(mode="json") for service in self.services.values()]
+        return Hello(
+            PROTOCOL_VERSION, self.instance_id, _encode(definitions), self.held(), os.getpid(), socket.gethostname()
+        )
+
+    def held(self) -> list[HeldStep]:
+        """Every step that runs here or whose answer is not acknowledged; may be called from another thread."""
+        return [HeldStep(step_id, step.attempt) for step_id, step in list(self.steps.items())]
+
+    def disconnected(self) -> None:
+        """The connection is gone. Work goes on; answers wait for the next one."""
+        self.ready.clear()
+
+    def receive(self, operations: Sequence[ControlOp]) -> None:
+        """What the control plane says, in order."""
+        for operation in operations:
+            if isinstance(operation, Deliver):
+                self._deliver(operation)
+            elif isinstance(operation, Acknowledged):
+                for step_id in operation.step_ids:
+                    self._acknowledged(step_id)
+            else:
+                self._control(operation)
+
+    def _control(self, operation: ControlOp) -> None:
+        if isinstance(operation, EventsCommitted):
+            self._events_committed(operation)
+        elif isinstance(operation, Welcome):
+            self._welcomed(operation)
+        elif isinstance(operation, Disowned):
+            for step_id in operation.step_ids:
+                self._stop(step_id, "the step went to another instance")
+        elif isinstance(operation, CancelStep):
+            self._stop(operation.step_id, operation.reason)
+        elif isinstance(operation, DeliverInput):
+            self._input(operation)
+        elif isinstance(operation, ParkRefused):
+            self._park_refused(operation)
+        elif isinstance(operation, Drain):
+            self.drain_requested()
+        elif isinstance(operation, Refused):
+            self.refused(_decode(operation.problem))
+
+    def _post(self, operation: Any) -> None:
+        self._outgoing.append(operation)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if self._outgoing and self.ready.is_set():
+            operations, self._outgoing = self._outgoing, []
+            self.send(operations)
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        """Registered (again): drop what is not ours any more, repeat what was not acknowledged."""
+        for step_id in welcome.disowned:
+            self._stop(step_id, "the step went to another instance")
+        self._outgoing.clear()
+        self.ready.set()
+        for step in self.steps.values():
+            if step.answer is not None:
+                self._post(self._with_events(step, step.answer))
+            elif step.events:
+                self._post(Events(step.delivery.step_id, step.attempt, step.committed, list(step.events)))
+            step.unsent = 0
+            if step.answer is None and step.asked is not None:
+                self._post(step.asked)
+        if self.draining:
+            self._stop_taking()
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def _deliver(self, delivery: Deliver) -> None:
+        known = self.steps.get(delivery.step_id)
+        if known is not None:
+            if known.attempt >= delivery.attempt:
+                return
+            self._stop(delivery.step_id, "a newer attempt has come")
+        step = RunningStep(delivery)
+        self.steps[delivery.step_id] = step
+        self._idle.clear()
+        step.task = self._loop.create_task(self._run(step))
+
+    async def _run(self, step: RunningStep) -> None:
+        """One attempt from beginning to answer. Whatever user code does ends here, and is answered."""
+        delivery = step.delivery
+        started_at = time.time()
+        result: TaskResult | Parked
+        try:
+            service = self.services.get(delivery.service)
+            if service is None:
+                raise ServiceRaisedError(f"this instance does not serve {delivery.service!r}")
+            context = step.context = self._context(step)
+            try:
+                async with asyncio.timeout(delivery.run_timeout_s or None) as deadline:
+                    step.deadline = deadline
+                    result = await service.run(context)
+            except TimeoutError as error:
+                if not deadline.expired():
+                    raise
+                context.canceled = True
+                raise RunTimeoutError(
+                    f"{delivery.service} ran longer than {delivery.run_timeout_s:g} s",
+                    why=f"run_timeout_s of the service is {delivery.run_timeout_s:g}",
+                    fix="make it faster, or raise run_timeout_s of the service",
+                ) from error
+        except asyncio.CancelledError as error:
+            if step.context is not None and step.context.canceled:
+                self._forget(delivery.step_id, step)
+                raise
+            result = _failed(error_from_exception(error))
+        except BaseException as error:  # noqa: BLE001 - the edge of user code; recorded with the task
+            result = _failed(error_from_exception(error))
+        failpoint("runner.before_answer")
+        self._answer(step, result, started_at)
+        failpoint("runner.after_answer")
+
+    def _context(self, step: RunningStep) -> StepContext:
+        delivery = step.delivery
+        inputs: asyncio.Queue[Any] = asyncio.Queue()
+        for value in delivery.inputs:
+            inputs.put_nowait(_decode(value))
+        data = _decode(delivery.message)
+        return StepContext(
+            step_id=delivery.step_id,
+            attempt=delivery.attempt,
+            task_id=delivery.task_id,
+            session_id=delivery.session_id,
+            service=delivery.service,
+            action=delivery.action,
+            data=data if isinstance(data, dict) else {},
+            emit=partial(self._emit, step),
+            ask=partial(self._ask, step),
+            inputs=inputs,
+            inputs_given=len(delivery.inputs),
+            snapshot=delivery.snapshot,
+            run_timeout_s=delivery.run_timeout_s,
+        )
+
+    def _answer(self, step: RunningStep, result: TaskResult | Parked, started_at: float) -> None:
+        delivery = step.delivery
+        if self.steps.get(delivery.step_id) is not step:
+            return
+        if isinstance(result, Parked):
+            step.answer = Park(
+                delivery.step_id,
+                step.attempt,
+                _encode(result.prompt),
+                result.resume,
+                result.snapshot,
+                result.consumed,
+            )
+        else:
+            encoded = _encode(result.model_dump())
+            step.answer = Answer(delivery.step_id, step.attempt, encoded, started_at, time.time())
+        step.task = None
+        self._post(self._with_events(step, step.answer))
+
+    def _with_events(self, step: RunningStep, answer: Answer | Park) -> Answer | Park:
+        """The answer together with the stream events that are not committed yet."""
+        if not step.events:
+            return answer
+        return msgspec.structs.replace(answer, events_from=step.committed, events=list(step.events))
+
+    def _acknowledged(self, step_id: str) -> None:
+        step = self.steps.get(step_id)
+        if step is not None and step.answer is not None:
+            self._forget(step_id, step)
+
+    def _forget(self, step_id: str, step: RunningStep) -> None:
+        if self.steps.get(step_id) is step:
+            del self.steps[step_id]
+            if not self.steps:
+                self._idle.set()
+
+    def _stop(self, step_id: str, reason: str) -> None:
+        """Stop a step whose result nobody wants any more; no answer is sent."""
+        step = self.steps.get(step_id)
+        if step is None:
+            return
+        if step.context is not None:
+            step.context.canceled = True
+        if step.task is not None:
+            log.info("step stopped", step_id=step_id, reason=reason)
+            step.task.cancel(reason)
+        self._forget(step_id, step)
+
+    # --- streams and inputs -----------------------------------------------------------------------------------------
+
+    def _emit(self, step: RunningStep, event: bytes) -> None:
+        """Take one event of user code, from whatever thread it comes."""
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self._loop:
+            self._append(step, event)
+        else:
+            self._loop.call_soon_threadsafe(self._append, step, event)
+
+    def _append(self, step: RunningStep, event: bytes) -> None:
+        if step.answer is not None or self.steps.get(step.delivery.step_id) is not step:
+            return
+        step.events.append(event)
+        if step.unsent == 0:
+            self._loop.call_soon(self._send_events, step)
+        step.unsent += 1
+
+    def _send_events(self, step: RunningStep) -> None:
+        """Send what user code has streamed in this turn of the loop, as one operation."""
+        count, step.unsent = step.unsent, 0
+        if count and step.answer is None and self.ready.is_set():
+            first = step.committed + len(step.events) - count
+            self._post(Events(step.delivery.step_id, step.attempt, first, step.events[-count:]))
+
+    def _events_committed(self, operation: EventsCommitted) -> None:
+        step = self.steps.get(operation.step_id)
+        if step is not None and step.attempt == operation.attempt and operation.count > step.committed:
+            del step.events[: operation.count - step.committed]
+            step.committed = operation.count
+
+    def _ask(self, step: RunningStep, prompt: dict[str, Any]) -> None:
+        """User code asks a person; the run deadline stands still until the answer is here."""
+        encoded = encode_value(prompt)
+
+        def post() -> None:
+            if step.deadline is not None:
+                step.deadline.reschedule(None)
+            step.asked = AskInput(step.delivery.step_id, step.attempt, encoded)
+            self._post(step.asked)
+
+        self._loop.call_soon_threadsafe(post)
+
+    def _input(self, operation: DeliverInput) -> None:
+        step = self.steps.get(operation.step_id)
+        if step is None or step.context is None:
+            return
+        if step.deadline is not None and step.task is not None and step.deadline.when() is None:
+            step.deadline.reschedule(self._loop.time() + (step.delivery.run_timeout_s or 1e9))
+        step.asked = None
+        step.delivery.inputs.append(operation.value)
+        step.context.inputs.put_nowait(_decode(operation.value))
+
+    def _park_refused(self, operation: ParkRefused) -> None:
+        """An input came while the step was letting go: it runs again here, with that input."""
+        step = self.steps.get(operation.step_id)
+        if step is None or not isinstance(step.answer, Park):
+            return
+        step.delivery = msgspec.structs.replace(step.delivery, snapshot=step.answer.snapshot)
+        step.answer = None
+        step.task = self._loop.create_task(self._run(step))
+
+    # --- ending -----------------------------------------------------------------------------------------------------
+
+    def _stop_taking(self) -> None:
+        for name in self.services:
+            self._post(Credits(name, 0))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take nothing new, finish what is held, say goodbye; what is not finished in time is handed back.
+
+        True when everything was finished and acknowledged.
+        """
+        self.draining = True
+        self._stop_taking()
+        finished = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            finished = False
+        running = [step.task for step in self.steps.values() if step.task is not None]
+        for step_id in list(self.steps):
+            self._stop(step_id, "the instance is shutting down")
+        self._post(Goodbye())
+        self._flush()
+        if running:
+            await asyncio.wait(running, timeout=1.0)
+        for service in self.services.values():
+            await service.stop()
+        return finished
+
+
+def _failed(error: TaskError) -> TaskResult:
+    return TaskResult(task_id="", history=[], result=error.message, status="failed", error=error)

@@ -1,0 +1,306 @@
+"""The contract of a state store: the only memory of the system, and what is true of it after a crash.
+
+Everything that one hop changes is one `Transition`, and a transition is recorded whole or not at all. A store groups
+the transitions that are waiting into one commit, in the order in which they were handed over. It knows rows, guards
+and bytes; what they mean (states, policies, retries) is the engine's business.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from llama_deploy.errors import LlamaDeployError
+
+
+class TaskRow(msgspec.Struct, frozen=True, gc=False):
+    """The narrow row of a task: what a list shows and what guards every change to the task."""
+
+    task_id: str
+    session_id: str
+    """The session that the task shares state with; equal to `task_id` for a task without a session."""
+    service: str
+    """The service that the client named, or the one that the first message went to."""
+    state: str
+    version: int
+    """How many entries the task's history has; every transition that changes the task adds exactly one."""
+    steps: int
+    """How many steps were ever sent for the task; the next step is `<task_id>:<steps + 1>`."""
+    created_at: float
+    updated_at: float
+    ended_at: float | None = None
+
+
+class HistoryRow(msgspec.Struct, frozen=True, gc=False):
+    """One entry of a task's append-only history."""
+
+    task_id: str
+    seq: int
+    """Dense per task, from 1."""
+    at: float
+    kind: str
+    data: bytes
+    """JSON object of everything else that the entry says."""
+
+
+class DeliveryRow(msgspec.Struct, frozen=True, gc=False):
+    """A step that was sent and is not answered: outbox, in-flight record, retry and timeout in one.
+
+    The message itself stands in the history entry `seq` at position `index`, so that this row stays narrow.
+    """
+
+    step_id: str
+    task_id: str
+    service: str
+    attempt: int
+    visible_at: float
+    """When the step is overdue and is published (again), seconds since the epoch."""
+    seq: int
+    index: int
+    parked: int = 0
+    """0, or the history entry in which the step was parked; a parked step is never overdue."""
+
+
+class DeliveryMove(msgspec.Struct, frozen=True, gc=False):
+    """A change of an open delivery, guarded by its attempt."""
+
+    step_id: str
+    expected_attempt: int
+    attempt: int
+    visible_at: float
+    parked: int = 0
+
+
+class SharedWrite(msgspec.Struct, frozen=True, gc=False):
+    """A change of one key of a session's shared state, guarded by that key's version (0: the key is new)."""
+
+    session_id: str
+    key: str
+    expected_version: int
+    value: bytes | None
+    """JSON of the new value under version `expected_version + 1`; `None` marks the key as removed."""
+
+
+class SharedRead(msgspec.Struct, frozen=True, gc=False):
+    """A key of a session's shared state that a decision was based on, and its version then (0: absent)."""
+
+    session_id: str
+    key: str
+    version: int
+
+
+class SharedValue(msgspec.Struct, frozen=True, gc=False):
+    """One key of a session's shared state as recorded; `value` is `None` where the key was removed."""
+
+    key: str
+    version: int
+    value: bytes | None
+
+
+class StreamChunk(msgspec.Struct, frozen=True, gc=False):
+    """Consecutive stream events of one attempt of one step, under dense numbers of the task."""
+
+    task_id: str
+    first: int
+    """Number of the first event within the task's stream, from 0."""
+    count: int
+    step_id: str
+    attempt: int
+    attempt_first: int
+    """Index of the first event within its attempt, from 0; -1 for the marker that opens a further attempt."""
+    at: float
+    data: bytes
+    """JSON array of the events."""
+
+
+class SessionRow(msgspec.Struct, frozen=True, gc=False):
+    """A session that somebody named or created."""
+
+    session_id: str
+    created_at: float
+
+
+class Transition(msgspec.Struct, kw_only=True, gc=False):
+    """Everything that one hop changes. Recorded whole, or refused whole when one of its guards fails.
+
+    `settled` is called on the event loop after the commit: with `None` when the transition is recorded, with a
+    `CommitConflictError` when a guard failed. Calls come in the order in which transitions were handed over.
+    """
+
+    settled: Callable[[LlamaDeployError | None], None]
+    task: TaskRow | None = None
+    expected_version: int = 0
+    """The version of the task row that this replaces; 0 inserts the row and refuses an existing one."""
+    entry: HistoryRow | None = None
+    answered: Sequence[str] = ()
+    """Step ids whose deliveries are deleted; each must exist, that is what makes an answer count once."""
+    sent: Sequence[DeliveryRow] = ()
+    moved: Sequence[DeliveryMove] = ()
+    shared: Sequence[SharedWrite] = ()
+    shared_reads: Sequence[SharedRead] = ()
+    chunks: Sequence[StreamChunk] = ()
+    session: SessionRow | None = None
+    """Inserted if no such session exists; nothing happens if one does."""
+    idempotency: tuple[str, str] | None = None
+    """Key and digest of the request; refused when the key exists."""
+
+
+class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which tasks a list shows; `None` means any."""
+
+    states: tuple[str, ...] | None = None
+    service: str | None = None
+    session_id: str | None = None
+    oldest_first: bool = False
+
+
+class TaskListing(msgspec.Struct, frozen=True):
+    """One page of tasks and the cursor of the next page, `None` after the last."""
+
+    rows: list[TaskRow]
+    next: str | None
+
+
+class SessionListing(msgspec.Struct, frozen=True):
+    """One page of sessions and the cursor of the next page, `None` after the last."""
+
+    rows: list[SessionRow]
+    next: str | None
+
+
+class StoreStatistics(msgspec.Struct):
+    """What a store has done since it was opened; tests gate on these counts."""
+
+    commits: int = 0
+    transitions: int = 0
+    statements: int = 0
+    """Statement executions sent to the database; a batched execution over many rows counts once."""
+    rows_written: int = 0
+    conflicts: int = 0
+    retried_batches: int = 0
+
+
+class StateStore(ABC):
+    """A durable memory for tasks, sessions and services.
+
+    Methods are called on the event loop that `open` ran on. Reads see everything whose `settled` was called.
+    """
+
+    statistics: StoreStatistics
+    location: str
+    """Where the data lives, as shown to people: a path, `:memory:`, or a URL without its password."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Open the store, create or migrate its schema.
+
+        Afterwards everything that was recorded before is readable. A crash during a migration leaves the old
+        schema or the new one. Raises `StoreLockedError` when another process has the store open,
+        `StoreReadOnlyError`, `StoreVersionError`; nothing is changed then.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Record what was handed over, then release everything. Repeating it does nothing."""
+
+    @abstractmethod
+    def record(self, transition: Transition) -> None:
+        """Hand over one transition; returns at once, and `transition.settled` tells the end of it.
+
+        Before `settled`: after a crash the transition is recorded whole, or not at all. After `settled(None)`: it
+        survives any crash, with SQLite's `synchronous=FULL` also a loss of power. When the store cannot write, it
+        keeps the transition and tries again; `healthy` is false meanwhile. Handing over the same transition twice
+        is refused by its guards.
+        """
+
+    @property
+    @abstractmethod
+    def healthy(self) -> bool:
+        """Whether the latest attempt to write succeeded. New work is refused while this is false."""
+
+    @property
+    @abstractmethod
+    def backlog(self) -> int:
+        """Number of transitions handed over and not settled."""
+
+    @abstractmethod
+    async def load_task(self, task_id: str) -> TaskRow | None:
+        """The task's row, or `None`."""
+
+    @abstractmethod
+    async def load_deliveries(self, task_id: str) -> list[DeliveryRow]:
+        """The task's open deliveries, in the order in which they were sent."""
+
+    @abstractmethod
+    async def load_history(self, task_id: str, *, after: int = 0, limit: int | None = None) -> list[HistoryRow]:
+        """The task's history entries with `seq > after`, in order; all of them without a limit."""
+
+    @abstractmethod
+    async def load_chunks(self, task_id: str, *, first: int = 0, limit: int = 100) -> list[StreamChunk]:
+        """At most `limit` chunks that hold events numbered `first` or higher, in order."""
+
+    @abstractmethod
+    async def load_stream_end(self, task_id: str) -> tuple[int, dict[str, tuple[int, int]]]:
+        """How many stream events the task has, and per step its latest attempt in the stream with its event count."""
+
+    @abstractmethod
+    async def list_tasks(self, where: TaskFilter, *, limit: int, cursor: str | None = None) -> TaskListing:
+        """One page of tasks, newest first by default. Raises `InvalidRequestError` for a cursor that is not ours."""
+
+    @abstractmethod
+    async def count_tasks(self) -> dict[str, int]:
+        """The number of tasks by state. Costs no more than the number of unfinished tasks; see the implementation."""
+
+    @abstractmethod
+    async def count_session_tasks(self, session_id: str) -> tuple[int, int]:
+        """How many tasks a session has, and how many of them are unfinished."""
+
+    @abstractmethod
+    async def due_deliveries(self, now: float, *, limit: int) -> list[DeliveryRow]:
+        """The deliveries that are not parked and overdue at `now`, longest overdue first."""
+
+    @abstractmethod
+    async def next_due(self) -> float | None:
+        """The earliest `visible_at` of deliveries that are not parked, or `None` when there is none."""
+
+    @abstractmethod
+    async def make_due(self, now: float) -> int:
+        """Set `visible_at` of every delivery that is not parked to at most `now`; returns how many there are.
+
+        A starting control plane calls it: what was published before is not known to be on its way any more.
+        Repeating it does nothing more.
+        """
+
+    @abstractmethod
+    async def load_session(self, session_id: str) -> SessionRow | None:
+        """The session's row, or `None`."""
+
+    @abstractmethod
+    async def list_sessions(self, *, limit: int, cursor: str | None = None) -> SessionListing:
+        """One page of sessions, newest first."""
+
+    @abstractmethod
+    async def load_shared(self, session_id: str) -> list[SharedValue]:
+        """The session's shared state, removed keys included (their versions still guard)."""
+
+    @abstractmethod
+    async def delete_session(self, session_id: str) -> bool:
+        """Remove the session's row and shared state, not its tasks. True when it existed; repeating is harmless."""
+
+    @abstractmethod
+    async def find_idempotent(self, key: str) -> tuple[str, str] | None:
+        """Task id and request digest recorded under an idempotency key, or `None`."""
+
+    @abstractmethod
+    async def put_service(self, name: str, definition: bytes) -> None:
+        """Record a service's definition (JSON), replacing an earlier one. Durable when it returns."""
+
+    @abstractmethod
+    async def delete_service(self, name: str) -> bool:
+        """Forget a service. True when it existed; repeating is harmless."""
+
+    @abstractmethod
+    async def load_services(self) -> dict[str, bytes]:
+        """Every recorded service definition, by name."""

@@ -1,0 +1,20 @@
+"""The suite that every state store must pass, for third parties too.
+
+Subclass it under a name that your test runner collects, say how a store is made, and run the async tests:
+
+    class TestMyStore(StoreConformance):
+        def make_store(self) -> StateStore:
+            return MyStore(self.url)
+
+It uses plain `assert` and no test framework. `pytest.register_assert_rewrite("llama_deploy.testing")`, before the
+import, makes its failures speak.
+"""
+
+from __future__ import annotations
+
+from llama_deploy.testing.store_reads import ReadConformance
+from llama_deploy.testing.store_transitions import TransitionConformance
+
+
+class StoreConformance(TransitionConformance, ReadConformance):
+    """Every promise of `llama_deploy.state_stores.base`, one test each. Each test begins with an empty store."""

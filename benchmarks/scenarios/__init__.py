@@ -1,0 +1,1 @@
+"""What is measured: each scenario is asked of a system and returns figures."""

@@ -1,0 +1,111 @@
+"""Our own system: a control plane with the embedded default (SQLite, `synchronous=FULL`), services in another process.
+
+It is started as a user starts it, with `llamactl`. The services share one process, as the tasks of a peer's worker do.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import REPOSITORY, Process, free_port, run_client
+from benchmarks.systems.base import Running, System
+
+LLAMACTL = Path(sys.executable).parent / "llamactl"
+DEPLOYMENTS = REPOSITORY / "benchmarks" / "ours"
+PACKAGES = ("fastapi", "msgspec", "pydantic", "uvicorn", "uvloop", "websockets")
+
+
+class Ours(System):
+    """The system of this repository, from its working tree."""
+
+    name = "ours"
+    title = "llama_deploy"
+    note = "SQLite WAL `synchronous=FULL`, every hop recorded; control plane, services and client are three processes"
+    scenarios = frozenset(
+        {"echo", "two_hop", "fan_out", "idle", "streams", "start_up", "growth", "session", "recovery"}
+    )
+
+    def missing(self) -> str | None:
+        if not LLAMACTL.exists():
+            return "`llamactl` is not installed beside this interpreter"
+        if importlib.util.find_spec("llama_deploy.cli") is None:
+            return "llama_deploy has no command line yet"
+        return None
+
+    def prepare(self) -> None:
+        """Nothing: it is measured in the environment that runs the benchmarks."""
+
+    def versions(self) -> dict[str, str]:
+        from llama_deploy import __version__
+
+        packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+        return {"llama_deploy": __version__, "sqlite": sqlite3.sqlite_version, **packages}
+
+    @contextmanager
+    def running(self, scenario: str, folder: Path) -> Iterator[RunningOurs]:
+        running = RunningOurs(deployment_file(scenario), folder)
+        try:
+            running.start_control_plane()
+            running.start_service()
+            yield running
+        finally:
+            running.stop()
+
+
+def deployment_file(scenario: str) -> Path:
+    """The deployment of a scenario: its own where it has one."""
+    own = DEPLOYMENTS / f"{scenario}.yml"
+    return own if own.exists() else DEPLOYMENTS / "simple.yml"
+
+
+class RunningOurs(Running):
+    """A started control plane and its service processes, each of which a scenario may kill and start again."""
+
+    def __init__(self, file: Path, folder: Path) -> None:
+        self.folder = folder
+        self.store = folder / "store.sqlite"
+        self.control_plane: Process | None = None
+        self.services: list[Process] = []
+        self._file = file
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def start_control_plane(self) -> None:
+        """Starts it, on the same port and store each time; returns when it listens."""
+        where = ["--port", str(self._port), "--store", str(self.store)]
+        argv = [str(LLAMACTL), "serve", str(self._file), "--only", "control-plane", *where]
+        self.control_plane = Process(argv, self.folder / "control-plane.log")
+        self.control_plane.wait_for_port(self._port)
+
+    def start_service(self) -> Process:
+        """Starts one more process with all services; it registers by itself."""
+        argv = [sys.executable, "-m", "benchmarks.ours.services", self.url]
+        process = Process(argv, self.folder / f"service-{len(self.services)}.log")
+        self.services.append(process)
+        return process
+
+    def stop(self) -> None:
+        """Ends every process that was started here, the services first."""
+        for process in [*self.services, self.control_plane]:
+            if process is not None:
+                process.stop()
+
+    def processes(self) -> dict[str, list[int]]:
+        assert self.control_plane is not None, "asked before it was started"
+        self.control_plane.check()
+        return {"control_plane": [self.control_plane.pid], "service": [process.pid for process in self.services]}
+
+    def client(
+        self, scenario: str, load: Mapping[str, Any], *, on_event: Callable[[str], None] | None = None
+    ) -> dict[str, float]:
+        options = {"url": self.url, "ready": "echo", "ready_input": {"text": "1"}, **load.get("options", {})}
+        argv = [sys.executable, "-m", "benchmarks.ours.client", scenario, json.dumps({**load, "options": options})]
+        return run_client(argv, on_event=on_event)

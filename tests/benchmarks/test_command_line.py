@@ -1,0 +1,40 @@
+"""The options of `python -m benchmarks`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmarks.__main__ import parse
+from benchmarks.scenarios.base import QUICK
+from benchmarks.scenarios.registry import SCENARIOS
+
+
+def test_everything_is_measured_by_default() -> None:
+    choice = parse([])
+    assert [scenario.name for scenario in choice.scenarios] == list(SCENARIOS)
+    assert [system.name for system in choice.systems] == ["ours", "celery", "taskiq", "saq", "faststream", "floor"]
+    assert choice.rounds == 5
+
+
+def test_a_choice_of_scenarios_peers_and_folder() -> None:
+    choice = parse(["--only", "echo,idle", "--peers", "celery", "--out", "elsewhere", "--rounds", "3"])
+    assert [scenario.name for scenario in choice.scenarios] == ["echo", "idle"]
+    assert [system.name for system in choice.systems] == ["ours", "celery"]
+    assert (choice.out, choice.rounds) == (Path("elsewhere"), 3)
+
+
+def test_no_peers_and_a_quick_run() -> None:
+    choice = parse(["--peers", "none", "--quick"])
+    assert [system.name for system in choice.systems] == ["ours"]
+    assert (choice.sizes, choice.rounds) == (QUICK, 1)
+
+
+def test_peers_alone() -> None:
+    assert [system.name for system in parse(["--without-ours", "--peers", "floor"]).systems] == ["floor"]
+
+
+def test_an_unknown_name_is_refused_with_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--only", "ecko"])
+    assert "unknown: ecko; there are: echo, two_hop" in capsys.readouterr().err

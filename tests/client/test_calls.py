@@ -83,8 +83,8 @@ async def test_a_service_without_arguments_gets_an_empty_object(plane: FakeContr
     ("arguments", "told"),
     [
         ({"input": 1, "text": "x"}, "both `input` and keyword arguments"),
-        ({"input": b"x"}, "bytes have no JSON form"),
-        ({"input": math.nan}, "nan has no JSON form"),
+        ({"input": b"x"}, "bytes is not JSON serializable"),
+        ({"input": math.nan}, "not JSON compliant"),
         ({"thing": object()}, "type builtins.object has no JSON form"),
         ({"metadata": {"n": 1}}, "maps text to text"),
         ({"timeout_s": -1}, "timeout_s is -1"),

@@ -321,12 +321,13 @@ class Client:
         state: TaskState | str | Sequence[TaskState | str] | None = None,
         service: str | None = None,
         session_id: str | None = None,
+        oldest_first: bool = False,
     ) -> AsyncIterator[TaskView]:
         """All tasks that fit the filters, newest first, fetched page by page. `state` is one state or several."""
         cursor: str | None = None
         while True:
             page = await self.list_tasks_page(
-                state=state, service=service, session_id=session_id, limit=PAGE_ITEMS, cursor=cursor
+                state=state, service=service, session_id=session_id, oldest_first=oldest_first, cursor=cursor
             )
             for task in page.items:
                 yield task
@@ -339,6 +340,7 @@ class Client:
         state: TaskState | str | Sequence[TaskState | str] | None = None,
         service: str | None = None,
         session_id: str | None = None,
+        oldest_first: bool = False,
         limit: int = PAGE_ITEMS,
         cursor: str | None = None,
     ) -> TaskPage:
@@ -350,6 +352,7 @@ class Client:
             state=",".join(map(_state_name, states)) or None,
             service=service,
             session_id=session_id,
+            oldest_first=oldest_first or None,
             limit=limit,
             cursor=cursor,
         )

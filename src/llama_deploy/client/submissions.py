@@ -14,8 +14,9 @@ from msgspec import UNSET
 from llama_deploy.errors import InvalidRequestError, LimitExceededError
 from llama_deploy.messages.values import encode_json
 
-SUBMISSION_BYTES_MAX = 15 * 1024 * 1024
-"""The largest task definition that is sent, in bytes of JSON: a WebSocket message of the server ends at 16 MiB."""
+SUBMISSION_BYTES_MAX = 32 * 1024 * 1024
+"""The largest task definition that is sent, in bytes of JSON. A control plane's own limit is lower by default, and is
+told with a refusal; a frame beyond what it reads at all would only end the connection, again and again."""
 
 
 class _Definition(msgspec.Struct, omit_defaults=True, gc=False):

@@ -222,10 +222,13 @@ class SyncClient:
         state: TaskState | str | Sequence[TaskState | str] | None = None,
         service: str | None = None,
         session_id: str | None = None,
+        oldest_first: bool = False,
     ) -> Iterator[TaskView]:
         """All tasks that fit the filters, newest first. See `Client.list_tasks`."""
         return self._portal.iterate(
-            lambda: self._client.list_tasks(state=state, service=service, session_id=session_id)
+            lambda: self._client.list_tasks(
+                state=state, service=service, session_id=session_id, oldest_first=oldest_first
+            )
         )
 
     def list_tasks_page(
@@ -234,13 +237,19 @@ class SyncClient:
         state: TaskState | str | Sequence[TaskState | str] | None = None,
         service: str | None = None,
         session_id: str | None = None,
+        oldest_first: bool = False,
         limit: int = PAGE_ITEMS,
         cursor: str | None = None,
     ) -> TaskPage:
         """One page of what `list_tasks` gives. See `Client.list_tasks_page`."""
         return self._portal.call(
             self._client.list_tasks_page(
-                state=state, service=service, session_id=session_id, limit=limit, cursor=cursor
+                state=state,
+                service=service,
+                session_id=session_id,
+                oldest_first=oldest_first,
+                limit=limit,
+                cursor=cursor,
             )
         )
 

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -48,6 +49,14 @@ def listens(port: int) -> bool:
     """Whether something accepts connections on this loopback port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def without_paths(text: str) -> str:
+    """The text without what names this machine: the repository's folder and those of the interpreters."""
+    places = {str(REPOSITORY) + os.sep: "", sys.prefix: "PREFIX", sys.base_prefix: "PYTHON", str(Path.home()): "HOME"}
+    for place, word in places.items():
+        text = text.replace(place, word)
+    return text
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:

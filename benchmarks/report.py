@@ -209,7 +209,7 @@ def _target_cells(figure: Figure, median: float, cost_ms: float) -> list[str]:
 def _failures(run: Run) -> str:
     failed = [sample for sample in run.measured.samples if sample.failure]
     lines = [
-        f"* {sample.scenario} of {sample.system}, round {sample.round}: {sample.failure.splitlines()[0]}"
+        f"* {sample.scenario} of {sample.system}, round {sample.round}: {' … '.join(sample.failure.splitlines())}"
         for sample in failed
     ]
     return "## Failed\n\n" + "\n".join(lines) if lines else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.environments import work_folder
 from benchmarks.load import WrongAnswerError
 from benchmarks.machine import Noise, read_cpu_times, read_noise
-from benchmarks.processes import ProcessFailedError
+from benchmarks.processes import ProcessFailedError, without_paths
 from benchmarks.scenarios.base import Figures, Scenario, Sizes
 from benchmarks.systems.base import System
 
@@ -76,7 +76,14 @@ def _try(system: System, scenario: Scenario, sizes: Sizes) -> tuple[Figures, str
         try:
             return scenario.run(system, sizes, Path(folder)), ""
         except (ProcessFailedError, WrongAnswerError, OSError, AssertionError) as error:
-            return {}, f"{type(error).__name__}: {error}"
+            print(error, file=sys.stderr, flush=True)
+            return {}, brief(error)
+
+
+def brief(error: Exception) -> str:
+    """An error in two lines at most, its first and its last, fit to be published."""
+    lines = [line.strip() for line in without_paths(f"{type(error).__name__}: {error}").splitlines() if line.strip()]
+    return "\n".join(dict.fromkeys([lines[0], lines[-1]]))
 
 
 def _tell(sample: Sample, rounds: int) -> None:

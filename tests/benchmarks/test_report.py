@@ -28,7 +28,7 @@ def run() -> Run:
         sample(2, "celery", echo__tasks_per_s=600.0, echo__p50_ms=5.0),
         sample(2, "ours", two_hop__p50_ms=5.0),
         sample(1, "ours", growth__memory_idle_mb=120.0),
-        Sample(1, "celery", "fan_out", {}, failure="ProcessFailedError: it went away\nwith a long story"),
+        Sample(1, "celery", "fan_out", {}, failure="ProcessFailedError: it went away\nOSError: why"),
     ]
     noise = Noise(load_average=0.5, spin_ms=Summary(9, 10, 30, 9), commit_ms=Summary(0.1, 0.25, 2, 200))
     return Run(
@@ -60,7 +60,7 @@ def test_the_page_shows_medians_ratios_targets_and_what_failed(run: Run) -> None
     assert "| echo, 64 outstanding (higher is better) | 4.5 (4 to 5); target 4: reached |" in page
     assert "| echo, one at a time, p50, ms | 2 | **2.25** | 2.5 | at most 2.5 (2 commits + 2) | reached |" in page
     assert "| memory of the control plane, idle, MB | 120 | **120** | 120 | at most 90 | **missed** |" in page
-    assert "* fan_out of celery, round 1: ProcessFailedError: it went away\n" in page
+    assert "* fan_out of celery, round 1: ProcessFailedError: it went away … OSError: why\n" in page
     assert "* saq was not measured: no Redis" in page
     assert "(celery 5)" in page
 

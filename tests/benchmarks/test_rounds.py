@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from benchmarks import rounds
 from benchmarks.machine import Noise
-from benchmarks.processes import ProcessFailedError
+from benchmarks.processes import REPOSITORY, ProcessFailedError
 from benchmarks.scenarios.base import QUICK, Figures, Scenario, Sizes
 from benchmarks.summaries import Summary
 from benchmarks.systems.base import Running, System
@@ -63,6 +64,14 @@ def test_systems_take_turns_within_a_scenario() -> None:
         (2, "echo", "peer"),
     ]
     assert len(measured.noise) == 2
+
+
+def test_what_is_published_of_an_error_names_no_place_on_this_machine() -> None:
+    error = ProcessFailedError(
+        f"{REPOSITORY}/x ended with 1:\n  File {sys.base_prefix}/lib/y.py\n\nOSError: {sys.base_prefix}/z"
+    )
+    assert rounds.brief(error) == "ProcessFailedError: x ended with 1:\nOSError: PYTHON/z"
+    assert rounds.brief(ProcessFailedError("short")) == "ProcessFailedError: short"
 
 
 def test_figures_carry_their_scenario_and_a_failure_stops_nobody_else() -> None:

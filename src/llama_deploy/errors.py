@@ -148,6 +148,12 @@ class ProjectExistsError(LlamaDeployError):
     code, title, category = "LD107", "files exist already", Category.CONFLICT
 
 
+class ServiceStartError(LlamaDeployError):
+    """A service of the deployment cannot be started, so nothing of the deployment is; its last lines say why."""
+
+    code, title, category = "LD108", "service does not start", Category.INVALID
+
+
 # --- LD2xx: tasks, sessions, services -----------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -92,7 +92,7 @@ class Deployment:
         """The client of this deployment; usable while it runs."""
         return self._client
 
-    async def __aenter__(self) -> Deployment:
+    async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
             listener = self._bind()
             if listener is not None:
@@ -100,7 +100,7 @@ class Deployment:
             await self.plane.start()
             stack.push_async_callback(self.plane.stop)
             if not self._quiet:
-                print(f"llama_deploy: data of {self.name!r} in {self.store_location}", file=sys.stderr)
+                sys.stderr.write(f"llama_deploy: data of {self.name!r} in {self.store_location}\n")
             if listener is not None:
                 from llama_deploy.control_plane.http.server import serving
 

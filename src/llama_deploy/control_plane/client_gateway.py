@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -44,7 +45,7 @@ class ClientGateway:
         self.ports: set[ClientPort] = set()
 
     def attach(self, send: Callable[[list[Any]], None], *, room: Callable[[], Any] | None = None) -> ClientPort:
-        """A new connection. `room()` is awaited before each batch of a stream, so that a slow client slows its streams."""
+        """A new connection. `room()` is awaited before each batch of a stream: a slow client slows its streams."""
         port = ClientPort(self, send, room)
         self.ports.add(port)
         return port
@@ -53,7 +54,9 @@ class ClientGateway:
 class ClientPort:
     """One client's connection."""
 
-    def __init__(self, gateway: ClientGateway, send: Callable[[list[Any]], None], room: Callable[[], Any] | None) -> None:
+    def __init__(
+        self, gateway: ClientGateway, send: Callable[[list[Any]], None], room: Callable[[], Any] | None
+    ) -> None:
         self._gateway = gateway
         self._engine = gateway.engine
         self._send = send
@@ -85,19 +88,9 @@ class ClientPort:
             elif isinstance(operation, Wait):
                 self._with_task(operation.request, operation.task_id, self._wait)
             elif isinstance(operation, Subscribe):
-                first = operation.first
-                self._with_task(
-                    operation.request,
-                    operation.task_id,
-                    lambda request, entry, first=first: self._start(request, self._stream(request, entry, first)),
-                )
+                self._with_task(operation.request, operation.task_id, partial(self._start_stream, operation.first))
             elif isinstance(operation, Follow):
-                after = operation.after
-                self._with_task(
-                    operation.request,
-                    operation.task_id,
-                    lambda request, entry, after=after: self._start(request, self._follow(request, entry, after)),
-                )
+                self._with_task(operation.request, operation.task_id, partial(self._start_follow, operation.after))
             elif isinstance(operation, Forget):
                 self._forget(operation.request)
 
@@ -131,19 +124,19 @@ class ClientPort:
             if operation.wait:
                 self._wait(request, entry)
 
-        self._engine.submit(definition, done)
+        self._engine.submissions.submit(definition, done)
 
     def _with_task(self, request: int, task_id: str, use: Callable[[int, TaskEntry], None]) -> None:
         async def run() -> None:
             try:
-                entry = await self._engine.get(task_id)
+                entry = await self._engine.cache.get(task_id)
             except LlamaDeployError as error:
                 self._refuse(request, error)
                 return
             if not self._closed:
                 use(request, entry)
 
-        entry = self._engine.tasks.get(task_id)
+        entry = self._engine.cache.tasks.get(task_id)
         if entry is not None and entry.recorded:
             use(request, entry)
         else:
@@ -160,6 +153,12 @@ class ClientPort:
         self._engine.when_ended(entry, ended)
 
     # --- streams ----------------------------------------------------------------------------------------------------
+
+    def _start_stream(self, first: int, request: int, entry: TaskEntry) -> None:
+        self._start(request, self._stream(request, entry, first))
+
+    def _start_follow(self, after: int, request: int, entry: TaskEntry) -> None:
+        self._start(request, self._follow(request, entry, after))
 
     def _start(self, request: int, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

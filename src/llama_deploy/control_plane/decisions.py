@@ -129,7 +129,11 @@ def _outcome(definition: TaskDefinition, data: dict[str, Any], encoded: bytes) -
         result = TaskResult.model_validate({"history": [], **data, "task_id": definition.task_id})
     except ValidationError:
         result = TaskResult(
-            task_id=definition.task_id, history=[], result=encoded.decode(), kind="json", value=msgspec.json.decode(encoded)
+            task_id=definition.task_id,
+            history=[],
+            result=encoded.decode(),
+            kind="json",
+            value=msgspec.json.decode(encoded),
         )
     return Outcome(result.status, encode_result(result))
 

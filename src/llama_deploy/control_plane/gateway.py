@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from llama_deploy.runtime.logs import get_logger
 from pydantic import TypeAdapter, ValidationError
 
-from llama_deploy.control_plane.engine import Engine, check_id
+from llama_deploy.control_plane.engine import Engine
+from llama_deploy.control_plane.refusals import check_id
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ProtocolError
 from llama_deploy.message_queues import Envelope
@@ -45,6 +45,7 @@ from llama_deploy.messages.frames import (
 )
 from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.clock import Timer
+from llama_deploy.runtime.logs import get_logger
 from llama_deploy.types import InstanceView, ServiceDefinition
 
 log = get_logger("llama_deploy.gateway")
@@ -152,6 +153,15 @@ class Port:
         self._outgoing: list[Any] = []
         self._flush_scheduled = False
         self._is_closed = False
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Answer: self._answer,
+            Events: self._events,
+            Park: self._park,
+            AskInput: self._ask,
+            Heartbeat: self._heartbeat,
+            Credits: self._credits,
+            Goodbye: self._goodbye,
+        }
 
     # --- what the registry and the engine use -----------------------------------------------------------------------
 
@@ -213,14 +223,14 @@ class Port:
         for operation in operations:
             if self._is_closed:
                 return
-            handler = _HANDLERS.get(type(operation))
+            handler = self._handlers.get(type(operation))
             if isinstance(operation, Hello):
                 self._greet(operation)
             elif self._hello is None or handler is None:
                 self._refuse(ProtocolError("the first operation of an instance must be Hello"))
                 return
             else:
-                handler(self, operation)
+                handler(operation)
 
     def _refuse(self, error: LlamaDeployError) -> None:
         self.post(Refused(0, msgspec.json.encode(error.to_problem())))
@@ -264,7 +274,7 @@ class Port:
         """Take back what the instance still holds, tell it what is not its any more, then let work flow to it."""
         disowned: list[str] = []
         for step in held:
-            entry = await self._engine.load(step.step_id.rpartition(":")[0])
+            entry = await self._engine.cache.load(step.step_id.rpartition(":")[0])
             known = entry.open.get(step.step_id) if entry is not None else None
             others = known is not None and known.claimed_by not in (None, self.instance_id)
             if known is None or known.attempt != step.attempt or known.parked or others:
@@ -281,9 +291,9 @@ class Port:
         for definition in self._services.values():
             name = definition.service_name
             self._capacities[name] = definition.concurrency
-            self._subscriptions[name] = self._engine.queue.subscribe(
-                name, self._take, credits=max(0, definition.concurrency - self._busy[name])
-            )
+            subscription = self._engine.queue.subscribe(name, self._take, credits=0)
+            self._subscriptions[name] = subscription
+            subscription.grant(max(0, definition.concurrency - self._busy[name]))
         self._gateway.watch_leases()
 
     def _take(self, envelopes: list[Envelope]) -> None:
@@ -318,7 +328,7 @@ class Port:
             failpoint("gateway.before_ack")
             self._acknowledge(operation.step_id)
 
-        self._engine.answer(self.instance_id, operation, done)
+        self._engine.answers.answer(self.instance_id, operation, done)
         self._release(operation.step_id)
 
     def _events(self, operation: Events) -> None:
@@ -345,7 +355,7 @@ class Port:
         for step in operation.held:
             if self.held.get(step.step_id) == step.attempt:
                 continue
-            entry = self._engine.tasks.get(step.step_id.rpartition(":")[0])
+            entry = self._engine.cache.tasks.get(step.step_id.rpartition(":")[0])
             known = entry.open.get(step.step_id) if entry is not None else None
             if entry is not None and (known is None or known.attempt != step.attempt):
                 disowned.append(step.step_id)
@@ -390,14 +400,3 @@ class Port:
         for subscription in self._subscriptions.values():
             subscription.close()
         self._subscriptions.clear()
-
-
-_HANDLERS: dict[type, Callable[[Port, Any], None]] = {
-    Answer: Port._answer,
-    Events: Port._events,
-    Park: Port._park,
-    AskInput: Port._ask,
-    Heartbeat: Port._heartbeat,
-    Credits: Port._credits,
-    Goodbye: Port._goodbye,
-}

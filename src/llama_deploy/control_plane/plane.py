@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from llama_deploy.runtime.logs import get_logger
-
 from llama_deploy.control_plane.client_gateway import ClientGateway
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.gateway import Gateway
@@ -20,6 +18,7 @@ from llama_deploy.control_plane.views import Views
 from llama_deploy.message_queues import MessageQueue, SimpleMessageQueue
 from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator
 from llama_deploy.runtime import Clock
+from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores import StateStore
 
 log = get_logger("llama_deploy.control_plane")
@@ -98,7 +97,7 @@ class ControlPlane:
             "started_at": self.started_at,
             "store": {"location": self.store.location, "healthy": self.store.healthy, "backlog": self.store.backlog},
             "tasks": await self.store.count_tasks(),
-            "unfinished_in_memory": self.engine.unfinished,
+            "unfinished_in_memory": self.engine.cache.unfinished,
             "services": {name: self.engine.registry.has_instance(name) for name in self.engine.registry.services},
             "instances": len(self.engine.registry.instances),
             "clients": len(self.clients.ports),

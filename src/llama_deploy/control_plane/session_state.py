@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from pydantic import BaseModel
@@ -170,11 +170,11 @@ class PolicyState(dict[str, Any]):
         self._look_at_all()
         return dict(super().items())
 
-    def __ior__(self, other: Any) -> PolicyState:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override]
         self.update(other)
         return self
 
-    def __or__(self, other: Any) -> dict[str, Any]:
+    def __or__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
         return {**self.copy(), **other}
 
     def __iter__(self) -> Iterator[str]:
@@ -196,7 +196,7 @@ class PolicyState(dict[str, Any]):
     def __eq__(self, other: object) -> bool:
         return self.copy() == other
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 class Delta:

@@ -28,7 +28,7 @@ class EngineSettings:
     overdue_s_max: float = 600.0
     """The pause between such repeated publications doubles up to this."""
     run_timeout_grace_s: float = 5.0
-    """How long after the run deadline an instance may take to report it before the control plane takes the step away."""
+    """How long after the run deadline an instance may take to report it before the step is taken away."""
     attempts_max: int = 10
     """Attempts of one step at most, losses of instances included."""
     decision_timeout_s: float = 30.0

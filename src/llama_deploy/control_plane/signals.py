@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from llama_deploy.control_plane.decisions import Outcome, encode_result
-from llama_deploy.control_plane.engine import Engine, check_id, failure, too_large
+from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.records import Record
+from llama_deploy.control_plane.refusals import check_id, failure, resolve, too_large
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import (
     AttemptsExhaustedError,
@@ -42,7 +44,7 @@ class Signals:
         Repeating it on a canceled task does nothing. Raises `TaskNotFoundError`, and `TaskEndedError` for a task
         that ended otherwise.
         """
-        entry = await self._engine.get(task_id)
+        entry = await self._engine.cache.get(task_id)
 
         def work(settled: Callable[[LlamaDeployError | None], None]) -> None:
             if entry.final:
@@ -54,7 +56,7 @@ class Signals:
             record = Record(state="", reason=reason or None, by=by or None)
             outcome = Outcome("canceled", encode_result(result))
             transition = Transition(settled=settled)
-            self._engine.end(entry, transition, "canceled", record, outcome, now=self._engine.clock.now())
+            self._engine.recording.end(entry, transition, "canceled", record, outcome, now=self._engine.clock.now())
 
         await self._record_in_turn(entry, work, even_if_busy=True)
         return entry
@@ -67,7 +69,7 @@ class Signals:
         When it returns, the input is in the history and survives any crash. Raises `NoInputExpectedError` when
         nothing asks, or several steps do and `step_id` does not say which; `TaskEndedError`, `TaskNotFoundError`.
         """
-        entry = await self._engine.get(task_id)
+        entry = await self._engine.cache.get(task_id)
         encoded = msgspec.json.encode(value)
         if len(encoded) > self._engine.settings.payload_bytes_max:
             raise too_large("input", len(encoded), self._engine.settings.payload_bytes_max)
@@ -137,13 +139,18 @@ class Signals:
                 attempt=step.attempt,
                 tag=step.tag,
             )
-            engine.conclude(entry, step, result, lambda: settled(None), by=by or "person", finished_at=now)
+            engine.answers.conclude(entry, step, result, lambda: settled(None), by=by or "person", finished_at=now)
             return
         step.asking = False
         step.inputs.append(encoded)
         number = len(step.inputs)
         record = Record(
-            state="", step_id=step.step_id, service=step.service, input=msgspec.Raw(encoded), number=number, by=by or None
+            state="",
+            step_id=step.step_id,
+            service=step.service,
+            input=msgspec.Raw(encoded),
+            number=number,
+            by=by or None,
         )
         parked = step.parked
         transition = Transition(settled=settled)
@@ -165,7 +172,7 @@ class Signals:
             settled(error)
 
         transition.settled = recorded
-        engine.commit(entry, transition, "input", record, now=now, state=entry.working_state())
+        engine.recording.commit(entry, transition, "input", record, now=now, state=entry.working_state())
 
     # --- asking and parking -----------------------------------------------------------------------------------------
 
@@ -180,7 +187,7 @@ class Signals:
             step.prompt = op.prompt
             record = Record(state="", step_id=step.step_id, service=step.service, prompt=msgspec.Raw(op.prompt))
             transition = Transition(settled=lambda error: None if error else done())
-            self._engine.commit(
+            self._engine.recording.commit(
                 entry, transition, "input_requested", record, now=self._engine.clock.now(), state="input_required"
             )
 
@@ -219,10 +226,8 @@ class Signals:
                 consumed=op.consumed,
             )
             move = DeliveryMove(step.step_id, step.attempt, step.attempt, now, step.parked)
-            transition = Transition(
-                settled=lambda error: None if error else done(0), moved=(move,), chunks=chunks
-            )
-            engine.commit(entry, transition, "input_requested", record, now=now, state="input_required")
+            transition = Transition(settled=lambda error: None if error else done(0), moved=(move,), chunks=chunks)
+            engine.recording.commit(entry, transition, "input_requested", record, now=now, state="input_required")
 
         self._with_step(op.step_id, op.attempt, work, lambda: done(0))
 
@@ -231,7 +236,7 @@ class Signals:
     def lost(self, step_ids: Sequence[str], holder: str, reason: str) -> None:
         """An instance is gone, or has overrun a deadline: what it held becomes the next attempt, at once."""
         for step_id in step_ids:
-            self._engine.with_entry(step_id.rpartition(":")[0], self._loss_of(step_id, holder, reason))
+            self._engine.cache.with_entry(step_id.rpartition(":")[0], self._loss_of(step_id, holder, reason))
 
     def _loss_of(self, step_id: str, holder: str, reason: str) -> Callable[[TaskEntry | None], None]:
         def use(entry: TaskEntry | None) -> None:
@@ -257,7 +262,7 @@ class Signals:
             )
             result = failure(entry.row.task_id, error)
             result.step_id, result.service, result.attempt, result.tag = step_id, step.service, step.attempt, step.tag
-            engine.conclude(entry, step, result, lambda: None, by=holder)
+            engine.answers.conclude(entry, step, result, lambda: None, by=holder)
             return
         step.attempt += 1
         step.published = False
@@ -275,7 +280,7 @@ class Signals:
         if entry.final:  # a notification: the history of an ended task is closed
             engine.store.record(transition)
         else:
-            engine.commit(entry, transition, "lost", record, now=now, state=entry.working_state())
+            engine.recording.commit(entry, transition, "lost", record, now=now, state=entry.working_state())
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
@@ -284,12 +289,12 @@ class Signals:
         engine = self._engine
         check_id("session_id", session_id, engine.settings.id_length_max)
         chosen = session_id or generate_id()
-        session = await engine.load_session(chosen)
+        session = await engine.cache.load_session(chosen)
         if session.recorded:
             return chosen
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         row = SessionRow(chosen, engine.clock.now())
-        engine.store.record(Transition(settled=lambda _: future.done() or future.set_result(None), session=row))
+        engine.store.record(Transition(settled=partial(resolve, future), session=row))
         await future
         session.recorded = True
         return chosen
@@ -314,7 +319,7 @@ class Signals:
             else:
                 self._engine.in_turn(entry, turn)
 
-        self._engine.with_entry(step_id.rpartition(":")[0], use)
+        self._engine.cache.with_entry(step_id.rpartition(":")[0], use)
 
     async def _record_in_turn(
         self,
@@ -326,14 +331,7 @@ class Signals:
         """Run `work` in the task's turn (or at once) and wait until what it recorded is committed."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def settled(error: LlamaDeployError | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(None)
-
+        settled = partial(resolve, future)
         if even_if_busy:
             work(settled)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -33,7 +33,7 @@ class Streams:
     def append(
         self, step_id: str, attempt: int, first: int, events: Sequence[bytes], done: Callable[[int], None]
     ) -> None:
-        """Append events of a running attempt; `done(count)` says how many of that attempt are committed or not wanted."""
+        """Append events of a running attempt; `done(count)` says how many of them are dealt with."""
 
         def use(entry: TaskEntry | None) -> None:
             step = entry.open.get(step_id) if entry is not None else None
@@ -44,7 +44,7 @@ class Streams:
             stream.acknowledge[step_id, attempt] = done
             self._flush(entry)
 
-        self._engine.with_entry(step_id.rpartition(":")[0], use)
+        self._engine.cache.with_entry(step_id.rpartition(":")[0], use)
 
     def exceeds(self, entry: TaskEntry, count: int) -> LimitExceededError | None:
         """The refusal of further events where the task has as many as a task may have."""
@@ -70,7 +70,7 @@ class Streams:
         if not fresh:
             return stream
         known = stream.attempts.get(step.step_id)
-        if known is None and attempt > 1 or known is not None and attempt > known[0]:
+        if (known is None and attempt > 1) or (known is not None and attempt > known[0]):
             marker = msgspec.json.encode({"llama_deploy": "attempt", "step_id": step.step_id, "attempt": attempt})
             stream.pending.append((step.step_id, attempt, -1, stream.next, [marker]))
             stream.next += 1
@@ -152,7 +152,7 @@ class Streams:
         def settled(error: LlamaDeployError | None) -> None:
             stream.in_flight = False
             if error is not None:
-                self._engine.refused(entry)
+                self._engine.recording.refused(entry)
                 return
             self._show(entry, chunks)
             self._acknowledge(acknowledge, counts)
@@ -216,7 +216,7 @@ class _Bell:
         self._entry = entry
         self._event = asyncio.Event()
 
-    def __enter__(self) -> _Bell:
+    def __enter__(self) -> Self:
         self._entry.watchers.add(self._event.set)
         return self
 

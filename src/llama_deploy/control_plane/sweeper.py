@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from llama_deploy.runtime.logs import get_logger
-
 from llama_deploy.control_plane.engine import Engine
+from llama_deploy.control_plane.refusals import resolve
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.runtime.clock import Timer
+from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import DeliveryMove, DeliveryRow, Transition
 
 log = get_logger("llama_deploy.sweeper")
@@ -96,7 +96,7 @@ class Sweeper:
         moves: list[DeliveryMove] = []
         publications: list[tuple[TaskEntry, OpenStep]] = []
         for row in rows:
-            entry = await engine.load(row.task_id)
+            entry = await engine.cache.load(row.task_id)
             step = entry.open.get(row.step_id) if entry is not None else None
             if entry is None or step is None or step.parked or step.due_at > now or entry.stale:
                 continue  # answered, parked or moved while this sweep was reading
@@ -113,9 +113,7 @@ class Sweeper:
         if moves:
             settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             # A refusal only means that one of them was answered meanwhile: the next sweep looks again.
-            engine.store.record(
-                Transition(settled=lambda error: None if settled.done() else settled.set_result(None), moved=moves)
-            )
+            engine.store.record(Transition(settled=lambda _: resolve(settled), moved=moves))
             await settled
         for entry, step in publications:
             if not step.published and not step.parked and not step.claimed_by:

@@ -105,7 +105,7 @@ class Views:
         listing = await self._engine.store.list_tasks(where, limit=limit, cursor=cursor)
         items = []
         for row in listing.rows:
-            entry = self._engine.tasks.get(row.task_id)
+            entry = self._engine.cache.tasks.get(row.task_id)
             items.append(self.task(entry) if entry is not None else self._row(row))
         return TaskPage(items=items, next=listing.next)
 

@@ -275,7 +275,16 @@ class Refused(_Op, frozen=True):
 
 InstanceOp = Hello | Credits | Answer | Events | Park | AskInput | Heartbeat | Goodbye
 ControlOp = (
-    Welcome | Deliver | Acknowledged | EventsCommitted | Disowned | CancelStep | DeliverInput | ParkRefused | Drain | Refused
+    Welcome
+    | Deliver
+    | Acknowledged
+    | EventsCommitted
+    | Disowned
+    | CancelStep
+    | DeliverInput
+    | ParkRefused
+    | Drain
+    | Refused
 )
 ClientOp = Submit | Wait | Subscribe | Follow | Forget
 ReplyOp = Accepted | Ended | Items | StreamEnd | Refused
@@ -310,6 +319,7 @@ def decode_client_frame(data: bytes) -> list[ClientOp]:
 def decode_reply_frame(data: bytes) -> list[ReplyOp]:
     """What a control plane sent to a client. Raises `msgspec.DecodeError` for anything that is not a frame."""
     return _decoders["reply"].decode(data)  # type: ignore[no-any-return]
+
 
 _deliver_decoder = msgspec.msgpack.Decoder(Deliver)
 

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from llama_deploy.runtime.logs import get_logger
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
 
@@ -29,6 +28,7 @@ from llama_deploy.messages.frames import (
     decode_control_frame,
     encode_frame,
 )
+from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services.adapters import as_service
 from llama_deploy.services.runner import Runner
 

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from llama_deploy.runtime.logs import get_logger
 
 from llama_deploy.errors import RunTimeoutError, ServiceRaisedError
 from llama_deploy.messages.frames import (
@@ -41,6 +40,7 @@ from llama_deploy.messages.frames import (
     Welcome,
 )
 from llama_deploy.runtime import failpoint
+from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services.base import Parked, Service, StepContext, encode_value
 from llama_deploy.services.failures import error_from_exception
 from llama_deploy.types import TaskError, TaskResult, generate_id
@@ -92,11 +92,11 @@ class Runner:
         self.services = {service.definition.service_name: service for service in services}
         self.instance_id = instance_id or generate_id()
         self.steps: dict[str, RunningStep] = {}
-        self.send: Callable[[list[Any]], None] = lambda operations: None
+        self.send: Callable[[list[Any]], None] = lambda _: None
         """Set by the link: sends operations, in order, without waiting."""
         self.ready = asyncio.Event()
         """Set while the control plane has this instance registered."""
-        self.refused: Callable[[dict[str, Any]], None] = lambda problem: None
+        self.refused: Callable[[dict[str, Any]], None] = lambda _: None
         """Called when the control plane does not want this instance."""
         self.draining = False
         self.drain_requested: Callable[[], None] = lambda: None

@@ -12,42 +12,30 @@ concurrent WAL writers in old SQLite versions can occur.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import queue
 import random
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llama_deploy.errors import (
     CommitConflictError,
-    InvalidRequestError,
     LlamaDeployError,
-    StoreLockedError,
-    StoreReadOnlyError,
     StoreUnavailableError,
-    StoreVersionError,
 )
 from llama_deploy.runtime import failpoint
+from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import (
-    DeliveryRow,
-    HistoryRow,
-    SessionListing,
-    SessionRow,
-    SharedValue,
-    StateStore,
     StoreStatistics,
-    StreamChunk,
-    TaskFilter,
-    TaskListing,
-    TaskRow,
     Transition,
 )
+from llama_deploy.state_stores.sqlite_file import lock, open_connection
+from llama_deploy.state_stores.sqlite_reads import SQLiteReads
+
+log = get_logger("llama_deploy.store")
 
 T = TypeVar("T")
 
@@ -56,6 +44,11 @@ APPLICATION_ID = 0x4C444550
 
 BATCH_TRANSITIONS_MAX = 512
 """Transitions in one commit at most; what is beyond waits for the next one."""
+
+_REFUSALS = (sqlite3.IntegrityError, UnicodeError, OverflowError)
+"""What makes a single transition unfit to be recorded, as opposed to a database that cannot be written."""
+
+CURSOR_DIGITS_MAX = 18
 
 RETRY_DELAY_S = (0.05, 2.0)
 """First and longest pause before a commit that failed (disk full, I/O error) is tried again."""
@@ -74,7 +67,7 @@ class _RareWrite:
         self.changed = counts[0]
 
 
-class SQLiteStore(StateStore):
+class SQLiteStore(SQLiteReads):
     """A store in one file, for one control plane at a time.
 
     `path` is created when missing. `synchronous` is `FULL` (survives a loss of power) or `NORMAL` (survives a crash
@@ -84,11 +77,10 @@ class SQLiteStore(StateStore):
     def __init__(self, path: str | os.PathLike[str], *, synchronous: str = "FULL") -> None:
         if synchronous not in ("FULL", "NORMAL"):
             raise StoreUnavailableError(f"synchronous must be FULL or NORMAL, not {synchronous!r}")
-        self.path = Path(path)
+        super().__init__(Path(path))
         self.location = str(path)
         self.statistics = StoreStatistics()
         self._synchronous = synchronous
-        self._sql = load_statements()
         self._pending: list[Transition] = []
         self._rare: list[_RareWrite] = []
         self.last_error = ""
@@ -96,7 +88,6 @@ class SQLiteStore(StateStore):
         self._committing = False
         self._flush_scheduled = False
         self._healthy = True
-        self._closed = True
         self._idle = asyncio.Event()
         self._failures = 0
         self._random = random.Random()  # noqa: S311 - jitter, not a secret
@@ -104,20 +95,16 @@ class SQLiteStore(StateStore):
     # --- opening and closing ----------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._lock_file = _lock(self.path)
+        self._lock_file = lock(self.path)
         try:
-            self._connection = self._open_connection()
-            self._migrate()
+            self._connection = open_connection(self.path, self._synchronous)
         except BaseException:
             os.close(self._lock_file)
             raise
         self._commits: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run_commits, name="sqlite-writer", daemon=True)
         self._thread.start()
-        self._readers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sqlite-reader")
-        self._local = threading.local()
-        self._reader_connections: list[sqlite3.Connection] = []
+        self._open_readers(asyncio.get_running_loop())
         self._idle.set()
         self._closed = False
 
@@ -129,48 +116,9 @@ class SQLiteStore(StateStore):
         self._closed = True
         self._commits.put(None)
         await asyncio.to_thread(self._thread.join)
-        self._readers.shutdown(wait=True)
-        for connection in self._reader_connections:
-            connection.close()
+        self._close_readers()
         self._connection.close()
         os.close(self._lock_file)
-
-    def _open_connection(self) -> sqlite3.Connection:
-        try:
-            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=64)
-            connection.execute("PRAGMA busy_timeout = 5000")
-            tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-            if tables == 0:
-                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            elif connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise StoreVersionError(
-                    f"{self.path} is a database of another program",
-                    fix="name another file with --store; this one was not changed",
-                )
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-            connection.execute("PRAGMA cache_size = -32000")
-            connection.execute("PRAGMA wal_autocheckpoint = 2000")
-        except sqlite3.DatabaseError as error:
-            raise _opening_error(self.path, error) from error
-        return connection
-
-    def _migrate(self) -> None:
-        scripts = migrations()
-        current = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if current > len(scripts):
-            raise StoreVersionError(
-                f"{self.path} was written by a later version (schema {current}, this version knows {len(scripts)})",
-                fix="upgrade this program, or name another file with --store; this one was not changed",
-            )
-        for number, script in enumerate(scripts[current:], start=current + 1):
-            try:
-                self._connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
-            except sqlite3.DatabaseError as error:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise _opening_error(self.path, error) from error
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -218,9 +166,7 @@ class SQLiteStore(StateStore):
         while (job := self._commits.get()) is not None:
             job()
 
-    def _commit(
-        self, batch: list[Transition], rare: list[_RareWrite], errors: dict[int, LlamaDeployError]
-    ) -> None:
+    def _commit(self, batch: list[Transition], rare: list[_RareWrite], errors: dict[int, LlamaDeployError]) -> None:
         failpoint("store.before_commit")
         try:
             self._connection.execute("COMMIT")
@@ -230,9 +176,7 @@ class SQLiteStore(StateStore):
         failpoint("store.after_commit")
         self._loop.call_soon_threadsafe(self._settle, batch, rare, errors)
 
-    def _settle(
-        self, batch: list[Transition], rare: list[_RareWrite], errors: dict[int, LlamaDeployError]
-    ) -> None:
+    def _settle(self, batch: list[Transition], rare: list[_RareWrite], errors: dict[int, LlamaDeployError]) -> None:
         self._healthy = True
         self._failures = 0
         self._committing = False
@@ -241,7 +185,10 @@ class SQLiteStore(StateStore):
         self.statistics.transitions += len(batch)
         self._flush()  # the next batch goes to disk while this one's consequences are worked on
         for index, transition in enumerate(batch):
-            transition.settled(errors.get(index))
+            try:
+                transition.settled(errors.get(index))
+            except Exception as error:  # a defect of one task's follow-up must not keep the others from theirs
+                log.exception("what follows a commit failed", exc_info=error)
         for write in rare:
             write.done.set_result(write.changed)
         self._flush()
@@ -272,7 +219,7 @@ class SQLiteStore(StateStore):
         try:
             if self._apply(batch):
                 return {}
-        except sqlite3.IntegrityError:
+        except _REFUSALS:
             pass
         except sqlite3.Error:
             self._rollback()
@@ -293,7 +240,7 @@ class SQLiteStore(StateStore):
             self._connection.execute("SAVEPOINT item")
             try:
                 applied = self._apply([transition])
-            except sqlite3.IntegrityError:
+            except _REFUSALS:
                 applied = False
             if not applied:
                 self._connection.execute("ROLLBACK TO item")
@@ -306,7 +253,7 @@ class SQLiteStore(StateStore):
 
     def _apply(self, batch: Sequence[Transition]) -> bool:
         """All statements of a batch, one execution per kind; false when any guard failed."""
-        if not self._reads_hold(batch):
+        if not self._reads_hold(batch) or _moves_after_answers(batch):
             return False
         inserted: list[tuple[Any, ...]] = []
         updated: list[tuple[Any, ...]] = []
@@ -358,7 +305,9 @@ class SQLiteStore(StateStore):
                 ],
             )
             and self._execute(
-                "insert_session", [(i.session.session_id, i.session.created_at) for i in batch if i.session], guard=False
+                "insert_session",
+                [(i.session.session_id, i.session.created_at) for i in batch if i.session],
+                guard=False,
             )
             and all(
                 self._execute("insert_shared", [(s.value, s.session_id, s.key)])
@@ -404,106 +353,14 @@ class SQLiteStore(StateStore):
             self._flush()
         return await rare.done
 
-    # --- reading ----------------------------------------------------------------------------------------------------
-
-    async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        if self._closed:
-            raise StoreUnavailableError("the store is closed")
-        try:
-            return await self._loop.run_in_executor(self._readers, self._with_reader, query)
-        except sqlite3.Error as error:
-            raise StoreUnavailableError("the store cannot be read", why=str(error)) from error
-
-    def _with_reader(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            uri = f"{self.path.absolute().as_uri()}?mode=ro"
-            connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA busy_timeout = 5000")
-            self._local.connection = connection
-            self._reader_connections.append(connection)
-        return query(connection)
-
-    async def _rows(self, name: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        return await self._read(lambda c: c.execute(self._sql[name], parameters).fetchall())
-
-    async def load_task(self, task_id: str) -> TaskRow | None:
-        rows = await self._rows("load_task", (task_id,))
-        return TaskRow(*rows[0]) if rows else None
-
-    async def load_deliveries(self, task_id: str) -> list[DeliveryRow]:
-        # Step ids are `<task_id>:<n>`, and ";" follows ":" in ASCII.
-        return [DeliveryRow(*r) for r in await self._rows("load_deliveries", (f"{task_id}:", f"{task_id};"))]
-
-    async def load_history(self, task_id: str, *, after: int = 0, limit: int | None = None) -> list[HistoryRow]:
-        rows = await self._rows("load_history", (task_id, after, -1 if limit is None else limit))
-        return [HistoryRow(*row) for row in rows]
-
-    async def load_chunks(self, task_id: str, *, first: int = 0, limit: int = 100) -> list[StreamChunk]:
-        return [StreamChunk(*r) for r in await self._rows("load_chunks", (task_id, first, limit)) if r[1] + r[2] > first]
-
-    async def load_stream_end(self, task_id: str) -> tuple[int, dict[str, tuple[int, int]]]:
-        def query(connection: sqlite3.Connection) -> tuple[int, dict[str, tuple[int, int]]]:
-            end = connection.execute(self._sql["load_stream_end"], (task_id,)).fetchone()[0]
-            latest: dict[str, tuple[int, int]] = {}
-            for step_id, attempt, count in connection.execute(self._sql["load_stream_attempts"], (task_id,)):
-                latest[step_id] = (attempt, count)
-            return end, latest
-
-        return await self._read(query)
-
-    async def list_tasks(self, where: TaskFilter, *, limit: int, cursor: str | None = None) -> TaskListing:
-        sql, parameters = _list_statement(where, limit, _cursor_number(cursor))
-        rows = await self._read(lambda c: c.execute(sql, parameters).fetchall())
-        shown = rows[:limit]
-        return TaskListing([TaskRow(*row[1:]) for row in shown], str(shown[-1][0]) if len(rows) > limit else None)
-
-    async def count_tasks(self) -> dict[str, int]:
-        def query(connection: sqlite3.Connection) -> dict[str, int]:
-            counts = dict(connection.execute(self._sql["count_unfinished"]).fetchall())
-            counts.update(connection.execute(self._sql["count_unhappy"]).fetchall())
-            total = connection.execute(self._sql["count_all"]).fetchone()[0]
-            counts["completed"] = total - sum(counts.values())
-            return {state: count for state, count in counts.items() if count}
-
-        return await self._read(query)
-
-    async def count_session_tasks(self, session_id: str) -> tuple[int, int]:
-        total, unfinished = (await self._rows("count_session_tasks", (session_id,)))[0]
-        return total, unfinished
-
-    async def due_deliveries(self, now: float, *, limit: int) -> list[DeliveryRow]:
-        return [DeliveryRow(*row) for row in await self._rows("due_deliveries", (now, limit))]
-
-    async def next_due(self) -> float | None:
-        found: float | None = (await self._rows("next_due", ()))[0][0]
-        return found
-
     async def make_due(self, now: float) -> int:
         await self._write_now([("make_due", (now,))])
         count: int = (await self._rows("count_deliveries", ()))[0][0]
         return count
 
-    async def load_session(self, session_id: str) -> SessionRow | None:
-        rows = await self._rows("load_session", (session_id,))
-        return SessionRow(*rows[0]) if rows else None
-
-    async def list_sessions(self, *, limit: int, cursor: str | None = None) -> SessionListing:
-        below = _cursor_number(cursor) or (1 << 62)
-        rows = await self._rows("list_sessions", (below, limit + 1))
-        shown = rows[:limit]
-        return SessionListing([SessionRow(*row[1:]) for row in shown], str(shown[-1][0]) if len(rows) > limit else None)
-
-    async def load_shared(self, session_id: str) -> list[SharedValue]:
-        return [SharedValue(*row) for row in await self._rows("load_shared", (session_id,))]
-
     async def delete_session(self, session_id: str) -> bool:
         deleted = await self._write_now([("delete_session", (session_id,)), ("delete_shared", (session_id,))])
         return deleted > 0
-
-    async def find_idempotent(self, key: str) -> tuple[str, str] | None:
-        rows = await self._rows("find_idempotent", (key,))
-        return (rows[0][0], rows[0][1]) if rows else None
 
     async def put_service(self, name: str, definition: bytes) -> None:
         await self._write_now([("put_service", (name, definition))])
@@ -511,98 +368,12 @@ class SQLiteStore(StateStore):
     async def delete_service(self, name: str) -> bool:
         return await self._write_now([("delete_service", (name,))]) > 0
 
-    async def load_services(self) -> dict[str, bytes]:
-        return dict(await self._rows("load_services", ()))  # type: ignore[arg-type]
 
-
-def load_statements() -> dict[str, str]:
-    """The named statements of `statements.sql`."""
-    text = (resources.files(__package__) / "sql" / "sqlite" / "statements.sql").read_text(encoding="utf-8")
-    statements: dict[str, str] = {}
-    for block in text.split("-- name: ")[1:]:
-        name, _, body = block.partition("\n")
-        statements[name.strip()] = body.strip().removesuffix(";")
-    return statements
-
-
-def migrations() -> list[str]:
-    """The migration scripts in order; the database's `user_version` counts those that have run."""
-    folder = resources.files(__package__) / "sql" / "sqlite"
-    names = sorted(item.name for item in folder.iterdir() if item.name[:4].isdigit())
-    return [(folder / name).read_text(encoding="utf-8") for name in names]
-
-
-def _list_statement(where: TaskFilter, limit: int, cursor: int | None) -> tuple[str, tuple[Any, ...]]:
-    """The statement of a task list: one shape per combination of filters, so that an index fits each."""
-    clauses: list[str] = []
-    parameters: list[Any] = []
-    if where.states is not None:
-        clauses.append(f"state IN ({', '.join('?' * len(where.states))})")
-        parameters.extend(where.states)
-        if not set(where.states) & {"completed", "failed", "canceled", "rejected"}:
-            clauses.append("ended_at IS NULL")
-        elif set(where.states) <= {"failed", "canceled", "rejected"}:
-            clauses.append("state IN ('failed', 'canceled', 'rejected')")
-    if where.session_id is not None:
-        clauses.append("session_id = ? AND session_id <> task_id")
-        parameters.append(where.session_id)
-    if where.service is not None:
-        clauses.append("service = ?")
-        parameters.append(where.service)
-    if cursor is not None:
-        clauses.append("number > ?" if where.oldest_first else "number < ?")
-        parameters.append(cursor)
-    condition = f"WHERE {' AND '.join(clauses)} " if clauses else ""
-    columns = "number, task_id, session_id, service, state, version, steps, created_at, updated_at, ended_at"
-    order = "ASC" if where.oldest_first else "DESC"
-    sql = f"SELECT {columns} FROM tasks {condition}ORDER BY number {order} LIMIT ?"  # noqa: S608 - no user text
-    return sql, (*parameters, limit + 1)
-
-
-def _cursor_number(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
-        raise InvalidRequestError(f"{cursor!r} is not a cursor", fix="use the `next` of the page before")
-    return int(cursor)
-
-
-def _lock(path: Path) -> int:
-    """Take the lock file beside the database; it is released when the process ends, however it ends."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise _read_only_error(path, str(error)) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise StoreLockedError(
-            f"{path} is in use by another process" + (f" (pid {holder})" if holder else ""),
-            why="a store has one writer at a time",
-            fix="stop the other process, or name another file with --store",
-        ) from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
-    return descriptor
-
-
-def _opening_error(path: Path, error: sqlite3.DatabaseError) -> LlamaDeployError:
-    text = str(error)
-    if "readonly" in text or "unable to open" in text:
-        return _read_only_error(path, text)
-    if "not a database" in text or "malformed" in text or "no such" in text:
-        return StoreVersionError(
-            f"{path} is not a store of this program", why=text, fix="name another file with --store; it was not changed"
-        )
-    return StoreUnavailableError(f"{path} cannot be opened", why=text)
-
-
-def _read_only_error(path: Path, why: str) -> StoreReadOnlyError:
-    return StoreReadOnlyError(
-        f"{path} cannot be written",
-        why=why,
-        fix="make the file and its folder writable, or name another place with --store",
-    )
+def _moves_after_answers(batch: Sequence[Transition]) -> bool:
+    """Whether a delivery is moved after an earlier transition of the batch has taken it away."""
+    answered: set[str] = set()
+    for item in batch:
+        if item.moved and any(move.step_id in answered for move in item.moved):
+            return True
+        answered.update(item.answered)
+    return False

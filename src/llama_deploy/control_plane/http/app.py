@@ -50,7 +50,7 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._bytes_max:
-            await problems.problem(self._refusal())(scope, receive, send)  # type: ignore[arg-type]
+            await problems.problem(self._refusal())(scope, receive, send)
             return
         size = 0
 

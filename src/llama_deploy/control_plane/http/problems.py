@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from llama_deploy.runtime.logs import get_logger
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from llama_deploy.errors import HTTP_STATUS, Category, InvalidRequestError, LlamaDeployError
+from llama_deploy.runtime.logs import get_logger
 
 log = get_logger("llama_deploy.http")
 
@@ -30,9 +30,7 @@ def problem(error: LlamaDeployError) -> JSONResponse:
     headers = {}
     if error.category in RETRY_AFTER_S:
         headers["Retry-After"] = RETRY_AFTER_S[error.category]
-    return JSONResponse(
-        error.to_problem(), HTTP_STATUS[error.category], headers, media_type="application/problem+json"
-    )
+    return JSONResponse(error.to_problem(), HTTP_STATUS[error.category], headers, media_type="application/problem+json")
 
 
 async def _ours(_: Request, error: Exception) -> JSONResponse:

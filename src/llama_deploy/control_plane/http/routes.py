@@ -62,7 +62,7 @@ async def submit_task(
     if idempotency_key is not None:
         body.idempotency_key = idempotency_key
     definition = body.definition()
-    entry = await plane.engine.submit_and_wait(definition)
+    entry = await plane.engine.submissions.submit_and_wait(definition)
     if entry.definition is not definition:
         response.status_code = 200
     if wait_s:
@@ -82,7 +82,7 @@ async def submit_tasks(request: Request, body: BatchRequest) -> JSONResponse:
 
     async def one(item: TaskRequest) -> dict[str, Any]:
         try:
-            entry = await plane.engine.submit_and_wait(item.definition())
+            entry = await plane.engine.submissions.submit_and_wait(item.definition())
         except LlamaDeployError as error:
             return {"problem": error.to_problem()}
         return {"task": plane.views.task(entry).model_dump(mode="json")}
@@ -111,14 +111,14 @@ async def list_tasks(
 async def get_task(request: Request, task_id: str) -> TaskView:
     """Where a task stands, and why it waits."""
     plane = plane_of(request)
-    return plane.views.task(await plane.engine.get(task_id))
+    return plane.views.task(await plane.engine.cache.get(task_id))
 
 
 @router.get("/tasks/{task_id}/result")
 async def get_result(request: Request, task_id: str, wait_s: WaitS = 0.0) -> TaskResultView:
     """The outcome; `result` is null while the task has none. With `wait_s` the answer waits for the end."""
     plane = plane_of(request)
-    entry = await plane.engine.get(task_id)
+    entry = await plane.engine.cache.get(task_id)
     if wait_s:
         await plane.engine.wait_ended(entry, wait_s)
     return await plane.views.result(entry)
@@ -136,7 +136,7 @@ async def get_history(
 ) -> Any:
     """The task's history. With `follow` or an Accept header for SSE or NDJSON: as it is recorded, until the end."""
     plane = plane_of(request)
-    entry = await plane.engine.get(task_id)
+    entry = await plane.engine.cache.get(task_id)
     media = _stream_type(accept) or (NDJSON if follow else None)
     if media is None:
         return await plane.views.history(entry, after=after, limit=limit)
@@ -159,7 +159,7 @@ async def get_stream(
 ) -> StreamingResponse:
     """The task's stream from event `first` on, live until the task ends; SSE (`id` is the number) or NDJSON."""
     plane = plane_of(request)
-    entry = await plane.engine.get(task_id)
+    entry = await plane.engine.cache.get(task_id)
     media = _stream_type(accept) or NDJSON
     start = _number(last_event_id, default=first - 1) + 1
 
@@ -192,7 +192,11 @@ async def _lines(
 ) -> AsyncIterator[bytes]:
     """Items as SSE or NDJSON; SSE closes with an `end` event that carries the task's state."""
     async for number, item in items:
-        yield b"id: %d\nevent: %s\ndata: %s\n\n" % (number, name.encode(), item) if media == EVENT_STREAM else item + b"\n"
+        yield (
+            b"id: %d\nevent: %s\ndata: %s\n\n" % (number, name.encode(), item)
+            if media == EVENT_STREAM
+            else item + b"\n"
+        )
     if media == EVENT_STREAM:
         yield b'event: end\ndata: {"state":"%s"}\n\n' % entry.row.state.encode()
 
@@ -202,7 +206,7 @@ async def send_input(request: Request, task_id: str, body: InputRequest) -> Task
     """Answer a question of the task. When this returns, the input is recorded."""
     plane = plane_of(request)
     await plane.signals.send_input(task_id, body.value, step_id=body.step_id, by="http")
-    return plane.views.task(await plane.engine.get(task_id))
+    return plane.views.task(await plane.engine.cache.get(task_id))
 
 
 @router.post("/tasks/{task_id}/cancel")

@@ -59,7 +59,7 @@ class _Server(uvicorn.Server):
     """uvicorn without its own signal handling: whoever runs it decides when it stops."""
 
     @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]  # noqa: ANN201 - as the base class has it
+    def capture_signals(self):  # type: ignore[no-untyped-def]
         yield
 
 

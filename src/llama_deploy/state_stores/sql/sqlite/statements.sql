@@ -46,8 +46,9 @@ SELECT task_id, session_id, service, state, version, steps, created_at, updated_
 FROM tasks WHERE task_id = ?;
 
 -- name: load_deliveries
+-- Step ids are `<task_id>:<n>`, and ";" follows ":" in ASCII: a range of the primary key, no index of its own.
 SELECT step_id, task_id, service, attempt, visible_at, seq, position, parked
-FROM deliveries WHERE step_id > ? AND step_id < ? ORDER BY seq, position;
+FROM deliveries WHERE step_id > ?1 || ':' AND step_id < ?1 || ';' AND task_id = ?1 ORDER BY seq, position;
 
 -- name: load_history
 SELECT task_id, seq, at, kind, data FROM history WHERE task_id = ? AND seq > ? ORDER BY seq LIMIT ?;
@@ -64,7 +65,7 @@ SELECT coalesce(max(first + count), 0) FROM stream_chunks WHERE task_id = ?;
 
 -- name: load_stream_attempts
 SELECT step_id, attempt, max(attempt_first + count) FROM stream_chunks
-WHERE task_id = ? AND attempt_first >= 0 GROUP BY step_id, attempt ORDER BY attempt;
+WHERE task_id = ? GROUP BY step_id, attempt ORDER BY attempt;
 
 -- name: count_unfinished
 SELECT state, count(*) FROM tasks WHERE ended_at IS NULL GROUP BY state;

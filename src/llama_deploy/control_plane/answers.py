@@ -1,0 +1,216 @@
+"""Folding back: an answer, good or bad, becomes a retry, the next steps, or the end of its task.
+
+The delivery is the ticket: an answer whose step is not open any more is counted and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llama_deploy.control_plane.decisions import Decision, Outcome, encode_result
+from llama_deploy.control_plane.records import Record
+from llama_deploy.control_plane.refusals import failure, too_large
+from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
+from llama_deploy.errors import AttemptsExhaustedError, InvalidRequestError, LlamaDeployError
+from llama_deploy.messages.frames import Answer
+from llama_deploy.runtime import failpoint
+from llama_deploy.state_stores.base import DeliveryMove, StreamChunk, Transition
+from llama_deploy.types import RetryPolicy, TaskResult
+
+if TYPE_CHECKING:
+    from llama_deploy.control_plane.engine import Engine
+
+
+class Answers:
+    """How answers come back into one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def answer(self, instance_id: str, op: Answer, done: Callable[[], None]) -> None:
+        """Fold a step's answer back. `done` is called when the instance may forget it: recorded, or not wanted."""
+        task_id = op.step_id.rpartition(":")[0]
+
+        def fold(entry: TaskEntry | None) -> None:
+            if entry is None:
+                self._late(done)
+            else:
+                self._engine.in_turn(entry, lambda: self._fold(entry, instance_id, op, done))
+
+        self._engine.cache.with_entry(task_id, fold)
+
+    def _late(self, done: Callable[[], None]) -> None:
+        self._engine.statistics.answers_late += 1
+        done()
+
+    def _fold(self, entry: TaskEntry, instance_id: str, op: Answer, done: Callable[[], None]) -> None:
+        if entry.stale:  # loaded again meanwhile: the answer starts over
+            self.answer(instance_id, op, done)
+            return
+        step = entry.open.get(op.step_id)
+        if step is None:
+            self._late(done)
+            return
+        self._engine.statistics.answers += 1
+        try:
+            if len(op.result) > self._engine.settings.payload_bytes_max:
+                raise too_large("result", len(op.result), self._engine.settings.payload_bytes_max)
+            result = TaskResult.model_validate({"history": [], **msgspec.json.decode(op.result), "task_id": ""})
+        except (LlamaDeployError, ValueError, TypeError) as error:
+            result = failure(entry.row.task_id, InvalidRequestError("the answer is not a result", why=str(error)))
+        if result.status == "failed" and op.attempt < step.attempt:
+            self._late(done)  # a failure of an attempt that was given up already
+            return
+        excess = self._engine.streams.exceeds(entry, len(op.events))
+        if excess is not None:
+            result = failure(entry.row.task_id, excess)
+        result.task_id = entry.row.task_id
+        result.step_id, result.service, result.attempt, result.tag = step.step_id, step.service, op.attempt, step.tag
+        chunks = self._engine.streams.take_for_answer(entry, step, op) if excess is None else ()
+        self.conclude(
+            entry,
+            step,
+            result,
+            done,
+            chunks=chunks,
+            by=instance_id,
+            started_at=op.started_at,
+            finished_at=op.finished_at,
+        )
+
+    def conclude(
+        self,
+        entry: TaskEntry,
+        step: OpenStep,
+        result: TaskResult,
+        done: Callable[[], None],
+        *,
+        chunks: tuple[StreamChunk, ...] = (),
+        by: str | None = None,
+        started_at: float | None = None,
+        finished_at: float | None = None,
+    ) -> None:
+        """A step has a result, good or bad: retry it, or fold it into the policy and record what that decides."""
+        now = self._engine.clock.now()
+        encoded = encode_result(result)
+        record = Record(
+            state="",
+            step_id=step.step_id,
+            service=step.service,
+            attempt=result.attempt,
+            result=msgspec.Raw(encoded),
+            by=by,
+            started_at=started_at,
+            finished_at=finished_at,
+        )
+        transition = Transition(settled=lambda error: self._answer_settled(entry, error, done), chunks=chunks)
+        step.asking = False
+        if step.notification:
+            self._settle_notification(entry, step, result, transition)
+            return
+        if result.status == "failed" and not self._engine.policy.handles_failures:
+            self._conclude_failure(entry, step, result, record, transition, now)
+            return
+
+        def decided(decision: Decision | LlamaDeployError) -> None:
+            if entry.final or step.step_id not in entry.open:  # canceled while the policy was thinking
+                self._late(done)
+            elif isinstance(decision, Decision):
+                self._record_fold(entry, step, transition, record, decision)
+            else:
+                self._end_by_error(entry, transition, "answered", record, decision, answered=(step.step_id,))
+
+        self._engine.decide(entry, (result, encoded), decided)
+
+    def _record_fold(
+        self, entry: TaskEntry, step: OpenStep, transition: Transition, record: Record, decision: Decision
+    ) -> None:
+        """Record an answer with its decision; a message that names the step is the step's next attempt."""
+        now = self._engine.clock.now()
+        retry = next((s for s in decision.sendings if s.step_id == step.step_id), None)
+        if retry is not None and decision.outcome is None:
+            decision.sendings.remove(retry)
+            if step.attempt >= self._engine.settings.attempts_max:
+                error = AttemptsExhaustedError(
+                    f"step {step.step_id} failed {step.attempt} times",
+                    why=f"attempts_max is {self._engine.settings.attempts_max}",
+                )
+                self._end_by_error(entry, transition, "answered", record, error, answered=(step.step_id,))
+                return
+            transition.moved = (self._reschedule(step, now, self._engine.jitter(retry.delay_s)),)
+            record.due_at = step.due_at
+            self._engine.recording.record_decision(entry, transition, "retrying", record, decision, now=now)
+            return
+        transition.answered = (step.step_id,)
+        del entry.open[step.step_id]
+        self._engine.recording.record_decision(entry, transition, "answered", record, decision, now=now)
+
+    def _conclude_failure(
+        self, entry: TaskEntry, step: OpenStep, result: TaskResult, record: Record, transition: Transition, now: float
+    ) -> None:
+        """Where the policy never sees failures: the service's retry settings, then the end of the task."""
+        definition = self._engine.registry.definition(step.service)
+        policy = definition.retry if definition is not None else RetryPolicy()
+        delay_s = policy.delay_for(result.error, step.failures + 1)
+        if delay_s is not None and step.attempt < self._engine.settings.attempts_max:
+            step.failures += 1
+            transition.moved = (self._reschedule(step, now, self._engine.jitter(delay_s, policy.jitter)),)
+            record.due_at = step.due_at
+            self._engine.statistics.retries += 1
+            self._engine.recording.commit(entry, transition, "retrying", record, now=now, state=entry.working_state())
+            return
+        transition.answered = (step.step_id,)
+        del entry.open[step.step_id]
+        outcome = Outcome(result.status, bytes(record.result))
+        self._engine.recording.end(entry, transition, "answered", record, outcome, now=now)
+
+    def _end_by_error(
+        self,
+        entry: TaskEntry,
+        transition: Transition,
+        kind: str,
+        record: Record,
+        error: LlamaDeployError,
+        *,
+        answered: tuple[str, ...],
+    ) -> None:
+        """The policy cannot decide: the task fails with its error; what was answered is kept in the history."""
+        for step_id in answered:
+            entry.open.pop(step_id, None)
+        transition.answered = answered
+        record.reason = str(error)
+        outcome = Outcome("failed", encode_result(failure(entry.row.task_id, error)))
+        self._engine.recording.end(entry, transition, kind, record, outcome, now=self._engine.clock.now())
+
+    def _settle_notification(
+        self, entry: TaskEntry, step: OpenStep, result: TaskResult, transition: Transition
+    ) -> None:
+        """Somebody was told that the task has ended; nothing but the delivery changes. A failure is tried again."""
+        if result.status == "failed" and step.attempt < self._engine.settings.attempts_max:
+            transition.moved = (
+                self._reschedule(
+                    step, self._engine.clock.now(), self._engine.jitter(RetryPolicy().next_delay(step.attempt))
+                ),
+            )
+        else:
+            transition.answered = (step.step_id,)
+            del entry.open[step.step_id]
+        self._engine.store.record(transition)
+
+    def _reschedule(self, step: OpenStep, now: float, delay_s: float) -> DeliveryMove:
+        """Make the next attempt of a step due after a delay; the same ticket, one attempt higher."""
+        step.attempt += 1
+        step.published = False
+        step.claimed_by = None
+        step.due_at = now + delay_s
+        step.overdue_s = 0.0
+        self._engine.arm_sweeper(step.due_at)
+        return DeliveryMove(step.step_id, step.attempt - 1, step.attempt, step.due_at)
+
+    def _answer_settled(self, entry: TaskEntry, error: LlamaDeployError | None, done: Callable[[], None]) -> None:
+        if error is None:
+            failpoint("engine.after_record")
+            done()

@@ -1,0 +1,279 @@
+"""Recording: a decision becomes one transition, and what follows from it happens after the commit.
+
+Everything that changes a task passes `commit` here: the narrow row under its version, one history entry, tickets
+taken, deliveries sent. Nothing is published and nobody is woken before the store has it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llama_deploy.control_plane.decisions import Decision, Outcome, encode_result, outcome_from_state
+from llama_deploy.control_plane.records import Record, SentMessage, StateChange, encode_record
+from llama_deploy.control_plane.refusals import failure, too_large
+from llama_deploy.control_plane.session_state import Delta
+from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
+from llama_deploy.errors import LimitExceededError, LlamaDeployError, NoProgressError
+from llama_deploy.runtime.logs import get_logger
+from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, SharedRead, SharedWrite, Transition
+
+if TYPE_CHECKING:
+    from llama_deploy.control_plane.engine import Engine
+
+log = get_logger("llama_deploy.engine")
+
+
+class Recording:
+    """How one engine records."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def record_decision(
+        self,
+        entry: TaskEntry,
+        transition: Transition,
+        kind: str,
+        record: Record,
+        decision: Decision,
+        *,
+        now: float,
+        state: str | None = None,
+    ) -> None:
+        """Put a decision into a transition and hand it to the store."""
+        outcome = decision.outcome
+        sendings = decision.sendings
+        if outcome is not None:
+            sendings = (
+                [decision.notify] if decision.notify and self._engine.registry.serves(decision.notify.service) else []
+            )
+        elif entry.row.steps + len(sendings) > self._engine.settings.steps_per_task_max:
+            outcome = Outcome("failed", encode_result(failure(entry.row.task_id, self._too_many_steps())))
+            sendings = []
+        self._record_delta(entry, transition, record, decision.delta)
+        if outcome is None and not sendings and not entry.open:
+            outcome = outcome_from_state(entry.definition, entry.private) or self._no_progress(entry)
+        if outcome is not None:
+            self.end(entry, transition, kind, record, outcome, now=now, sendings=sendings)
+            return
+        self._send(entry, transition, record, sendings, now)
+        self.commit(entry, transition, kind, record, now=now, state=state or entry.working_state(), steps=len(sendings))
+
+    def _too_many_steps(self) -> LlamaDeployError:
+        limit = self._engine.settings.steps_per_task_max
+        return LimitExceededError(
+            f"the orchestrator asks for more than {limit} steps", setting="steps_per_task_max", limit=limit
+        )
+
+    def _no_progress(self, entry: TaskEntry) -> Outcome:
+        error = NoProgressError(
+            "the orchestrator sent no message, no step is open and there is no result",
+            fix=f"return a message, or put the result under result_{entry.row.task_id}",
+        )
+        return Outcome("failed", encode_result(failure(entry.row.task_id, error)))
+
+    def _record_delta(self, entry: TaskEntry, transition: Transition, record: Record, delta: Delta) -> None:
+        """Take a decision's changes of state over into memory, the history and the session's rows."""
+        if delta.own or delta.own_present or delta.keys or delta.shared:
+            change = StateChange(own_present=delta.own_present)
+            result = bytes(record.result)
+            for key, value in delta.own.items():
+                if value is None:
+                    change.own_removed.append(key)
+                else:
+                    change.own[key] = msgspec.Raw(value)
+            for key, value in delta.keys.items():
+                if value is None:
+                    change.keys_removed.append(key)
+                elif value == result:
+                    change.keys_as_result.append(key)
+                else:
+                    change.keys[key] = msgspec.Raw(value)
+            change.shared = list(delta.shared)
+            record.change = change
+        entry.private.apply(delta)
+        session = entry.session
+        if session is None or (not delta.shared and not delta.reads):
+            return
+        transition.shared_reads = [
+            SharedRead(session.session_id, key, version)
+            for key, version in delta.reads.items()
+            if key not in delta.shared and (cell := session.cells.get(key)) and cell.version > cell.committed
+        ]
+        writes = []
+        for key, value in delta.shared.items():
+            version = session.version(key)
+            writes.append(SharedWrite(session.session_id, key, version, value))
+            session.put(key, value, version + 1, committed=False)
+        transition.shared = writes
+
+    def _send(self, entry: TaskEntry, transition: Transition, record: Record, sendings: list[Any], now: float) -> None:
+        """Turn messages into open steps, history and delivery rows."""
+        if not sendings:
+            return
+        task_id = entry.row.task_id
+        seq = entry.row.version + 1
+        number = entry.row.steps
+        rows: list[DeliveryRow] = []
+        for index, sending in enumerate(sendings):
+            if len(sending.data) > self._engine.settings.payload_bytes_max:
+                raise too_large("message", len(sending.data), self._engine.settings.payload_bytes_max)
+            step = OpenStep(
+                step_id=f"{task_id}:{number + index + 1}",
+                service=sending.service,
+                action=sending.action,
+                tag=sending.tag,
+                body=sending.data,
+                seq=seq,
+                index=index,
+            )
+            if sending.delay_s > 0:
+                step.due_at = now + self._engine.jitter(sending.delay_s)
+                self._engine.arm_sweeper(step.due_at)
+            else:
+                self._engine.arm_sweeper(now + self._engine.settings.overdue_s)
+            entry.open[step.step_id] = step
+            record.messages.append(
+                SentMessage(
+                    step_id=step.step_id,
+                    service=step.service,
+                    action=step.action,
+                    data=msgspec.Raw(step.body),
+                    tag=step.tag,
+                    delay_s=sending.delay_s,
+                )
+            )
+            visible_at = step.due_at or now + self._engine.settings.overdue_s
+            rows.append(DeliveryRow(step.step_id, task_id, step.service, 1, visible_at, seq, index))
+        transition.sent = rows
+
+    def end(
+        self,
+        entry: TaskEntry,
+        transition: Transition,
+        kind: str,
+        record: Record,
+        outcome: Outcome,
+        *,
+        now: float,
+        sendings: list[Any] | None = None,
+    ) -> None:
+        """End the task: its one outcome, and every step that is still open is taken back."""
+        abandoned = list(entry.open.values())
+        if abandoned:
+            transition.answered = [*transition.answered, *(step.step_id for step in abandoned)]
+            entry.open.clear()
+        self._send(entry, transition, record, sendings or [], now)
+        if bytes(record.result) == outcome.result:
+            record.outcome_is_result = True
+        else:
+            record.outcome = msgspec.Raw(outcome.result)
+        recorded = transition.settled
+
+        def settled(error: LlamaDeployError | None) -> None:
+            if error is None:
+                self._task_ended(entry, outcome.result, abandoned)
+            recorded(error)
+
+        transition.settled = settled
+        self.commit(
+            entry, transition, kind, record, now=now, state=outcome.state, steps=len(sendings or []), ended=True
+        )
+
+    def _task_ended(self, entry: TaskEntry, outcome: bytes, abandoned: list[OpenStep]) -> None:
+        entry.outcome = outcome
+        self._engine.statistics.ended += 1
+        self._engine.cache.leave_session(entry)
+        for step in abandoned:
+            self.take_back(step, "the task has ended")
+        self._engine.cache.keep_ended(entry)
+        callbacks, entry.ended_callbacks = entry.ended_callbacks, []
+        for callback in callbacks:
+            callback(entry)
+
+    def take_back(self, step: OpenStep, reason: str) -> None:
+        """Make sure that nobody works on a step any more."""
+        port = self._engine.registry.instances.get(step.claimed_by) if step.claimed_by else None
+        if port is not None:
+            port.cancel(step.step_id, reason)
+        elif step.published:
+            self._engine.queue.withdraw([step.step_id])
+
+    def commit(
+        self,
+        entry: TaskEntry,
+        transition: Transition,
+        kind: str,
+        record: Record,
+        *,
+        now: float,
+        state: str,
+        steps: int = 0,
+        ended: bool = False,
+    ) -> None:
+        """Hand one transition of a task to the store, with its history entry and its new row.
+
+        After the commit: what is to be sent is published, whoever follows the task is woken.
+        """
+        record.state = state
+        transition.expected_version = entry.row.version
+        service = entry.row.service or (record.messages[0].service if record.messages else "")
+        row = entry.bump(now, state=state, steps=steps, service=service, ended=ended)
+        transition.task = row
+        transition.entry = HistoryRow(row.task_id, row.version, now, kind, encode_record(record))
+        recorded = transition.settled
+        seq = row.version
+        shared = transition.shared
+        to_publish = [step for sent in transition.sent if not (step := entry.open[sent.step_id]).due_at]
+
+        def settled(error: LlamaDeployError | None) -> None:
+            if error is not None:
+                if seq > 1:
+                    self.refused(entry)
+                recorded(error)
+                return
+            entry.settled_seq = seq
+            for write in shared:
+                self._shared_committed(write)
+            recorded(None)
+            if to_publish:
+                self._engine.publish(entry, to_publish)
+            if entry.watchers:
+                entry.notify()
+
+        transition.settled = settled
+        self._engine.store.record(transition)
+
+    def _shared_committed(self, write: SharedWrite) -> None:
+        session = self._engine.cache.sessions.get(write.session_id)
+        cell = session.cells.get(write.key) if session else None
+        if cell is not None:
+            cell.committed = max(cell.committed, write.expected_version + 1)
+
+    def refused(self, entry: TaskEntry) -> None:
+        """A guard failed: memory is not what the store says. Load the task again; instances repeat their answers."""
+        if entry.stale:
+            return
+        entry.stale = True
+        self._engine.statistics.conflicts += 1
+        log.warning("commit refused, task is loaded again", task_id=entry.row.task_id)
+        self._engine.cache.tasks.pop(entry.row.task_id, None)
+        self._engine.cache.leave_session(entry)
+
+        async def reload() -> None:
+            if entry.session is not None:
+                await self._engine.cache.load_session(entry.session.session_id, again=True)
+            fresh = await self._engine.cache.load(entry.row.task_id)
+            if fresh is None:
+                return
+            for callback in entry.ended_callbacks:
+                self._engine.when_ended(fresh, callback)
+            fresh.watchers |= entry.watchers
+            for work in entry.mailbox:
+                self._engine.in_turn(fresh, work)
+            self._engine.publish(fresh, [s for s in fresh.open.values() if not s.parked and not s.due_at])
+            fresh.notify()
+
+        self._engine.spawn(reload())

@@ -1,0 +1,70 @@
+"""Errors and failed results that several parts of the engine answer with, and what makes two requests the same."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+import msgspec
+
+from llama_deploy.errors import InvalidRequestError, LimitExceededError, LlamaDeployError, TaskConflictError
+from llama_deploy.types import TaskDefinition, TaskError, TaskResult
+
+
+def failure(task_id: str, error: LlamaDeployError, *, retryable: bool = False) -> TaskResult:
+    """A failed result that carries one of our own errors."""
+    return TaskResult(
+        task_id=task_id,
+        history=[],
+        result=str(error),
+        status="failed",
+        error=TaskError(code=error.code, type=type(error).__name__, message=str(error), retryable=retryable),
+    )
+
+
+def digest(definition: TaskDefinition) -> str:
+    """What makes two submissions the same request: input, service and session."""
+    parts = msgspec.json.encode([definition.input, definition.agent_id, definition.session_id])
+    return hashlib.blake2b(parts, digest_size=16).hexdigest()
+
+
+def conflict(what: str, task_id: str) -> TaskConflictError:
+    """The refusal of a different request under a known id or key."""
+    return TaskConflictError(
+        f"{what} was used for a different request",
+        why=f"it belongs to task {task_id}, whose input, service or session differ",
+        fix="use a new id or key for a new request",
+        task_id=task_id,
+    )
+
+
+def too_large(what: str, size: int, limit: int) -> LimitExceededError:
+    """The refusal of something bigger than `payload_bytes_max`."""
+    return LimitExceededError(
+        f"the {what} has {size} bytes, the limit is {limit}",
+        fix="pass a reference to large data, or raise payload_bytes_max",
+        setting="payload_bytes_max",
+        limit=limit,
+    )
+
+
+def check_id(name: str, value: Any, length_max: int) -> None:
+    """Raise `InvalidRequestError` for an id that is empty, too long, or has control characters."""
+    if value is None:
+        return
+    if not value or len(value) > length_max or not value.isprintable():
+        raise InvalidRequestError(
+            f"{name} {value[:40]!r} cannot be used",
+            why=f"an id has 1 to {length_max} printable characters",
+        )
+
+
+def resolve(future: asyncio.Future[None], error: LlamaDeployError | None = None) -> None:
+    """Let whoever waits for `future` go on, or fail with `error`; nothing happens when nobody waits any more."""
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(None)

@@ -1,0 +1,133 @@
+"""The file of a SQLite store: whose it is, who may write it, and which schema it has.
+
+Opens the file of any earlier version and brings it up to date; refuses everything else and leaves it untouched.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from importlib import resources
+from pathlib import Path
+
+from llama_deploy.errors import (
+    LlamaDeployError,
+    StoreLockedError,
+    StoreReadOnlyError,
+    StoreUnavailableError,
+    StoreVersionError,
+)
+
+APPLICATION_ID = 0x4C444550
+"""Marks the file as ours (`PRAGMA application_id`), so that another program's database is never touched."""
+
+
+def open_connection(path: Path, synchronous: str) -> sqlite3.Connection:
+    """The writing connection, with the file checked and migrated; nothing is changed where this raises."""
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+    except sqlite3.DatabaseError as error:
+        raise _opening_error(path, error) from error
+    try:
+        _prepare(connection, path, synchronous)
+        _migrate(connection)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise _opening_error(path, error) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, synchronous: str) -> None:
+    """Check that the file is ours and can be written, then set the connection up."""
+    connection.execute("PRAGMA busy_timeout = 5000")
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if tables == 0:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    elif connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise StoreVersionError(
+            f"{path} is a database of another program",
+            fix="name another file with --store; this one was not changed",
+        )
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > (known := len(migrations())):
+        raise StoreVersionError(
+            f"{path} was written by a later version (schema {version}, this version knows {known})",
+            fix="upgrade this program, or name another file with --store; this one was not changed",
+        )
+    connection.execute("BEGIN IMMEDIATE")  # a file that cannot be written refuses a write, not a transaction
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.execute("ROLLBACK")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute("PRAGMA cache_size = -32000")
+    connection.execute("PRAGMA wal_autocheckpoint = 2000")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Run the migrations that the file has not seen, each in a transaction of its own."""
+    current = connection.execute("PRAGMA user_version").fetchone()[0]
+    for number, script in enumerate(migrations()[current:], start=current + 1):
+        connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+
+def lock(path: Path) -> int:
+    """Take the lock file beside the database; it is released when the process ends, however it ends."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _read_only_error(path, str(error)) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise StoreLockedError(
+            f"{path} is in use by another process" + (f" (pid {holder})" if holder else ""),
+            why="a store has one writer at a time",
+            fix="stop the other process, or name another file with --store",
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
+
+
+def _opening_error(path: Path, error: sqlite3.DatabaseError) -> LlamaDeployError:
+    text = str(error)
+    if "readonly" in text or "unable to open" in text:
+        return _read_only_error(path, text)
+    if "not a database" in text or "malformed" in text or "no such" in text:
+        return StoreVersionError(
+            f"{path} is not a store of this program", why=text, fix="name another file with --store; it was not changed"
+        )
+    return StoreUnavailableError(f"{path} cannot be opened", why=text)
+
+
+def _read_only_error(path: Path, why: str) -> StoreReadOnlyError:
+    return StoreReadOnlyError(
+        f"{path} cannot be written",
+        why=why,
+        fix="make the file and its folder writable, or name another place with --store",
+    )
+
+
+def load_statements() -> dict[str, str]:
+    """The named statements of `statements.sql`."""
+    text = (resources.files(__package__) / "sql" / "sqlite" / "statements.sql").read_text(encoding="utf-8")
+    statements: dict[str, str] = {}
+    for block in text.split("-- name: ")[1:]:
+        name, _, body = block.partition("\n")
+        statements[name.strip()] = body.strip().removesuffix(";")
+    return statements
+
+
+def migrations() -> list[str]:
+    """The migration scripts in order; the database's `user_version` counts those that have run."""
+    folder = resources.files(__package__) / "sql" / "sqlite"
+    names = sorted(item.name for item in folder.iterdir() if item.name[:4].isdigit())
+    return [(folder / name).read_text(encoding="utf-8") for name in names]

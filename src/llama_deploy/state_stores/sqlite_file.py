@@ -26,6 +26,11 @@ APPLICATION_ID = 0x4C444550
 def open_connection(path: Path, synchronous: str) -> sqlite3.Connection:
     """The writing connection, with the file checked and migrated; nothing is changed where this raises."""
     try:
+        if path.exists():  # SQLite opens a file that it may only read, and leaves its own files beside it
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise _read_only_error(path, str(error)) from error
+    try:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
     except sqlite3.DatabaseError as error:
         raise _opening_error(path, error) from error
@@ -59,9 +64,6 @@ def _prepare(connection: sqlite3.Connection, path: Path, synchronous: str) -> No
             f"{path} was written by a later version (schema {version}, this version knows {known})",
             fix="upgrade this program, or name another file with --store; this one was not changed",
         )
-    connection.execute("BEGIN IMMEDIATE")  # a file that cannot be written refuses a write, not a transaction
-    connection.execute(f"PRAGMA user_version = {version}")
-    connection.execute("ROLLBACK")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute("PRAGMA cache_size = -32000")

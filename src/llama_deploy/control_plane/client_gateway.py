@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.records import to_entry
 from llama_deploy.control_plane.tasks import TaskEntry
-from llama_deploy.errors import InvalidRequestError, LlamaDeployError
+from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ShuttingDownError
 from llama_deploy.messages.frames import (
     Accepted,
     ClientOp,
@@ -51,6 +51,15 @@ class ClientGateway:
         return port
 
 
+    def stop(self) -> None:
+        """Tell every client that nothing more comes from here; it comes back to the next control plane."""
+        error = ShuttingDownError("the control plane is stopping", fix="wait for it to come back; what it took is kept")
+        for port in tuple(self.ports):
+            port.refuse(0, error)
+            port.flush()
+            port.close()
+
+
 class ClientPort:
     """One client's connection."""
 
@@ -72,9 +81,9 @@ class ClientPort:
         self._outgoing.append(operation)
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         self._flush_scheduled = False
         if self._outgoing and not self._closed:
             operations, self._outgoing = self._outgoing, []
@@ -101,7 +110,7 @@ class ClientPort:
         for request in [*self._waits, *self._followers]:
             self._forget(request)
 
-    def _refuse(self, request: int, error: LlamaDeployError) -> None:
+    def refuse(self, request: int, error: LlamaDeployError) -> None:
         self.post(Refused(request, msgspec.json.encode(error.to_problem())))
 
     # --- submitting and waiting -------------------------------------------------------------------------------------
@@ -111,14 +120,14 @@ class ClientPort:
         try:
             definition = TaskDefinition.model_validate(msgspec.json.decode(operation.definition))
         except (ValidationError, msgspec.DecodeError) as error:
-            self._refuse(request, InvalidRequestError("the task definition is not valid", why=str(error)))
+            self.refuse(request, InvalidRequestError("the task definition is not valid", why=str(error)))
             return
 
         def done(entry: TaskEntry | None, error: LlamaDeployError | None) -> None:
             if self._closed:
                 return
             if entry is None:
-                self._refuse(request, error or InvalidRequestError("refused"))
+                self.refuse(request, error or InvalidRequestError("refused"))
                 return
             self.post(Accepted(request, entry.row.task_id))
             if operation.wait:
@@ -131,7 +140,7 @@ class ClientPort:
             try:
                 entry = await self._engine.cache.get(task_id)
             except LlamaDeployError as error:
-                self._refuse(request, error)
+                self.refuse(request, error)
                 return
             if not self._closed:
                 use(request, entry)
@@ -175,7 +184,7 @@ class ClientPort:
             async for number, events in self._engine.streams.follow(entry, first):
                 await self._pass(request, number, events)
         except LlamaDeployError as error:
-            self._refuse(request, error)
+            self.refuse(request, error)
         else:
             self.post(StreamEnd(request))
 
@@ -185,7 +194,7 @@ class ClientPort:
                 item = to_entry(row.seq, row.at, row.kind, row.data).model_dump_json().encode()
                 await self._pass(request, row.seq, [item])
         except LlamaDeployError as error:
-            self._refuse(request, error)
+            self.refuse(request, error)
         else:
             self.post(StreamEnd(request))
 

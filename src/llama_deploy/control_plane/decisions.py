@@ -87,9 +87,10 @@ async def decide(
             if not isinstance(state, dict):
                 raise OrchestratorError(f"add_result_to_state returned a {type(state).__name__}, not a dict")
             key = get_result_key(definition.task_id)
-            if state.get(key) is answer[0]:  # as after a restart: results are seen as dictionaries
-                state[key] = msgspec.json.decode(answer[1])
-        returned = await policy.get_next_messages(definition.model_copy(), state)
+            if not policy.synchronous and state.get(key) is answer[0]:
+                state[key] = msgspec.json.decode(answer[1])  # as after a restart: results are seen as dictionaries
+        asked_about = definition if policy.synchronous else definition.model_copy()
+        returned = await policy.get_next_messages(asked_about, state)
     except LlamaDeployError:
         raise
     except Exception as error:  # the edge of third-party code: whatever it raises is recorded with the task

@@ -78,6 +78,7 @@ class ControlPlane:
         """
         self.ready = False
         self.engine.stopping = True
+        self.clients.stop()
         self.gateway.stop()
         await self.sweeper.stop()
         await self.engine.stop()

@@ -317,7 +317,6 @@ def _compare(
             encoded = encode_policy_value(value, f"{where}[{key!r}]")
         if before.get(key) != encoded:
             changes[key] = encoded
-    if len(before) + sum(1 for key in changes if key not in before) != len(after):
-        for key in before:
-            if key not in after:
-                changes[key] = None
+    for key in before:
+        if key not in after:
+            changes[key] = None

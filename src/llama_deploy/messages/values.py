@@ -26,9 +26,10 @@ def _convert(value: Any) -> Any:
             return method(mode="json") if offered == "model_dump" else method()
     if isinstance(value, PurePath):
         return str(value)
-    for base in (str, int, float, dict):
-        if isinstance(value, base):
-            return base(value)
+    plain: Any
+    for plain in (str, int, float, dict):
+        if isinstance(value, plain):
+            return plain(value)
     if isinstance(value, list | tuple):
         return list(value)
     raise TypeError(f"a value of type {type(value).__module__}.{type(value).__qualname__} has no JSON form")

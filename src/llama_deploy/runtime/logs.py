@@ -22,7 +22,7 @@ def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
     return text + (f"  {pairs}" if pairs else "") + (f"\n{trace}" if trace else "")
 
 
-_PROCESSORS = [structlog.stdlib.filter_by_level, structlog.processors.format_exc_info, _render]
+_PROCESSORS: list[Any] = [structlog.stdlib.filter_by_level, structlog.processors.format_exc_info, _render]
 
 
 def get_logger(name: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from llama_deploy.services.encoding import encode
 from llama_deploy.types import ServiceDefinition, TaskResult
 
 
@@ -135,6 +136,4 @@ def encode_value(value: Any) -> bytes:
 
     Raises `ResultNotSerialisableError` that names the type, so that nothing half-serialised is ever recorded.
     """
-    from llama_deploy.services.encoding import encode
-
     return encode(value)

@@ -210,9 +210,9 @@ class Runner:
             if service is None:
                 raise ServiceRaisedError(f"this instance does not serve {delivery.service!r}")
             context = step.context = self._context(step)
+            deadline = step.deadline = asyncio.timeout(delivery.run_timeout_s or None)
             try:
-                async with asyncio.timeout(delivery.run_timeout_s or None) as deadline:
-                    step.deadline = deadline
+                async with deadline:
                     result = await service.run(context)
             except TimeoutError as error:
                 if not deadline.expired():

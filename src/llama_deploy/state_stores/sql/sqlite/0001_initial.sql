@@ -1,7 +1,7 @@
 -- The first schema. A migration runs in one transaction together with the change of `PRAGMA user_version`.
 
 CREATE TABLE tasks (
-    number     INTEGER PRIMARY KEY AUTOINCREMENT,
+    number     INTEGER PRIMARY KEY,
     task_id    TEXT NOT NULL UNIQUE,
     session_id TEXT NOT NULL,
     service    TEXT NOT NULL,
@@ -54,7 +54,7 @@ CREATE TABLE stream_chunks (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE sessions (
-    number     INTEGER PRIMARY KEY AUTOINCREMENT,
+    number     INTEGER PRIMARY KEY,
     session_id TEXT NOT NULL UNIQUE,
     created_at REAL NOT NULL
 ) STRICT;

@@ -75,7 +75,7 @@ SELECT state, count(*) FROM tasks WHERE state IN ('failed', 'canceled', 'rejecte
 
 -- name: count_all
 -- Rows are never deleted one by one, so the highest number is the count without reading the table.
-SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'tasks'), 0);
+SELECT coalesce(max(number), 0) FROM tasks;
 
 -- name: count_session_tasks
 SELECT count(*), count(*) FILTER (WHERE ended_at IS NULL) FROM tasks WHERE session_id = ? AND session_id <> task_id;

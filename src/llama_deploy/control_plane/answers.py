@@ -94,7 +94,6 @@ class Answers:
         finished_at: float | None = None,
     ) -> None:
         """A step has a result, good or bad: retry it, or fold it into the policy and record what that decides."""
-        now = self._engine.clock.now()
         encoded = encode_result(result)
         record = Record(
             state="",
@@ -106,13 +105,13 @@ class Answers:
             started_at=started_at,
             finished_at=finished_at,
         )
-        transition = Transition(settled=lambda error: self._answer_settled(entry, error, done), chunks=chunks)
+        transition = Transition(settled=lambda error: self._answer_settled(error, done), chunks=chunks)
         step.asking = False
         if step.notification:
             self._settle_notification(entry, step, result, transition)
             return
         if result.status == "failed" and not self._engine.policy.handles_failures:
-            self._conclude_failure(entry, step, result, record, transition, now)
+            self._conclude_failure(entry, step, result, record, transition)
             return
 
         def decided(decision: Decision | LlamaDeployError) -> None:
@@ -149,9 +148,10 @@ class Answers:
         self._engine.recording.record_decision(entry, transition, "answered", record, decision, now=now)
 
     def _conclude_failure(
-        self, entry: TaskEntry, step: OpenStep, result: TaskResult, record: Record, transition: Transition, now: float
+        self, entry: TaskEntry, step: OpenStep, result: TaskResult, record: Record, transition: Transition
     ) -> None:
         """Where the policy never sees failures: the service's retry settings, then the end of the task."""
+        now = self._engine.clock.now()
         definition = self._engine.registry.definition(step.service)
         policy = definition.retry if definition is not None else RetryPolicy()
         delay_s = policy.delay_for(result.error, step.failures + 1)
@@ -210,7 +210,7 @@ class Answers:
         self._engine.arm_sweeper(step.due_at)
         return DeliveryMove(step.step_id, step.attempt - 1, step.attempt, step.due_at)
 
-    def _answer_settled(self, entry: TaskEntry, error: LlamaDeployError | None, done: Callable[[], None]) -> None:
+    def _answer_settled(self, error: LlamaDeployError | None, done: Callable[[], None]) -> None:
         if error is None:
             failpoint("engine.after_record")
             done()

@@ -50,7 +50,6 @@ class ClientGateway:
         self.ports.add(port)
         return port
 
-
     def stop(self) -> None:
         """Tell every client that nothing more comes from here; it comes back to the next control plane."""
         error = ShuttingDownError("the control plane is stopping", fix="wait for it to come back; what it took is kept")

@@ -84,8 +84,7 @@ async def decide(
     try:
         if answer is not None:
             state = await policy.add_result_to_state(answer[0], state)
-            if not isinstance(state, dict):
-                raise OrchestratorError(f"add_result_to_state returned a {type(state).__name__}, not a dict")
+            _check_state(state)
             key = get_result_key(definition.task_id)
             if not policy.synchronous and state.get(key) is answer[0]:
                 state[key] = msgspec.json.decode(answer[1])  # as after a restart: results are seen as dictionaries
@@ -104,6 +103,11 @@ async def decide(
         raise OrchestratorError("get_next_messages must return a pair (messages, state)", why=str(error)) from error
     delta = private.difference(session, given, new_state, None if answer is None else answer)
     return _interpret(definition, messages, delta)
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, dict):
+        raise OrchestratorError(f"add_result_to_state returned a {type(state).__name__}, not a dict")
 
 
 def _interpret(definition: TaskDefinition, messages: list[Any], delta: Delta) -> Decision:

@@ -87,7 +87,7 @@ class ControlPlane:
             async with asyncio.timeout(close_timeout_s):
                 await self.store.close()
         except TimeoutError:
-            log.error("stopped with transitions that could not be recorded", count=self.store.backlog)
+            log.exception("stopped with transitions that could not be recorded", count=self.store.backlog)
 
     async def status(self) -> dict[str, Any]:
         """What the control plane is doing, in numbers."""

@@ -206,9 +206,7 @@ class Runner:
         started_at = time.time()
         result: TaskResult | Parked
         try:
-            service = self.services.get(delivery.service)
-            if service is None:
-                raise ServiceRaisedError(f"this instance does not serve {delivery.service!r}")
+            service = self._service(delivery.service)
             context = step.context = self._context(step)
             deadline = step.deadline = asyncio.timeout(delivery.run_timeout_s or None)
             try:
@@ -233,6 +231,12 @@ class Runner:
         failpoint("runner.before_answer")
         self._answer(step, result, started_at)
         failpoint("runner.after_answer")
+
+    def _service(self, name: str) -> Service:
+        service = self.services.get(name)
+        if service is None:
+            raise ServiceRaisedError(f"this instance does not serve {name!r}")
+        return service
 
     def _context(self, step: RunningStep) -> StepContext:
         delivery = step.delivery

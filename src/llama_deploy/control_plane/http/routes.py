@@ -36,6 +36,8 @@ probes = APIRouter()
 EVENT_STREAM = "text/event-stream"
 NDJSON = "application/x-ndjson"
 
+DIGITS_MAX = 15
+
 Limit = Annotated[int, Query(ge=1, le=1000)]
 WaitS = Annotated[float, Query(ge=0, le=3600, description="Seconds to wait for the end of the task.")]
 
@@ -182,7 +184,7 @@ def _number(text: str | None, *, default: int) -> int:
     """The number in a `Last-Event-ID` header. Raises `InvalidRequestError`."""
     if text is None or text == "":
         return default
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
+    if not text.isascii() or not text.isdigit() or len(text) > DIGITS_MAX:
         raise InvalidRequestError(f"Last-Event-ID {text!r} is not a number", fix="send back an `id` of this stream")
     return int(text)
 

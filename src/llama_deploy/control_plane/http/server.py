@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
 
 from llama_deploy.control_plane.http.app import build_app
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import PortInUseError, SettingError, UnsafeListenError
+
+PORT_MAX = 65_535
 
 
 def bind(host: str, port: int, *, allow_remote: bool = False) -> socket.socket:
@@ -40,9 +42,9 @@ def bind(host: str, port: int, *, allow_remote: bool = False) -> socket.socket:
         raise PortInUseError(
             f"port {port} on {host} cannot be used",
             why=str(error.strerror or error),
-            fix=f"stop what listens there, or choose another port: --port {port + 1 if port < 65535 else 8000}",
+            fix=f"stop what listens there, or choose another port: --port {port % PORT_MAX + 1}",
         ) from error
-    listener.setblocking(False)
+    listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
     return listener
 
 
@@ -59,7 +61,7 @@ class _Server(uvicorn.Server):
     """uvicorn without its own signal handling: whoever runs it decides when it stops."""
 
     @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 

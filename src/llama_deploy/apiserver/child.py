@@ -41,6 +41,8 @@ class ChildSpec:
     """Added to the environment of this process."""
     service: str = ""
     """The service that the child is an instance of."""
+    version: str = ""
+    """Whatever else the child depends on: another text makes another child."""
 
 
 class ChildProcess:

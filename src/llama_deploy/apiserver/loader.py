@@ -21,7 +21,7 @@ from llama_deploy.apiserver.wording import did_you_mean, listed
 from llama_deploy.errors import ImportPathError, LlamaDeployError
 
 if TYPE_CHECKING:
-    from llama_deploy.apiserver.specs import OrchestratorSpec, ServiceSpec
+    from llama_deploy.apiserver.specs import DeploymentFile, OrchestratorSpec, ServiceSpec
     from llama_deploy.orchestrators.base import BaseOrchestrator
     from llama_deploy.services.base import Service
 
@@ -88,6 +88,13 @@ def load_orchestrator(spec: OrchestratorSpec, base_folder: Path) -> BaseOrchestr
         why = f"It is a {type(found).__name__}, which is no BaseOrchestrator."
         raise _unusable(word, why, "name a subclass of llama_deploy.BaseOrchestrator, or an object of one")
     return found
+
+
+def check_deployment(file: DeploymentFile) -> None:
+    """Import the orchestrator and every service of the file. Raises `ImportPathError` for the first that fails."""
+    load_orchestrator(file.orchestrator, file.folder)
+    for service in file.services:
+        load_service(service, file.folder)
 
 
 def load_object(import_path: str, folder: Path, *, extra_path: Path | None = None) -> Any:

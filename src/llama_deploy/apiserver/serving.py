@@ -1,0 +1,297 @@
+"""Running what a deployment file describes: all of it, or its control plane alone.
+
+All of it means the control plane in this process and every service in child processes of its own. What the parts do
+is theirs; here they are put together, stopped in the right order, and said to be ready. In development the code is
+watched as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_deploy.apiserver.deployment import Deployment, open_store
+from llama_deploy.apiserver.loader import load_orchestrator
+from llama_deploy.apiserver.reload import Change, FileChanged, Refused, changes
+from llama_deploy.apiserver.specs import DeploymentFile, ServiceSpec
+from llama_deploy.apiserver.supervisor import ChildSpec, ChildState, ChildStatus, Supervisor
+from llama_deploy.client.async_client import DEFAULT_URL
+from llama_deploy.errors import ServiceStartError
+from llama_deploy.runtime.failpoints import arm_from_environment
+
+STOP_GRACE_S = 5.0
+"""How much longer than its drain a service process may take to end before it is killed."""
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServingOptions:
+    """What a person said beside the deployment file; it wins over the file."""
+
+    host: str | None = None
+    port: int | None = None
+    store: str | None = None
+    """A path relative to the current folder, or `:memory:`."""
+    allow_remote: bool = False
+    """Listen beyond loopback although there is no authentication."""
+    drain_timeout_s: float = 30.0
+    """How long a service may finish what it holds when it is stopped; the rest is handed back."""
+
+
+async def serve_control_plane(file: DeploymentFile, options: ServingOptions, report: Report) -> None:
+    """Run the control plane of a deployment alone until SIGTERM or SIGINT; its services connect to it by themselves."""
+    arm_from_environment()
+    async with _control_plane(file, options) as plane:
+        report(f"{file.name}: control plane at {plane.url}, data in {plane.store_location}")
+        _Instances(plane, file, report, tell_gone=True)
+        stop = asyncio.Event()
+        with _signals(stop.set):
+            await stop.wait()
+        report("stopping")
+
+
+async def serve_deployment(
+    file: DeploymentFile, options: ServingOptions, report: Report, *, watch: bool = False
+) -> bool:
+    """Run a whole deployment until SIGTERM or SIGINT.
+
+    A second signal kills the children without waiting and raises `KeyboardInterrupt`. With `watch`, services start
+    again when their code changes; true is returned when the control plane itself has to start again, which takes a
+    new process. Without, `ServiceStartError` is raised when a service cannot be started.
+    """
+    arm_from_environment()
+    async with _control_plane(file, options) as plane:
+        report(f"{file.name}: control plane at {plane.url}, data in {plane.store_location}")
+        return await _Serving(plane, file, options, report, watch=watch).run()
+
+
+class _Serving:
+    """A deployment that runs: its children, and the watcher of their code."""
+
+    def __init__(
+        self, plane: Deployment, file: DeploymentFile, options: ServingOptions, report: Report, *, watch: bool
+    ) -> None:
+        self._plane = plane
+        self._file = file
+        self._options = options
+        self._report = report
+        self._watch = watch
+        self._instances = _Instances(plane, file, report)
+        self._supervisor = Supervisor(
+            self._children(file),
+            on_event=self._child_changed,
+            stop_timeout_s=options.drain_timeout_s + STOP_GRACE_S,
+        )
+        self._hurried = False
+        self._ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """Why it stops: false for a signal, true to start everything again, or the reason why it cannot run."""
+
+    async def run(self) -> bool:
+        """Run until something ends it, and stop every child then."""
+        with _signals(self._signaled):
+            watching = asyncio.create_task(self._follow_changes()) if self._watch else None
+            try:
+                await self._supervisor.start()
+                return await self._ended
+            finally:
+                if watching is not None:
+                    watching.cancel()
+                await self._supervisor.stop()
+                if self._hurried:
+                    raise KeyboardInterrupt
+
+    def _signaled(self) -> None:
+        if self._ended.done():
+            self._hurried = True
+            self._supervisor.kill()
+        else:
+            self._report("stopping; once more to stop at once")
+            self._ended.set_result(False)
+
+    def _children(self, file: DeploymentFile) -> list[ChildSpec]:
+        """One child for each replica of each service."""
+        return [
+            ChildSpec(
+                name=service.name if service.replicas == 1 else f"{service.name}/{number}",
+                command=self._command(file, service),
+                folder=file.folder,
+                environment=service.environment(file.folder),
+                service=service.name,
+                version=repr(service),
+            )
+            for service in file.services
+            for number in range(1, service.replicas + 1)
+        ]
+
+    def _command(self, file: DeploymentFile, service: ServiceSpec) -> tuple[str, ...]:
+        # -P: the folder that the child works in holds the user's modules, and none of them may stand in for ours.
+        program = (sys.executable, "-P", "-m", "llama_deploy.cli", "serve", str(file.path), "--only", service.name)
+        drain = f"{self._options.drain_timeout_s:g}"
+        return (*program, "--control-plane", _local_url(self._plane.url), "--drain-timeout", drain)
+
+    def _child_changed(self, status: ChildStatus) -> None:
+        if status.state is ChildState.BACKOFF:
+            self._report(f"{status.name}: {status.ended}; it starts again in {status.pause_s:g} s")
+        elif status.state is ChildState.FAILED:
+            after = f" after {status.restarts} restarts" if status.restarts else ""
+            then = "; it starts again when its code changes" if self._watch else ""
+            self._report(f"{status.name}: failed{after} ({status.ended}){then}")
+            if not self._watch and not self._instances.all_ready and not self._ended.done():
+                self._ended.set_exception(_start_error(status))
+
+    async def _follow_changes(self) -> None:
+        """Act on changes until the control plane has to start again, which takes a new process."""
+        try:
+            async for change in changes(self._file):
+                if await self._changed(change) and not self._ended.done():
+                    self._ended.set_result(True)
+        except OSError as error:
+            self._report(f"changes are not watched: {error}")
+
+    async def _changed(self, change: Change) -> bool:
+        if isinstance(change, Refused):
+            self._report(f"{change.reason}\nNothing was restarted.")
+            return False
+        if isinstance(change, FileChanged):
+            return await self._file_changed(change.file)
+        if _imported_here(change.files):
+            return await self._can_start_again()
+        names = ", ".join(sorted({path.name for path in change.files}))
+        self._report(f"changed: {names}; restarting {', '.join(change.services)}")
+        statuses = [status for status in self._supervisor.statuses if status.service in change.services]
+        await asyncio.gather(*(self._supervisor.restart(status.name) for status in statuses))
+        return False
+
+    async def _file_changed(self, file: DeploymentFile) -> bool:
+        before, self._file = self._file, file
+        for notice in file.notices:
+            self._report(notice)
+        if _of_control_plane(before) != _of_control_plane(file):
+            return await self._can_start_again()
+        self._report(f"changed: {file.path.name}")
+        self._instances.expect(file)
+        await self._supervisor.replace(self._children(file))
+        return False
+
+    async def _can_start_again(self) -> bool:
+        """Whether the deployment as it is on disk would start; says why not, and everything stays as it is then."""
+        command = [sys.executable, "-P", "-m", "llama_deploy.cli", "serve", str(self._file.path), "--check"]
+        checked = await asyncio.to_thread(subprocess.run, command, check=False, capture_output=True, text=True)
+        if checked.returncode != 0:
+            self._report(f"{checked.stderr.rstrip()}\nNothing was restarted.")
+            return False
+        self._report("the control plane's own code or settings changed; starting everything again")
+        return True
+
+
+class _Instances:
+    """Says when services have instances, and when all of them have."""
+
+    def __init__(self, plane: Deployment, file: DeploymentFile, report: Report, *, tell_gone: bool = False) -> None:
+        self._registry = plane.plane.engine.registry
+        self._url = _local_url(plane.url)
+        self._report = report
+        self._tell_gone = tell_gone
+        self._served: set[str] = set()
+        self.all_ready = False
+        """Every service of the file has had an instance, all at the same time."""
+        self.expect(file)
+        self._registry.watchers.add(self._look)
+
+    def expect(self, file: DeploymentFile) -> None:
+        """These are the services of the deployment from now on."""
+        self._names = [service.name for service in file.services]
+        self.all_ready = False
+
+    def _look(self) -> None:
+        served = {name for name in self._registry.services if self._registry.has_instance(name)}
+        for name in sorted(served - self._served):
+            self._report(f"{name}: ready")
+        if self._tell_gone:
+            for name in sorted(self._served - served):
+                self._report(f"{name}: nobody serves it now")
+        self._served = served
+        if not self.all_ready and served.issuperset(self._names):
+            self.all_ready = True
+            self._report(f"ready. Try: llamactl {self._example(self._names[0])}    Stop: Ctrl-C")
+
+    def _example(self, name: str) -> str:
+        """A command that runs a service, with the arguments that its schema asks for."""
+        definition = self._registry.definition(name)
+        schema = (definition.input_schema if definition is not None else None) or {}
+        required = schema.get("required") or list(schema.get("properties", {}))[:1]
+        server = "" if self._url == DEFAULT_URL else f"-s {self._url} "
+        return " ".join([f"{server}run", name, *(f"-a {argument} ..." for argument in required)])
+
+
+@contextlib.contextmanager
+def _signals(received: Callable[[], None]) -> Iterator[None]:
+    """Within the block, SIGTERM and SIGINT call `received`, each time they arrive."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, received)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _control_plane(file: DeploymentFile, options: ServingOptions) -> Deployment:
+    """The control plane of a deployment, listening, without services of its own."""
+    if options.store is not None:
+        store = open_store(options.store)
+    elif file.store is None or file.store == ":memory:":
+        store = open_store(file.store, name=file.name, folder=file.folder)
+    else:
+        store = open_store(file.folder / file.store)
+    return Deployment(
+        name=file.name,
+        store=store,
+        orchestrator=load_orchestrator(file.orchestrator, file.folder),
+        default_service=file.default_service or (file.services[0].name if len(file.services) == 1 else None),
+        host=options.host or file.control_plane.host,
+        port=file.control_plane.port if options.port is None else options.port,
+        allow_remote=options.allow_remote,
+        quiet=True,
+    )
+
+
+def _local_url(url: str) -> str:
+    """Where this machine reaches a control plane that listens on every address."""
+    scheme, _, rest = url.partition("://")
+    host, _, port = rest.rpartition(":")
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host.strip("[]"))
+        if address.is_unspecified:
+            host = "127.0.0.1" if address.version == 4 else "[::1]"  # noqa: PLR2004 - the version of IP
+    return f"{scheme}://{host}:{port}"
+
+
+def _of_control_plane(file: DeploymentFile) -> tuple[object, ...]:
+    """What of a deployment file only a new control plane takes notice of."""
+    return (file.name, file.control_plane, file.orchestrator, file.default_service, file.store)
+
+
+def _imported_here(files: tuple[Path, ...]) -> bool:
+    """Whether this process runs code of these files: the orchestrator's, or what it imports."""
+    changed = {str(path) for path in files}
+    modules = list(sys.modules.values())
+    return any(getattr(module, "__file__", None) in changed for module in modules)
+
+
+def _start_error(status: ChildStatus) -> ServiceStartError:
+    return ServiceStartError(
+        f"service `{status.service}` cannot be started ({status.ended})",
+        why="\n".join(status.last_lines),
+        fix="llamactl serve FILE --check   import everything that the file names, and start nothing",
+        service=status.service,
+    )

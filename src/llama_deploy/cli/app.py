@@ -1,0 +1,70 @@
+"""The root of the command line: the table of commands, and the one place where an error becomes an exit code.
+
+Exit codes: 0 done, 1 the task failed, 2 usage or invalid file, 3 cannot reach the server, 4 not found, 5 conflict,
+6 not authorised, 7 timed out while the work goes on, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from llama_deploy._version import __version__
+from llama_deploy.cli.lazy import LazyGroup
+from llama_deploy.cli.settings import common_options
+from llama_deploy.errors import EXIT_CODE, LlamaDeployError
+
+INTERRUPTED = 130
+USAGE = 2
+PIPE_CLOSED = 141
+"""What a shell reports for a program that SIGPIPE ended: the reader of our output has gone."""
+
+COMMANDS = {
+    "init": ("llama_deploy.cli.init:init", "Write a deployment file and two services to start from."),
+    "dev": ("llama_deploy.cli.serve:dev", "Run a deployment here, and again whenever its code changes."),
+    "serve": ("llama_deploy.cli.serve:serve", "Run a deployment, its control plane alone, or one service."),
+    "run": ("llama_deploy.cli.run:run", "Submit a task and wait for its result."),
+    "status": ("llama_deploy.cli.status:status", "How the control plane stands."),
+    "tasks": ("llama_deploy.cli.tasks:tasks", "List, watch, answer and cancel tasks."),
+    "services": ("llama_deploy.cli.services:services", "List the services and their instances."),
+    "sessions": ("llama_deploy.cli.sessions:sessions", "List the sessions and look into one."),
+    "explain": ("llama_deploy.cli.explain:explain", "What an error code means."),
+    "version": ("llama_deploy.cli.version:version", "The version of this program."),
+}
+
+
+@click.group(
+    cls=LazyGroup,
+    table=COMMANDS,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Every command has --help. An error's code is explained by: llamactl explain CODE",
+)
+@common_options
+@click.version_option(__version__, prog_name="llamactl")
+def root(**_common: Any) -> None:
+    """Submit tasks to services, watch them, and run the deployments that do them."""
+
+
+def run_command(args: Sequence[str]) -> int:
+    """Run one command line, and return its exit code; what went wrong stands on standard error then."""
+    try:
+        value = root.main(list(args), prog_name="llamactl", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return USAGE if isinstance(error, click.UsageError) else error.exit_code
+    except LlamaDeployError as error:
+        click.echo(error.render(), err=True)
+        return EXIT_CODE[error.category]
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes standard output once more when it exits; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return value if isinstance(value, int) else 0

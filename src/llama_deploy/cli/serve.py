@@ -1,0 +1,149 @@
+"""`llamactl serve` and `llamactl dev`: run what a deployment file describes.
+
+Both say on standard error what happens; standard output stays empty. A child of the supervisor is a `serve --only`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from llama_deploy.cli.settings import Settings, with_settings
+
+if TYPE_CHECKING:
+    from llama_deploy.apiserver.specs import DeploymentFile
+
+Value = TypeVar("Value")
+
+DEV_DRAIN_TIMEOUT_S = 5.0
+"""How long a service may finish what it holds when its code has changed; the rest runs again on the new code."""
+
+
+def _place_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the control plane listens and keeps its data; each wins over the deployment file."""
+    for option in (
+        click.option("--allow-remote", is_flag=True, help="Listen beyond loopback although anyone can then use it."),
+        click.option("--store", metavar="PATH", help="Where the data lives; `:memory:` keeps none [.llama_deploy/]."),
+        click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one."),
+        click.option("--host", metavar="ADDRESS", help="Address to listen on."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@_place_options
+@with_settings
+def dev(settings: Settings, file: Path | None, **options: Any) -> None:
+    """Run the deployment in FILE on this machine, and again whenever its code changes.
+
+    FILE is deployment.yml in this folder by default. Data is kept in .llama_deploy/ beside it.
+    """
+    from llama_deploy.apiserver.deployment_file import load_deployment_file
+    from llama_deploy.apiserver.serving import ServingOptions, serve_deployment
+
+    deployment = load_deployment_file(file)
+    report = _reporter(settings, deployment)
+    serving = ServingOptions(**options, drain_timeout_s=DEV_DRAIN_TIMEOUT_S)
+    if _run(serve_deployment(deployment, serving, report, watch=True), log_level="WARNING"):
+        import os
+
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very program again
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--only", metavar="NAME", help="Only the service NAME, or only `control-plane`.")
+@click.option(
+    "--control-plane", "control_plane_url", metavar="URL", help="Where the control plane is, for --only NAME."
+)
+@_place_options
+@click.option(
+    "--drain-timeout",
+    "drain_timeout_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long services may finish what they hold when they are stopped.",
+)
+@click.option("--check", is_flag=True, help="Read FILE and import what it names, and start nothing.")
+@with_settings
+def serve(
+    settings: Settings,
+    file: Path | None,
+    only: str | None,
+    control_plane_url: str | None,
+    *,
+    check: bool,
+    **options: Any,
+) -> None:
+    """Run the deployment in FILE: its control plane, and each service in processes of its own.
+
+    With --only, one part of it, so that the parts can run on different machines.
+    """
+    from llama_deploy.apiserver.lifeline import die_with_supervisor
+
+    die_with_supervisor()
+    from llama_deploy.apiserver.deployment_file import load_deployment_file
+    from llama_deploy.apiserver.loader import check_deployment
+    from llama_deploy.apiserver.specs import CONTROL_PLANE
+
+    deployment = load_deployment_file(file)
+    if check:
+        check_deployment(deployment)
+        click.echo(f"{deployment.path}: {len(deployment.services)} services can be served", err=True)
+    elif only is not None and only != CONTROL_PLANE:
+        _serve_one(deployment, only, control_plane_url or settings.server, options["drain_timeout_s"])
+    else:
+        from llama_deploy.apiserver.serving import ServingOptions, serve_control_plane, serve_deployment
+
+        work = serve_deployment if only is None else serve_control_plane
+        _run(work(deployment, ServingOptions(**options), _reporter(settings, deployment)))
+
+
+def _serve_one(deployment: DeploymentFile, name: str, url: str, drain_timeout_s: float) -> None:
+    from llama_deploy.apiserver.service_process import serve_service
+    from llama_deploy.apiserver.specs import CONTROL_PLANE
+    from llama_deploy.apiserver.wording import did_you_mean, listed
+    from llama_deploy.errors import SettingError
+
+    names = [service.name for service in deployment.services]
+    if name not in names:
+        raise SettingError(
+            f"{deployment.path} has no service `{name}`{did_you_mean(name, [*names, CONTROL_PLANE])}",
+            why=f"Its services are {listed(names)}.",
+        )
+    spec = deployment.service(name)
+    _run(serve_service(spec, deployment.folder, control_plane_url=url, drain_timeout_s=drain_timeout_s))
+
+
+def _reporter(settings: Settings, deployment: DeploymentFile) -> Callable[[str], None]:
+    """Writes progress to standard error, beginning with what the file says in vain."""
+
+    def report(text: str) -> None:
+        if not settings.quiet:
+            click.echo(text, err=True)
+
+    for notice in deployment.notices:
+        report(notice)
+    return report
+
+
+def _run(work: Coroutine[Any, Any, Value], *, log_level: str = "INFO") -> Value:
+    import asyncio
+
+    import uvloop
+
+    from llama_deploy.runtime.logs import configure
+    from llama_deploy.runtime.process import tune_collector
+
+    configure(log_level)
+    tune_collector()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)

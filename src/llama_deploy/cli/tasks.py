@@ -1,0 +1,162 @@
+"""`llamactl tasks`: what tasks there are, where each stands, and what a person can do about one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llama_deploy.cli.lazy import CommandGroup
+from llama_deploy.cli.settings import Settings, with_settings
+
+if TYPE_CHECKING:
+    from llama_deploy.cli.output import Printer
+    from llama_deploy.client import Client
+
+STATES = (
+    "submitted", "working", "input_required", "auth_required", "completed", "failed", "canceled", "rejected",
+)  # fmt: skip
+
+
+@click.group(cls=CommandGroup)
+def tasks() -> None:
+    """List, watch, answer and cancel tasks."""
+
+
+@tasks.command("list")
+@click.option(
+    "--state", "states", type=click.Choice(STATES), multiple=True, help="Only tasks in this state; repeatable."
+)
+@click.option("--service", metavar="NAME", help="Only tasks for this service.")
+@click.option("--session", "session_id", metavar="ID", help="Only tasks of this session.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Tasks on the page.")
+@click.option("--cursor", metavar="CURSOR", help="Where the page starts: `next` of the one before it.")
+@with_settings
+def list_tasks(settings: Settings, states: tuple[str, ...], **filters: Any) -> None:
+    """List tasks, newest first."""
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Column, Printer, document_of
+
+    page = with_client(settings, lambda client: client.list_tasks_page(state=states or None, **filters))
+    columns = [Column("task_id", "TASK"), Column("service", "SERVICE"), Column("state", "STATE")]
+    columns += [Column("hops", "HOPS"), Column("created_at", "CREATED"), Column("waiting_for", "WAITS FOR")]
+    wide = [Column("session_id", "SESSION"), Column("updated_at", "UPDATED"), Column("ended_at", "ENDED")]
+    items = [document_of(view, without={"result"}) for view in page.items]
+    Printer(settings).table(items, columns, wide=wide, name="task_id", cursor=page.next, empty="No such tasks.")
+
+
+@tasks.command("get")
+@click.argument("task_id")
+@with_settings
+def get_task(settings: Settings, task_id: str) -> None:
+    """Where a task stands, its steps, and its result once it has one."""
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Printer
+
+    with_client(settings, lambda client: _get(client, Printer(settings), task_id))
+
+
+async def _get(client: Client, printer: Printer, task_id: str) -> None:
+    from llama_deploy.cli.hops import PlainFollower
+    from llama_deploy.cli.output import answer_text, document_of, fields
+    from llama_deploy.types import FINAL_STATES
+
+    view = await client.get_task(task_id)
+    result = await client.wait(task_id) if view.state in FINAL_STATES else None
+    document = document_of(view, without={"result"})
+    if not printer.for_people:
+        document["result"] = document_of(result) if result is not None else None
+        printer.record(document, name=task_id)
+        return
+    lines = [fields(document), ""]
+    steps = PlainFollower(lines.append, task_id)
+    async for entry in client.history(task_id):
+        steps.take(entry)
+    printer.line("\n".join(lines))
+    if result is not None and result.status == "completed":
+        printer.line(f"\n{answer_text(result.output)}")
+    elif result is not None and result.error is not None:
+        printer.line(f"\n{result.error.code} {result.error.type}: {result.error.message}")
+        if printer.form == "wide" and result.error.traceback:
+            printer.line(result.error.traceback)
+
+
+@tasks.command()
+@click.argument("task_id")
+@with_settings
+def watch(settings: Settings, task_id: str) -> None:
+    """Follow a task's history until it has ended; the exit code is that of its outcome.
+
+    A lost connection is made again and the history read on from where it stood.
+    """
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Printer
+
+    with_client(settings, lambda client: _watch(client, Printer(settings), task_id))
+
+
+async def _watch(client: Client, printer: Printer, task_id: str) -> None:
+    from llama_deploy.cli.output import document_of
+    from llama_deploy.cli.run import follow, print_result
+
+    if printer.form in {"json", "jsonl", "yaml"}:
+        async for entry in client.history(task_id, follow=True):
+            printer.item(document_of(entry), text=str)
+    elif printer.for_people:
+        await follow(client, task_id, on_stderr=False)
+    result = await client.wait(task_id)
+    if printer.for_people:
+        print_result(printer, task_id, result)
+    elif printer.form == "name":
+        printer.line(task_id)
+    if result.status != "completed":
+        await client.result(task_id)  # raises what the outcome is
+
+
+@tasks.command()
+@click.argument("task_id")
+@click.option("--first", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Start at this event.")
+@with_settings
+def events(settings: Settings, task_id: str, first: int) -> None:
+    """Print a task's stream events as they come, until it has ended."""
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Printer
+    from llama_deploy.cli.run import print_events
+
+    with_client(settings, lambda client: print_events(client, Printer(settings), task_id, first=first))
+
+
+@tasks.command()
+@click.argument("task_id")
+@click.argument("value", metavar="VALUE|-")
+@click.option("--step", "step_id", metavar="ID", help="The step that is answered, where several wait.")
+@click.option("--text", is_flag=True, help="Take VALUE as text even if it is JSON.")
+@with_settings
+def send(settings: Settings, task_id: str, value: str, step_id: str | None, *, text: bool) -> None:
+    """Give a task that waits for a person its answer.
+
+    VALUE is JSON if it can be read as JSON, and text otherwise; - reads it from standard input.
+    """
+    from llama_deploy.cli.calls import json_or_text, read_stdin, with_client
+    from llama_deploy.cli.output import Printer
+
+    said = read_stdin() if value == "-" else value
+    answer = said if text else json_or_text(said)
+    with_client(settings, lambda client: client.send_input(task_id, answer, step_id=step_id))
+    Printer(settings).progress(f"Recorded. Follow the task: llamactl tasks watch {task_id}")
+
+
+@tasks.command()
+@click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
+@click.option("--reason", metavar="TEXT", help="Why; it stands in the task's history.")
+@with_settings
+def cancel(settings: Settings, task_ids: tuple[str, ...], reason: str | None) -> None:
+    """Cancel tasks; one that is canceled already stays as it is."""
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Column, Printer, document_of
+
+    async def work(client: Client) -> list[dict[str, Any]]:
+        return [document_of(await client.cancel(task_id, reason=reason)) for task_id in task_ids]
+
+    columns = [Column("task_id", "TASK"), Column("service", "SERVICE"), Column("state", "STATE")]
+    Printer(settings).table(with_client(settings, work), columns, name="task_id")

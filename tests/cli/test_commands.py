@@ -1,0 +1,373 @@
+"""What each command prints on which stream, and the code that it exits with, against a real control plane."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.cli.conftest import STARTED, Llamactl
+
+from llama_deploy.apiserver import load_deployment_file
+from llama_deploy.client import SyncClient
+from llama_deploy.types import TaskState
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+
+
+def ask_clerk(server: str) -> str:
+    """A task that waits for a person."""
+    with SyncClient(server) as client:
+        task_id = client.submit("clerk", input="May it go out?")
+        for entry in client.history(task_id, follow=True):
+            if entry.state is TaskState.INPUT_REQUIRED:
+                return task_id
+    raise AssertionError("the task ended without asking")
+
+
+# --- the root ---------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
+    ran = llamactl("--help")
+    assert ran.code == 0
+    words = [line.split()[0] for line in ran.out.split("Commands:\n")[1].splitlines() if line.startswith("  ")]
+    assert words[:6] == ["init", "dev", "serve", "run", "status", "tasks"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["init", "dev", "serve", "run", "status", "tasks list", "tasks get", "tasks watch", "tasks events", "tasks send"]
+    + ["tasks cancel", "services list", "services get", "sessions list", "sessions get", "explain", "version"],
+)
+def test_every_command_has_help(llamactl: Llamactl, command: str) -> None:
+    ran = llamactl(*command.split(), "--help")
+    assert (ran.code, ran.err) == (0, "")
+    assert f"Usage: llamactl {command}" in ran.out
+    assert "--server" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["stauts"], "Did you mean 'status'?"),
+        (["tasks", "lst"], "Did you mean 'list'?"),
+        (["run"], "Missing argument 'SERVICE'"),
+        (["status", "-o", "xml"], "is not one of"),
+        (["tasks", "list", "--stat", "working"], "--state"),
+        (["run", "shout", "-i", "{}", "-a", "text", "x"], "Give the input once: -i or -a."),
+        (["run", "shout", "hello"], "Unexpected 'hello'"),
+        (["run", "shout", "--stream", "-o", "json"], "use -o jsonl"),
+        (["explain", "LD999"], "There is no error 'LD999'"),
+        ([], "Usage: llamactl"),
+    ],
+)
+def test_a_usage_error_exits_with_2_and_says_what_was_meant(llamactl: Llamactl, args: list[str], said: str) -> None:
+    ran = llamactl(*args)
+    assert ran.code == 2
+    assert said in ran.err
+    assert ran.out == ""
+
+
+def test_nothing_listening_exits_with_3(llamactl: Llamactl, free_port: int) -> None:
+    ran = llamactl("-s", f"http://127.0.0.1:{free_port}", "status", "-o", "json")
+    assert ran.code == 3
+    assert ran.out == ""
+    assert ran.err.startswith("Error LD301: cannot reach the control plane")
+    assert "More: llamactl explain LD301" in ran.err
+
+
+def test_the_server_comes_from_the_option_nearest_to_the_command(
+    server: str, llamactl: Llamactl, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    wrong = f"http://127.0.0.1:{free_port}"
+    assert llamactl("-s", wrong, "status", "-s", server).code == 0
+    monkeypatch.setenv("LLAMA_DEPLOY_CONTROL_PLANE_URL", server)
+    assert llamactl("status").code == 0
+    assert llamactl("-s", wrong, "status").code == 3
+
+
+def test_a_url_that_is_none_is_refused(llamactl: Llamactl) -> None:
+    ran = llamactl("-s", "localhost:8000", "status")
+    assert ran.code == 2
+    assert "localhost:8000" in ran.err
+
+
+# --- explain, version, init -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["LD301", "ld301", "301"])
+def test_explain_says_what_an_error_means(llamactl: Llamactl, code: str) -> None:
+    ran = llamactl("explain", code)
+    assert ran.out.startswith("LD301: cannot reach the control plane\n\nNothing answers")
+    assert "exit code 3" in ran.out
+
+
+def test_explain_lists_all_errors(llamactl: Llamactl) -> None:
+    assert {"LD101", "LD501"} <= {item["code"] for item in llamactl("explain", "-o", "json").json["items"]}
+
+
+def test_version_is_data(llamactl: Llamactl) -> None:
+    assert llamactl("version", "-o", "json").json["protocol"] == 1
+    assert llamactl("--version").out.startswith("llamactl, version ")
+
+
+def test_init_writes_a_deployment_that_loads_and_nothing_twice(llamactl: Llamactl, tmp_path: Path) -> None:
+    folder = tmp_path / "my demo!"
+    ran = llamactl("init", str(folder), "-o", "json")
+    assert ran.code == 0
+    assert ran.json["name"] == "my-demo"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(ran.json["files"])
+    file = load_deployment_file(folder)
+    assert [service.name for service in file.services] == ["shout", "researcher"]
+    assert llamactl("serve", str(folder), "--check").code == 0
+
+    (folder / "README.md").unlink()
+    (folder / "services.py").write_text("mine")
+    again = llamactl("init", str(folder))
+    assert again.code == 5
+    assert "Error LD107" in again.err
+    assert (folder / "services.py").read_text() == "mine"
+    assert not (folder / "README.md").exists()
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def test_run_prints_the_answer_and_nothing_else_on_standard_output(ctl: Llamactl) -> None:
+    ran = ctl("run", "shout", "-i", '{"text": "hello"}')
+    assert (ran.code, ran.out) == (0, "HELLO\n")
+    lines = ran.err.splitlines()
+    assert lines[0].startswith("task ")
+    assert [line.split("  ", 1)[1].split(" after")[0] for line in lines[1:]] == [
+        "shout  sent",
+        "shout  answered",
+        "completed",
+    ]
+
+
+def test_run_quietly_says_nothing_else(ctl: Llamactl) -> None:
+    assert ctl("run", "shout", "-a", "text", "hello", "-q").err == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "answer"),
+    [
+        (["-a", "text", "3", "-a", "times", "2"], "33\n"),
+        (["-a", "text", "true"], "TRUE\n"),
+        (["-i", '"hello"'], "HELLO\n"),
+    ],
+)
+def test_arguments_are_read_by_the_services_schema(ctl: Llamactl, args: list[str], answer: str) -> None:
+    assert ctl("run", "shout", *args).out == answer
+
+
+def test_run_reads_standard_input(ctl: Llamactl, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdin(monkeypatch, b'{"text": "from a pipe"}')
+    assert ctl("run", "shout", "-").out == "FROM A PIPE\n"
+    stdin(monkeypatch, b"\xff")
+    ran = ctl("run", "shout", "-")
+    assert ran.code == 2
+    assert "not UTF-8" in ran.err
+
+
+def test_wrong_json_is_shown_with_its_place(ctl: Llamactl) -> None:
+    ran = ctl("run", "shout", "-i", '{"text": hello}')
+    assert ran.code == 2
+    assert '  line 1, column 10: Expecting value\n  {"text": hello}\n           ^' in ran.err
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "yaml"])
+def test_run_prints_one_document_for_programs(ctl: Llamactl, form: str) -> None:
+    ran = ctl("run", "count", "-a", "to", "1", "-o", form)
+    document = yaml.safe_load(ran.out)
+    assert document["state"] == "completed"
+    assert document["result"]["value"] == {"counted": 1}
+    assert document["task_id"] in ran.err
+
+
+def test_run_prints_the_id_for_shells(ctl: Llamactl) -> None:
+    task_id = ctl("run", "shout", "-a", "text", "x", "-o", "name").out.strip()
+    assert ctl("tasks", "get", task_id, "-o", "name").out.strip() == task_id
+
+
+def test_run_streams_events_before_the_answer(ctl: Llamactl) -> None:
+    lines = ctl("run", "count", "-a", "to", "2", "--stream", "-o", "jsonl").lines
+    assert lines[:2] == [{"index": 0, "data": {"number": 0}}, {"index": 1, "data": {"number": 1}}]
+    assert lines[2]["result"]["value"] == {"counted": 2}
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_failed_task_exits_with_1(ctl: Llamactl, form: str) -> None:
+    ran = ctl("run", "fail", "-o", form)
+    assert ran.code == 1
+    assert "Error LD501" in ran.err
+    assert "it is broken" in ran.err
+    assert ran.out == "" if form == "text" else ran.json["result"]["error"]["message"] == "it is broken"
+
+
+def test_a_service_that_nobody_serves_exits_with_4(ctl: Llamactl) -> None:
+    ran = ctl("run", "shuot", "-i", "{}")
+    assert (ran.code, ran.out) == (4, "")
+    assert "Error LD202" in ran.err
+
+
+@pytest.mark.parametrize("form", ["text", "name", "json"])
+def test_a_timeout_exits_with_7_and_prints_the_id(ctl: Llamactl, form: str) -> None:
+    ran = ctl("run", "slow", "--timeout", "0.05", "-o", form)
+    assert ran.code == 7
+    task_id = ran.json["task_id"] if form == "json" else ran.out.strip()
+    assert f"llamactl tasks watch {task_id}" in ran.err
+    assert ctl("tasks", "cancel", task_id, "-o", "json").json["items"][0]["state"] == "canceled"
+
+
+def test_no_wait_prints_the_id_and_leaves(ctl: Llamactl) -> None:
+    ran = ctl("run", "slow", "--no-wait")
+    assert (ran.code, ran.err) == (0, "")
+    view = ctl("run", "slow", "--no-wait", "-o", "json").json
+    assert view["service"] == "slow"
+    assert ctl("tasks", "cancel", ran.out.strip(), view["task_id"]).code == 0
+
+
+def test_a_session_and_an_idempotency_key_are_passed_on(ctl: Llamactl) -> None:
+    args = ["run", "shout", "-a", "text", "x", "--session", "one", "--idempotency-key", "k", "-o", "name"]
+    assert ctl(*args).out == ctl(*args).out
+    assert ctl("sessions", "get", "one", "-o", "json").json["task_count"] == 1
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_are_listed_by_page_and_filter(ctl: Llamactl) -> None:
+    ids = [ctl("run", "shout", "-a", "text", "x", "--session", "listed", "-o", "name").out.strip() for _ in range(3)]
+    page = ctl("tasks", "list", "--session", "listed", "--limit", "2", "-o", "json").json
+    assert [item["task_id"] for item in page["items"]] == ids[:0:-1]
+    rest = ctl("tasks", "list", "--session", "listed", "--cursor", page["next"], "-o", "json").json
+    assert [item["task_id"] for item in rest["items"]] == ids[:1]
+    assert rest["next"] is None
+    assert page["items"][0]["created_at"].endswith("Z")
+    text = ctl("tasks", "list", "--session", "listed", "--limit", "2")
+    assert text.out.split()[:4] == ["TASK", "SERVICE", "STATE", "HOPS"]
+    assert f"--cursor {page['next']}" in text.err
+    assert ctl("tasks", "list", "--session", "listed", "-o", "name").out.split() == ids[::-1]
+    assert len(ctl("tasks", "list", "--session", "listed", "-o", "jsonl").lines) == 3
+    empty = ctl("tasks", "list", "--session", "listed", "--state", "failed", "--state", "working")
+    assert (empty.out, empty.err) == ("", "No such tasks.\n")
+
+
+def test_get_shows_steps_and_result(ctl: Llamactl) -> None:
+    task_id = ctl("run", "count", "-a", "to", "0", "-o", "name").out.strip()
+    text = ctl("tasks", "get", task_id).out
+    assert "completed" in text
+    assert "count  answered" in text
+    assert '"counted": 0' in text
+    assert ctl("tasks", "get", task_id, "-o", "json").json["result"]["value"] == {"counted": 0}
+
+
+def test_get_shows_a_failure_and_its_traceback_on_request(ctl: Llamactl) -> None:
+    task_id = ctl("run", "fail", "-o", "name").out.strip()
+    assert "NonRetryableError: it is broken" in ctl("tasks", "get", task_id).out
+    assert "raise NonRetryableError" in ctl("tasks", "get", task_id, "-o", "wide").out
+
+
+@pytest.mark.parametrize("command", ["get", "watch", "events", "cancel"])
+def test_a_task_that_is_not_there_exits_with_4(ctl: Llamactl, command: str) -> None:
+    ran = ctl("tasks", command, "nothing")
+    assert (ran.code, ran.out) == (4, "")
+    assert "Error LD203" in ran.err
+
+
+def test_watch_shows_the_history_and_exits_like_the_task(ctl: Llamactl) -> None:
+    task_id = ctl("run", "shout", "-a", "text", "hello", "-o", "name").out.strip()
+    text = ctl("tasks", "watch", task_id)
+    assert text.code == 0
+    assert text.out.splitlines()[-2:] == [text.out.splitlines()[-2], "HELLO"]
+    kinds = [entry["kind"] for entry in ctl("tasks", "watch", task_id, "-o", "jsonl").lines]
+    assert (kinds[0], kinds[-1]) == ("submitted", "answered")
+    failed = ctl("run", "fail", "-o", "name").out.strip()
+    assert ctl("tasks", "watch", failed).code == 1
+
+
+def test_watch_follows_a_task_until_it_ends(server: str, ctl: Llamactl) -> None:
+    task_id = ask_clerk(server)
+    answered = threading.Thread(target=_answer, args=(server, task_id))
+    answered.start()
+    ran = ctl("tasks", "watch", task_id)
+    answered.join()
+    assert ran.code == 0
+    assert "clerk  waits for input" in ran.out
+
+
+def _answer(server: str, task_id: str) -> None:
+    with SyncClient(server) as client:
+        client.send_input(task_id, "yes")
+
+
+def test_events_can_be_read_from_any_number(ctl: Llamactl) -> None:
+    task_id = ctl("run", "count", "-a", "to", "3", "-o", "name").out.strip()
+    assert [line["index"] for line in ctl("tasks", "events", task_id, "--first", "1", "-o", "jsonl").lines] == [1, 2]
+    assert ctl("tasks", "events", task_id).out.splitlines()[0] == '{"number":0}'
+
+
+@pytest.mark.parametrize(
+    ("args", "answer"), [(["yes"], "yes"), (["42"], 42), (["42", "--text"], "42"), (["-"], {"ok": True})]
+)
+def test_send_answers_a_task_that_asks(
+    server: str, ctl: Llamactl, monkeypatch: pytest.MonkeyPatch, args: list[str], answer: Any
+) -> None:
+    task_id = ask_clerk(server)
+    view = ctl("tasks", "get", task_id, "-o", "json").json
+    assert view["state"] == "input_required"
+    stdin(monkeypatch, b'{"ok": true}')
+    ran = ctl("tasks", "send", task_id, *args)
+    assert (ran.code, ran.out) == (0, "")
+    assert ctl("tasks", "watch", task_id).code == 0
+    result = ctl("tasks", "get", task_id, "-o", "json").json["result"]
+    assert (result["value"] if result["kind"] == "json" else result["result"]) == answer
+    again = ctl("tasks", "send", task_id, *args)
+    assert again.code == 5
+
+
+def test_cancel_stops_a_task_with_a_reason(ctl: Llamactl) -> None:
+    STARTED.clear()
+    task_id = ctl("run", "slow", "--no-wait").out.strip()
+    assert STARTED.wait(20)
+    ran = ctl("tasks", "cancel", task_id, "--reason", "not needed")
+    assert (ran.code, ran.err) == (0, "")
+    assert "canceled" in ran.out
+    assert ctl("tasks", "watch", task_id).code == 1
+    assert "not needed" in ctl("tasks", "get", task_id).out
+
+
+# --- services, sessions, status ---------------------------------------------------------------------------------------
+
+
+def test_services_are_listed_and_shown(ctl: Llamactl) -> None:
+    listed = ctl("services", "list", "-o", "json").json["items"]
+    assert [item["name"] for item in listed] == ["clerk", "count", "fail", "shout", "slow"]
+    assert "Says it louder." in ctl("services", "list", "-o", "wide").out
+    shown = ctl("services", "get", "shout")
+    assert '"text":{' in shown.out.replace(" ", "")
+    assert ctl("services", "get", "shout", "-o", "json").json["instances"][0]["capacity"] == 8
+    assert ctl("services", "get", "nothing").code == 4
+
+
+def test_sessions_are_listed_and_shown(ctl: Llamactl) -> None:
+    ctl("run", "shout", "-a", "text", "x", "--session", "shown")
+    assert "shown" in ctl("sessions", "list", "-o", "name").out.split()
+    assert ctl("sessions", "get", "shown").out.startswith("session id")
+    assert "state" in ctl("sessions", "get", "shown", "-o", "json").json
+    assert ctl("sessions", "get", "nothing").code == 4
+
+
+def test_status_says_where_the_data_is_and_who_serves(server: str, ctl: Llamactl) -> None:
+    text = ctl("status").out
+    assert server in text
+    assert "memory" in text
+    assert "shout (1)" in text
+    assert ctl("status", "-o", "json").json["ready"] is True

@@ -124,7 +124,9 @@ class Gateway:
             self.engine.registry.unregister(port, lost=True)
             self.signals.lost(list(port.held), port.instance_id, f"instance {port.instance_id} was lost")
 
-        if lost_now or engine.stopping:
+        if engine.stopping:  # the instance keeps what it holds, and brings it to the next control plane
+            engine.registry.unregister(port, lost=True)
+        elif lost_now:
             give_up()
         else:
             when = engine.clock.now() + engine.settings.reconnect_grace_s

@@ -71,13 +71,17 @@ class ControlPlane:
         self.ready = True
         log.info("control plane started", store=self.store.location)
 
+    def refuse_new_work(self) -> None:
+        """The first step of stopping: nothing new is taken, what is under way goes on."""
+        self.ready = False
+        self.engine.stopping = True
+
     async def stop(self, *, close_timeout_s: float = 10.0) -> None:
         """Take no new tasks, let what is being answered be recorded, close every connection and the store.
 
         Steps that run in instances go on; their answers are kept there and given to the next control plane.
         """
-        self.ready = False
-        self.engine.stopping = True
+        self.refuse_new_work()
         self.clients.stop()
         self.gateway.stop()
         await self.sweeper.stop()

@@ -58,11 +58,24 @@ def _is_loopback(host: str) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: whoever runs it decides when it stops."""
+    """uvicorn without its own signal handling and without its ten wake-ups a second: it stops when it is told."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stop = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)  # sets up the default headers
+        await self._stop.wait()
+
+    def stop(self) -> None:
+        """Take no more connections and end those that there are."""
+        self.should_exit = True
+        self._stop.set()
 
 
 @contextlib.asynccontextmanager
@@ -79,11 +92,13 @@ async def serving(plane: ControlPlane, listener: socket.socket) -> AsyncIterator
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=3,
         timeout_keep_alive=65,
+        date_header=False,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield
     finally:
-        server.should_exit = True
+        plane.refuse_new_work()
+        server.stop()
         await task

@@ -277,6 +277,8 @@ class Port:
         disowned: list[str] = []
         for step in held:
             entry = await self._engine.cache.load(step.step_id.rpartition(":")[0])
+            if self._is_closed:
+                return
             known = entry.open.get(step.step_id) if entry is not None else None
             others = known is not None and known.claimed_by not in (None, self.instance_id)
             if known is None or known.attempt != step.attempt or known.parked or others:

@@ -55,7 +55,3 @@ class EngineSettings:
     """Sessions without unfinished tasks whose shared state is kept in memory."""
     sweep_batch_max: int = 500
     """Overdue steps that one sweep handles."""
-    wait_s_max: float = 3_600.0
-    """How long one HTTP request may wait for a result."""
-    page_items_max: int = 1_000
-    """Items on one page of a list."""

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.types import TaskDefinition
 
+BATCH_TASKS_MAX = 1_000
+"""Tasks in one batch of submissions."""
+
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -46,7 +49,7 @@ class TaskRequest(_Body):
 class BatchRequest(_Body):
     """Tasks to submit at once; each is accepted or refused on its own."""
 
-    tasks: list[TaskRequest] = Field(max_length=1000)
+    tasks: list[TaskRequest] = Field(max_length=BATCH_TASKS_MAX)
 
 
 class InputRequest(_Body):

@@ -38,8 +38,13 @@ NDJSON = "application/x-ndjson"
 
 DIGITS_MAX = 15
 
-Limit = Annotated[int, Query(ge=1, le=1000)]
-WaitS = Annotated[float, Query(ge=0, le=3600, description="Seconds to wait for the end of the task.")]
+PAGE_ITEMS_MAX = 1_000
+"""Items on one page of a list."""
+WAIT_S_MAX = 3_600.0
+"""How long one HTTP request may wait for a result, in seconds."""
+
+Limit = Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)]
+WaitS = Annotated[float, Query(ge=0, le=WAIT_S_MAX, description="Seconds to wait for the end of the task.")]
 
 
 def plane_of(request: Request) -> ControlPlane:

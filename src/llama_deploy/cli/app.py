@@ -63,6 +63,8 @@ def run_command(args: Sequence[str]) -> int:
         return EXIT_CODE[error.category]
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
+    except SystemExit:  # what click makes of a closed pipe, and of nothing else
+        return PIPE_CLOSED
     except BrokenPipeError:
         # The interpreter flushes standard output once more when it exits; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

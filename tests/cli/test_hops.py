@@ -115,3 +115,4 @@ def test_only_a_terminal_gets_the_live_display(
     monkeypatch.setenv("TERM", term)
     monkeypatch.setattr("sys.stderr", Terminal() if terminal else io.StringIO())
     assert isinstance(follower("t", on_stderr=True), kind)
+    assert isinstance(follower("t", on_stderr=True, live=False), PlainFollower)

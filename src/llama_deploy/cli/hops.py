@@ -172,8 +172,11 @@ class LiveFollower:
         yield f"{self._hops.state.value.replace('_', ' ')}"
 
 
-def follower(task_id: str, *, on_stderr: bool) -> Follower:
-    """The follower that fits where it writes: live on a terminal that can move its cursor, else plain."""
+def follower(task_id: str, *, on_stderr: bool, live: bool = True) -> Follower:
+    """The follower that fits where it writes: live on a terminal that can move its cursor, else plain.
+
+    `live=False` says that something else writes to the terminal as well, which a redraw would wipe out.
+    """
     import os
 
     stream = sys.stderr if on_stderr else sys.stdout
@@ -182,7 +185,7 @@ def follower(task_id: str, *, on_stderr: bool) -> Follower:
         stream.write(text)
         stream.flush()
 
-    if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+    if live and stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         return LiveFollower(write, task_id)
     return PlainFollower(lambda line: write(line + "\n"), task_id)
 

@@ -133,7 +133,7 @@ async def _wait(client: Client, printer: Printer, task_id: str, *, timeout_s: fl
     """Wait for the outcome, showing hops and events meanwhile; what shows them never decides how the wait ends."""
     shows = []
     if not printer.quiet:
-        shows.append(asyncio.create_task(follow(client, task_id, on_stderr=True)))
+        shows.append(asyncio.create_task(follow(client, task_id, on_stderr=True, live=not stream)))
     if stream:
         shows.append(asyncio.create_task(print_events(client, printer, task_id)))
     try:
@@ -146,11 +146,11 @@ async def _wait(client: Client, printer: Printer, task_id: str, *, timeout_s: fl
         await asyncio.gather(*shows, return_exceptions=True)
 
 
-async def follow(client: Client, task_id: str, *, on_stderr: bool) -> None:
+async def follow(client: Client, task_id: str, *, on_stderr: bool, live: bool = True) -> None:
     """Show a task's hops until it has ended."""
     from llama_deploy.cli.hops import follower
 
-    shown = follower(task_id, on_stderr=on_stderr)
+    shown = follower(task_id, on_stderr=on_stderr, live=live)
 
     async def move() -> None:
         while True:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from pydantic import BaseModel
 
-from llama_deploy.messages.values import encode_json
+from llama_deploy.messages.values import NESTING_MAX, encode_json
 
 
 class Model(BaseModel):
@@ -68,6 +68,22 @@ AT = datetime(2024, 2, 3, tzinfo=UTC)
 )
 def test_what_has_a_json_form(value: Any, plain: Any) -> None:
     assert json.loads(encode_json(value)) == plain
+
+
+def nested(depth: int) -> Any:
+    value: Any = "inmost"
+    for level in range(depth):
+        value = [value] if level % 2 else {"a": 1, "in": value}
+    return value
+
+
+def test_what_is_nested_too_deeply_to_be_read_back_is_refused() -> None:
+    assert json.loads(encode_json(nested(NESTING_MAX))) == nested(NESTING_MAX)
+    with pytest.raises(ValueError, match="nested more than 100 deep"):
+        encode_json(nested(NESTING_MAX + 1))
+    assert encode_json(["[" * 500] * 500), "brackets in text are no nesting"
+    assert encode_json([[[]]] * 500)
+    assert encode_json("[" * 500)
 
 
 CIRCLE: list[Any] = []

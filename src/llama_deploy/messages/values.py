@@ -1,16 +1,21 @@
 """How a value of somebody's program becomes JSON, before it is carried anywhere.
 
 One encoder for whatever arises outside: inputs, results, stream events, prompts. Strict on purpose: bytes, non-finite
-numbers and arbitrary objects are refused at any depth, instead of being turned into text that nobody can read back.
+numbers and arbitrary objects are refused at any depth, instead of being turned into text that nobody can read back;
+so is what is nested so deeply that a reader's parser would give up.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
 import msgspec
+
+NESTING_MAX = 100
+"""Arrays and objects inside each other in one value. Parsers stop at about 200, and records wrap values a few times."""
 
 _AS_THEY_ARE = (bytes, bytearray, memoryview)
 """Types that msgspec would turn into base64 text; they are left alone, so that the encoder refuses them."""
@@ -44,6 +49,26 @@ def encode_json(value: Any) -> bytes:
         plain = value
         if type(value) is not str:
             plain = msgspec.to_builtins(value, builtin_types=_AS_THEY_ARE, str_keys=True, enc_hook=_convert)
-        return _encode(plain).encode()
+        encoded = _encode(plain).encode()
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(str(error)) from error
+    if nests_too_deeply(plain, encoded):
+        raise ValueError(f"arrays and objects are nested more than {NESTING_MAX} deep")
+    return encoded
+
+
+def nests_too_deeply(value: Any, encoded: bytes) -> bool:
+    """Whether a value of JSON types is nested more than `NESTING_MAX` deep; `encoded` is its JSON.
+
+    Hardly any value has that many brackets at all, so that counting them is all it usually costs.
+    """
+    if encoded.count(b"[") + encoded.count(b"{") <= NESTING_MAX:
+        return False
+    level = _containers([value])
+    for _ in range(NESTING_MAX):
+        level = [child for item in level for child in _containers(item.values() if isinstance(item, dict) else item)]
+    return bool(level)
+
+
+def _containers(values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, dict | list)]

@@ -1,4 +1,7 @@
-"""Bodies of `/v1` requests. What is answered is in `llama_deploy.types.api` and `llama_deploy.types.history`."""
+"""Bodies of `/v1` requests, and the answers that only HTTP has.
+
+What is answered about tasks, sessions and services is in `llama_deploy.types.api` and `llama_deploy.types.history`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llama_deploy.types import TaskDefinition
+from llama_deploy.control_plane.http.problems import Problem
+from llama_deploy.types import TaskDefinition, TaskView
+
+REASON_CHARACTERS_MAX = 10_000
 
 BATCH_TASKS_MAX = 1_000
 """Tasks in one batch of submissions."""
@@ -62,10 +68,60 @@ class InputRequest(_Body):
 class CancelRequest(_Body):
     """Why a task is canceled."""
 
-    reason: str = ""
+    reason: str = Field(default="", max_length=REASON_CHARACTERS_MAX)
 
 
 class SessionRequest(_Body):
     """A session to create."""
 
     session_id: str | None = None
+
+
+class BatchItem(BaseModel):
+    """One of the two: the task as recorded, or why it was refused."""
+
+    task: TaskView | None = None
+    problem: Problem | None = None
+
+
+class BatchAnswer(BaseModel):
+    """What became of the tasks of a batch, in the order of the request."""
+
+    items: list[BatchItem]
+
+
+class Health(BaseModel):
+    """The process lives."""
+
+    status: str = "ok"
+
+
+class Readiness(BaseModel):
+    """Whether tasks are taken."""
+
+    ready: bool
+    store: bool = Field(description="The store can be written.")
+
+
+class StoreStatus(BaseModel):
+    """Where the data lives, and how that is."""
+
+    location: str
+    healthy: bool
+    backlog: int = Field(description="Transitions that are not committed yet.")
+
+
+class Status(BaseModel):
+    """What the control plane is doing, in numbers. Times are seconds since the epoch."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    ready: bool
+    started_at: float
+    store: StoreStatus
+    tasks: dict[str, int] = Field(description="How many tasks are in each state; states without any are left out.")
+    services: dict[str, bool] = Field(description="Every known service, and whether an instance of it is connected.")
+    instances: int
+    clients: int
+    statistics: dict[str, int] = Field(description="What was done since the start.")

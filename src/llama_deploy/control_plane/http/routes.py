@@ -1,24 +1,35 @@
-"""The `/v1` routes: thin over the control plane, one function each."""
+"""The `/v1` routes: thin over the control plane, one function each.
+
+What a stream of answers looks like on the wire is in `lines.py`, how errors do in `problems.py`.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from llama_deploy.control_plane.http.bodies import JSONRoute
+from llama_deploy.control_plane.http.lines import EVENT_STREAM, NDJSON, number_of, streamed, streaming_type
 from llama_deploy.control_plane.http.models import (
+    BatchAnswer,
     BatchRequest,
     CancelRequest,
+    Health,
     InputRequest,
+    Readiness,
     SessionRequest,
+    Status,
     TaskRequest,
 )
+from llama_deploy.control_plane.http.problems import answers
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.records import to_entry
 from llama_deploy.control_plane.tasks import TaskEntry
-from llama_deploy.errors import InvalidRequestError, LlamaDeployError
+from llama_deploy.errors import LlamaDeployError
 from llama_deploy.types import (
     HistoryPage,
     ServicePage,
@@ -30,13 +41,11 @@ from llama_deploy.types import (
     TaskView,
 )
 
-router = APIRouter(prefix="/v1")
-probes = APIRouter()
+router = APIRouter(prefix="/v1", route_class=JSONRoute)
+probes = APIRouter(tags=["probes"])
 
-EVENT_STREAM = "text/event-stream"
-NDJSON = "application/x-ndjson"
-
-DIGITS_MAX = 15
+NUMBER_MAX = 2**53 - 1
+"""The largest number that every JSON reader keeps exactly."""
 
 PAGE_ITEMS_MAX = 1_000
 """Items on one page of a list."""
@@ -44,6 +53,12 @@ WAIT_S_MAX = 3_600.0
 """How long one HTTP request may wait for a result, in seconds."""
 
 Limit = Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)]
+
+STREAMS: dict[str, Any] = {
+    EVENT_STREAM: {"schema": {"type": "string", "description": "Server-sent events; `id` is the item's number."}},
+    NDJSON: {"schema": {"type": "string", "description": "One JSON value a line."}},
+}
+
 WaitS = Annotated[float, Query(ge=0, le=WAIT_S_MAX, description="Seconds to wait for the end of the task.")]
 
 
@@ -53,10 +68,23 @@ def plane_of(request: Request) -> ControlPlane:
     return plane
 
 
+async def _ended(plane: ControlPlane, entry: TaskEntry, wait_s: float) -> TaskEntry:
+    """The task after its end, or after `wait_s` seconds, whichever is first."""
+    if wait_s and not entry.ended:
+        await plane.engine.wait_ended(entry, wait_s)
+        return await plane.engine.cache.get(entry.row.task_id)
+    return entry
+
+
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
-@router.post("/tasks", status_code=201)
+@router.post(
+    "/tasks",
+    tags=["tasks"],
+    status_code=201,
+    responses=answers(400, 404, 409, 413, 429) | {200: {"description": "It was recorded before.", "model": TaskView}},
+)
 async def submit_task(
     request: Request,
     response: Response,
@@ -72,19 +100,16 @@ async def submit_task(
     entry = await plane.engine.submissions.submit_and_wait(definition)
     if entry.definition is not definition:
         response.status_code = 200
-    if wait_s:
-        await plane.engine.wait_ended(entry, wait_s)
+    entry = await _ended(plane, entry, wait_s)
     view = plane.views.task(entry)
     if entry.ended:
         view.result = (await plane.views.result(entry)).result
     return view
 
 
-@router.post("/tasks/batch")
+@router.post("/tasks/batch", tags=["tasks"], response_model=BatchAnswer, responses=answers(400, 413))
 async def submit_tasks(request: Request, body: BatchRequest) -> JSONResponse:
     """Submit up to 1,000 tasks. Each item of the answer has a `task` or a `problem`, in the order of the request."""
-    import asyncio
-
     plane = plane_of(request)
 
     async def one(item: TaskRequest) -> dict[str, Any]:
@@ -97,7 +122,7 @@ async def submit_tasks(request: Request, body: BatchRequest) -> JSONResponse:
     return JSONResponse({"items": await asyncio.gather(*(one(item) for item in body.tasks))})
 
 
-@router.get("/tasks")
+@router.get("/tasks", tags=["tasks"], responses=answers(400))
 async def list_tasks(
     request: Request,
     state: Annotated[list[str] | None, Query()] = None,
@@ -114,28 +139,31 @@ async def list_tasks(
     )
 
 
-@router.get("/tasks/{task_id}")
+@router.get("/tasks/{task_id}", tags=["tasks"], responses=answers(404))
 async def get_task(request: Request, task_id: str) -> TaskView:
     """Where a task stands, and why it waits."""
     plane = plane_of(request)
     return plane.views.task(await plane.engine.cache.get(task_id))
 
 
-@router.get("/tasks/{task_id}/result")
+@router.get("/tasks/{task_id}/result", tags=["tasks"], responses=answers(400, 404))
 async def get_result(request: Request, task_id: str, wait_s: WaitS = 0.0) -> TaskResultView:
     """The outcome; `result` is null while the task has none. With `wait_s` the answer waits for the end."""
     plane = plane_of(request)
-    entry = await plane.engine.cache.get(task_id)
-    if wait_s:
-        await plane.engine.wait_ended(entry, wait_s)
+    entry = await _ended(plane, await plane.engine.cache.get(task_id), wait_s)
     return await plane.views.result(entry)
 
 
-@router.get("/tasks/{task_id}/history", response_model=HistoryPage)
+@router.get(
+    "/tasks/{task_id}/history",
+    tags=["tasks"],
+    response_model=HistoryPage,
+    responses=answers(400, 404) | {200: {"description": "A page, or all of it as a stream.", "content": STREAMS}},
+)
 async def get_history(
     request: Request,
     task_id: str,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[int, Query(ge=0, le=NUMBER_MAX, description="Entries above this number.")] = 0,
     limit: Limit = 1000,
     follow: bool = False,
     accept: Annotated[str, Header()] = "",
@@ -144,71 +172,45 @@ async def get_history(
     """The task's history. With `follow` or an Accept header for SSE or NDJSON: as it is recorded, until the end."""
     plane = plane_of(request)
     entry = await plane.engine.cache.get(task_id)
-    media = _stream_type(accept) or (NDJSON if follow else None)
+    media = streaming_type(accept) or (NDJSON if follow else None)
     if media is None:
         return await plane.views.history(entry, after=after, limit=limit)
-    start = _number(last_event_id, default=after)
+    start = number_of(last_event_id, default=after)
 
     async def items() -> AsyncIterator[tuple[int, bytes]]:
         async for row in plane.engine.streams.follow_history(entry, start):
             yield row.seq, to_entry(row.seq, row.at, row.kind, row.data).model_dump_json().encode()
 
-    return StreamingResponse(_lines(media, "entry", items(), entry), media_type=media)
+    return streamed(media, "entry", items(), entry)
 
 
-@router.get("/tasks/{task_id}/stream")
+@router.get(
+    "/tasks/{task_id}/stream",
+    tags=["tasks"],
+    response_class=StreamingResponse,
+    responses=answers(400, 404) | {200: {"description": "The events.", "content": STREAMS}},
+)
 async def get_stream(
     request: Request,
     task_id: str,
-    first: Annotated[int, Query(ge=0, description="Number of the first event wanted, from 0.")] = 0,
+    first: Annotated[int, Query(ge=0, le=NUMBER_MAX, description="Number of the first event wanted, from 0.")] = 0,
     accept: Annotated[str, Header()] = "",
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> StreamingResponse:
     """The task's stream from event `first` on, live until the task ends; SSE (`id` is the number) or NDJSON."""
     plane = plane_of(request)
     entry = await plane.engine.cache.get(task_id)
-    media = _stream_type(accept) or NDJSON
-    start = _number(last_event_id, default=first - 1) + 1
+    start = number_of(last_event_id, default=first - 1) + 1
 
     async def items() -> AsyncIterator[tuple[int, bytes]]:
         async for number, events in plane.engine.streams.follow(entry, start):
             for offset, event in enumerate(events):
                 yield number + offset, event
 
-    return StreamingResponse(_lines(media, "event", items(), entry), media_type=media)
+    return streamed(streaming_type(accept) or NDJSON, "event", items(), entry)
 
 
-def _stream_type(accept: str) -> str | None:
-    for media in (EVENT_STREAM, NDJSON):
-        if media in accept:
-            return media
-    return None
-
-
-def _number(text: str | None, *, default: int) -> int:
-    """The number in a `Last-Event-ID` header. Raises `InvalidRequestError`."""
-    if text is None or text == "":
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > DIGITS_MAX:
-        raise InvalidRequestError(f"Last-Event-ID {text!r} is not a number", fix="send back an `id` of this stream")
-    return int(text)
-
-
-async def _lines(
-    media: str, name: str, items: AsyncIterator[tuple[int, bytes]], entry: TaskEntry
-) -> AsyncIterator[bytes]:
-    """Items as SSE or NDJSON; SSE closes with an `end` event that carries the task's state."""
-    async for number, item in items:
-        yield (
-            b"id: %d\nevent: %s\ndata: %s\n\n" % (number, name.encode(), item)
-            if media == EVENT_STREAM
-            else item + b"\n"
-        )
-    if media == EVENT_STREAM:
-        yield b'event: end\ndata: {"state":"%s"}\n\n' % entry.row.state.encode()
-
-
-@router.post("/tasks/{task_id}/input")
+@router.post("/tasks/{task_id}/input", tags=["tasks"], responses=answers(400, 404, 409, 413))
 async def send_input(request: Request, task_id: str, body: InputRequest) -> TaskView:
     """Answer a question of the task. When this returns, the input is recorded."""
     plane = plane_of(request)
@@ -216,7 +218,7 @@ async def send_input(request: Request, task_id: str, body: InputRequest) -> Task
     return plane.views.task(await plane.engine.cache.get(task_id))
 
 
-@router.post("/tasks/{task_id}/cancel")
+@router.post("/tasks/{task_id}/cancel", tags=["tasks"], responses=answers(400, 404, 409, 413))
 async def cancel_task(request: Request, task_id: str, body: CancelRequest | None = None) -> TaskView:
     """Cancel a task. When this returns, the cancellation is recorded; repeating it is harmless."""
     plane = plane_of(request)
@@ -227,7 +229,7 @@ async def cancel_task(request: Request, task_id: str, body: CancelRequest | None
 # --- sessions ---------------------------------------------------------------------------------------------------------
 
 
-@router.post("/sessions", status_code=201)
+@router.post("/sessions", tags=["sessions"], status_code=201, responses=answers(400, 413))
 async def create_session(request: Request, body: SessionRequest | None = None) -> SessionView:
     """Create a session; one that exists is returned as it is."""
     plane = plane_of(request)
@@ -235,19 +237,19 @@ async def create_session(request: Request, body: SessionRequest | None = None) -
     return await plane.views.session(session_id)
 
 
-@router.get("/sessions")
+@router.get("/sessions", tags=["sessions"], responses=answers(400))
 async def list_sessions(request: Request, limit: Limit = 100, cursor: str | None = None) -> SessionPage:
     """One page of sessions, newest first."""
     return await plane_of(request).views.list_sessions(limit=limit, cursor=cursor)
 
 
-@router.get("/sessions/{session_id}")
+@router.get("/sessions/{session_id}", tags=["sessions"], responses=answers(404))
 async def get_session(request: Request, session_id: str) -> SessionView:
     """A session; its tasks are listed by `/v1/tasks?session_id=`."""
     return await plane_of(request).views.session(session_id)
 
 
-@router.get("/sessions/{session_id}/state")
+@router.get("/sessions/{session_id}/state", tags=["sessions"], responses=answers(404))
 async def get_session_state(request: Request, session_id: str) -> dict[str, Any]:
     """The state that the session's tasks share."""
     return await plane_of(request).views.session_state(session_id)
@@ -256,13 +258,13 @@ async def get_session_state(request: Request, session_id: str) -> dict[str, Any]
 # --- services ---------------------------------------------------------------------------------------------------------
 
 
-@router.get("/services")
+@router.get("/services", tags=["services"], responses=answers())
 async def list_services(request: Request) -> ServicePage:
     """Every known service with its instances."""
     return ServicePage(items=plane_of(request).views.services())
 
 
-@router.get("/services/{name}")
+@router.get("/services/{name}", tags=["services"], responses=answers(404))
 async def get_service(request: Request, name: str) -> ServiceView:
     """One service."""
     return plane_of(request).views.service(name)
@@ -271,19 +273,19 @@ async def get_service(request: Request, name: str) -> ServiceView:
 # --- status -----------------------------------------------------------------------------------------------------------
 
 
-@router.get("/status")
+@router.get("/status", tags=["status"], response_model=Status, responses=answers())
 async def get_status(request: Request) -> dict[str, Any]:
     """What the control plane is doing, in numbers."""
     return await plane_of(request).status()
 
 
 @probes.get("/healthz")
-async def healthz() -> dict[str, str]:
+async def healthz() -> Health:
     """The process lives."""
-    return {"status": "ok"}
+    return Health()
 
 
-@probes.get("/readyz")
+@probes.get("/readyz", response_model=Readiness, responses={503: {"description": "Not now.", "model": Readiness}})
 async def readyz(request: Request) -> JSONResponse:
     """Whether tasks are taken: 200, or 503 while starting, stopping, or without a store that can be written."""
     plane = plane_of(request)

@@ -1,0 +1,59 @@
+"""Answers that go on until a task has ended: server-sent events, or one JSON value a line.
+
+Every item has a number, so that a reader whose connection broke goes on where it was; an SSE reader does that by
+itself with `Last-Event-ID`. Where the items come from is the routes' affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from fastapi.responses import StreamingResponse
+
+from llama_deploy.control_plane.tasks import TaskEntry
+from llama_deploy.errors import InvalidRequestError
+
+EVENT_STREAM = "text/event-stream"
+NDJSON = "application/x-ndjson"
+
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""A proxy on the way must neither keep the answer nor wait for the end of it."""
+
+DIGITS_MAX = 15
+
+
+def streaming_type(accept: str) -> str | None:
+    """The streaming media type that an `Accept` header names, if it names one."""
+    for media in (EVENT_STREAM, NDJSON):
+        if media in accept:
+            return media
+    return None
+
+
+def number_of(last_event_id: str | None, *, default: int) -> int:
+    """The number in a `Last-Event-ID` header. Raises `InvalidRequestError`."""
+    if not last_event_id:
+        return default
+    if not last_event_id.isascii() or not last_event_id.isdigit() or len(last_event_id) > DIGITS_MAX:
+        raise InvalidRequestError(
+            f"Last-Event-ID {last_event_id!r} is not a number", fix="send back an `id` of this stream"
+        )
+    return int(last_event_id)
+
+
+def streamed(media: str, name: str, items: AsyncIterator[tuple[int, bytes]], entry: TaskEntry) -> StreamingResponse:
+    """Numbered items of JSON as an answer that ends with the task; `name` is the SSE event's."""
+    lines = _events(name, items, entry) if media == EVENT_STREAM else _lines(items)
+    return StreamingResponse(lines, media_type=media, headers=HEADERS)
+
+
+async def _lines(items: AsyncIterator[tuple[int, bytes]]) -> AsyncIterator[bytes]:
+    async for _, item in items:
+        yield item + b"\n"
+
+
+async def _events(name: str, items: AsyncIterator[tuple[int, bytes]], entry: TaskEntry) -> AsyncIterator[bytes]:
+    """SSE; closes with an `end` event that carries the task's state, so that a reader knows not to come back."""
+    async for number, item in items:
+        yield b"id: %d\nevent: %s\ndata: %s\n\n" % (number, name.encode(), item)
+    yield b'event: end\ndata: {"state":"%s"}\n\n' % entry.row.state.encode()

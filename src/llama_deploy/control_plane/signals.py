@@ -268,7 +268,13 @@ class Signals:
         step.published = False
         move = DeliveryMove(step_id, step.attempt - 1, step.attempt, now + engine.settings.overdue_s)
         record = Record(
-            state="", step_id=step_id, service=step.service, attempt=step.attempt - 1, reason=reason, by=holder
+            state="",
+            step_id=step_id,
+            service=step.service,
+            attempt=step.attempt - 1,
+            started_at=step.claimed_at or None,
+            reason=reason,
+            by=holder,
         )
 
         def settled(error: LlamaDeployError | None) -> None:

@@ -80,9 +80,11 @@ class StepContext:
 
     @property
     def input(self) -> str:
-        """The task's input text, empty where the message is not a new task."""
+        """The task's input text; of a message that carries no task, its data as JSON text (empty for no data)."""
         task = self.data.get("task")
-        return str(task.get("input", "")) if isinstance(task, dict) else ""
+        if isinstance(task, dict) and "input" in task:
+            return str(task["input"])
+        return encode(self.data).decode() if self.data else ""
 
     def stream(self, event: Any) -> None:
         """Append an event to the task's stream; any value with a JSON form.

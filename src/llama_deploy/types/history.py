@@ -45,9 +45,12 @@ class HistoryEntry(BaseModel):
     state_changes: dict[str, Any] | None = None
     """The keys of the shared state that the decision changed, with their new values."""
     started_at: float | None = None
-    """When the attempt began, by the instance's clock, in seconds since the epoch."""
+    """When the attempt began, by the instance's clock, in seconds since the epoch; of a lost attempt, when it was
+    handed to the instance."""
     finished_at: float | None = None
     """When the attempt ended, by the instance's clock, in seconds since the epoch."""
+    due_at: float | None = None
+    """When the next attempt of the step may begin, in seconds since the epoch; on `retrying` entries."""
     by: str | None = None
     """Who caused the entry, where that is known: an instance, a client, a person."""
     reason: str | None = None

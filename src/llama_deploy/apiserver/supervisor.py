@@ -43,10 +43,12 @@ class RestartPolicy:
     restarts_max: int = 8
     """The restart intensity: restarts within `period_s`; one more makes the child a failed one."""
     period_s: float = 60.0
+    """Over how long restarts are counted."""
     initial_s: float = 0.25
     """Pause before the first restart; each further one within the period is `multiplier` times longer."""
     multiplier: float = 2.0
     cap_s: float = 10.0
+    """The longest pause before a restart."""
     final_exit_codes: frozenset[int] = frozenset({2})
     """Exit codes that mean that a restart cannot help: 2 is an invalid file, setting or import path."""
 

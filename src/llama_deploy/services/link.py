@@ -35,7 +35,7 @@ from llama_deploy.services.runner import Runner
 log = get_logger("llama_deploy.link")
 
 RECONNECT_S = (0.05, 2.0)
-"""First and longest pause between attempts to connect; doubled each time, with full jitter."""
+"""First and longest pause between attempts to connect; doubled each time, up to half of it taken off at random."""
 
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 

@@ -43,7 +43,7 @@ from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services.base import Parked, Service, StepContext, encode_value
 from llama_deploy.services.failures import error_from_exception
-from llama_deploy.types import TaskError, TaskResult, generate_id
+from llama_deploy.types import TaskResult, generate_id
 
 log = get_logger("llama_deploy.runner")
 
@@ -225,9 +225,9 @@ class Runner:
             if step.context is not None and step.context.canceled:
                 self._forget(delivery.step_id, step)
                 raise
-            result = _failed(error_from_exception(error))
+            result = _failed(step, error)
         except BaseException as error:  # noqa: BLE001 - the edge of user code; recorded with the task
-            result = _failed(error_from_exception(error))
+            result = _failed(step, error)
         failpoint("runner.before_answer")
         self._answer(step, result, started_at)
         failpoint("runner.after_answer")
@@ -404,5 +404,15 @@ class Runner:
         return finished
 
 
-def _failed(error: TaskError) -> TaskResult:
-    return TaskResult(task_id="", history=[], result=error.message, status="failed", error=error)
+def _failed(step: RunningStep, error: BaseException) -> TaskResult:
+    """The failed result of an attempt; whoever watches this process sees it too."""
+    found = error_from_exception(error)
+    log.warning(
+        "attempt failed",
+        service=step.delivery.service,
+        step_id=step.delivery.step_id,
+        attempt=step.attempt,
+        error=f"{found.type}: {found.message}",
+        exception=(found.traceback or "").rstrip(),
+    )
+    return TaskResult(task_id="", history=[], result=found.message, status="failed", error=found)

@@ -6,6 +6,8 @@ import socket
 
 import pytest
 
+pytest.register_assert_rewrite("llama_deploy.testing")  # the assertions of the conformance suites speak too
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, bool]]:

@@ -1,0 +1,73 @@
+"""The one place that knows which kinds of object can be services, and which adapter serves each.
+
+The loader and `Deployment` hand over whatever the user named. Workflows are recognised without importing the workflow
+engine: an object can only be one of its workflows when the engine is imported already.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from typing import Any
+
+from llama_deploy.errors import SettingError
+from llama_deploy.services.base import Service
+from llama_deploy.services.function import FunctionService
+from llama_deploy.types import RetryPolicy
+
+
+def as_service(
+    obj: Any,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    concurrency: int | None = None,
+    run_timeout_s: float | None = None,
+    retry: RetryPolicy | None = None,
+) -> Service:
+    """A service for `obj`: a `Service`, a function (async or not), or a workflow (instance or class).
+
+    What is given here takes the place of the object's own settings; the object itself is left as it is. Raises
+    `SettingError` for anything else, and `UnresolvedAnnotationError` for a function whose annotations name nothing.
+    """
+    settings = {
+        "service_name": name,
+        "description": description,
+        "concurrency": concurrency,
+        "run_timeout_s": run_timeout_s,
+        "retry": retry,
+    }
+    given = {key: value for key, value in settings.items() if value is not None}
+    made = _adapt(obj, name)
+    if given:
+        made = copy.copy(made)
+        made.definition = made.definition.model_copy(update=given)
+    if isinstance(made, FunctionService):
+        made.prepare()
+    return made
+
+
+def _adapt(obj: Any, name: str | None) -> Service:
+    if isinstance(obj, Service):
+        return obj
+    if _is_workflow(obj):
+        from llama_deploy.services.workflow import WorkflowService
+
+        return WorkflowService(obj, name=name)
+    if inspect.isclass(obj) and issubclass(obj, Service):
+        raise SettingError(f"{obj.__qualname__} is a class", fix=f"name an object of it: {obj.__qualname__}(...)")
+    if callable(obj) and not inspect.isclass(obj):
+        return FunctionService(obj, name=name)
+    raise SettingError(
+        f"an object of type {type(obj).__qualname__} cannot be a service",
+        why="a service is a function, a workflow, or an object of a Service class",
+        fix="name a function decorated with @service, or a Workflow",
+    )
+
+
+def _is_workflow(obj: Any) -> bool:
+    engine: Any = sys.modules.get("workflows.workflow")
+    if engine is None:
+        return False
+    return isinstance(obj, engine.Workflow) or (inspect.isclass(obj) and issubclass(obj, engine.Workflow))

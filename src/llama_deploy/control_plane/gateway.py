@@ -64,6 +64,7 @@ class Gateway:
         self.signals = signals
         self.ports: set[Port] = set()
         self._lease_timer: Timer | None = None
+        self._lease_due_at = 0.0
         self._dropped: dict[str, Timer] = {}
 
     def attach(self, send: Send, *, close: Callable[[], None], in_process: bool = False) -> Port:
@@ -97,11 +98,19 @@ class Gateway:
         oldest = min((p.last_seen_at for p in self.ports if not p.in_process), default=None)
         if oldest is None:
             return
-        self._lease_timer = engine.clock.call_at(oldest + engine.settings.lease_s, self._check_leases)
+        self._check_leases_at(oldest + engine.settings.lease_s)
+
+    def _check_leases_at(self, when: float) -> None:
+        self._lease_due_at = when
+        self._lease_timer = self.engine.clock.call_at(when, self._check_leases)
 
     def _check_leases(self) -> None:
         self._lease_timer = None
         now = self.engine.clock.now()
+        heartbeat_s = self.engine.settings.heartbeat_s
+        if now - self._lease_due_at > heartbeat_s:  # this process stood still: what was said meanwhile is unread yet
+            self._check_leases_at(now + heartbeat_s)
+            return
         for port in tuple(self.ports):
             if not port.in_process and now - port.last_seen_at >= self.engine.settings.lease_s:
                 log.warning("instance is silent, its steps go to others", instance=port.instance_id)
@@ -276,7 +285,7 @@ class Port:
         """Take back what the instance still holds, tell it what is not its any more, then let work flow to it."""
         disowned: list[str] = []
         for step in held:
-            entry = await self._engine.cache.load(step.step_id.rpartition(":")[0])
+            entry = await self._engine.cache.load(step.step_id.rpartition(":")[0], patient=True)
             if self._is_closed:
                 return
             known = entry.open.get(step.step_id) if entry is not None else None

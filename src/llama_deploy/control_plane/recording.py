@@ -256,11 +256,9 @@ class Recording:
         """A guard failed: memory is not what the store says. Load the task again; instances repeat their answers."""
         if entry.stale:
             return
-        entry.stale = True
         self._engine.statistics.conflicts += 1
         log.warning("commit refused, task is loaded again", task_id=entry.row.task_id)
-        self._engine.cache.tasks.pop(entry.row.task_id, None)
-        self._engine.cache.leave_session(entry)
+        self._engine.cache.forget(entry)
 
         async def reload() -> None:
             if entry.session is not None:

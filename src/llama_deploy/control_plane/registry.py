@@ -49,6 +49,8 @@ class ServiceEntry:
         self.instances: dict[str, InstancePort] = {}
         self.lost_at: float | None = None
         """When its last instance was lost; `None` when it left on purpose, or none was ever there."""
+        self.restored = False
+        """Known from an earlier run, and no instance of it has come back so far."""
 
 
 class Registry:
@@ -62,12 +64,13 @@ class Registry:
         self.watchers: set[Callable[[], None]] = set()
         """Called whenever an instance comes or goes."""
         self.expected_until = 0.0
-        """Until then, every known service is expected to come back: the control plane has just started."""
+        """Until then, the services of an earlier run are expected back: the control plane has just started."""
 
     def restore(self, definitions: dict[str, bytes]) -> None:
         """Know the services of an earlier run; their instances are expected back for a while."""
         for name, encoded in definitions.items():
-            self.services[name] = ServiceEntry(ServiceDefinition.model_validate_json(encoded))
+            entry = self.services[name] = ServiceEntry(ServiceDefinition.model_validate_json(encoded))
+            entry.restored = True
         self.expected_until = self._clock.now() + self._settings.service_return_s
 
     def register(self, port: InstancePort, definitions: list[ServiceDefinition]) -> list[ServiceDefinition]:
@@ -84,6 +87,7 @@ class Registry:
                 changed.append(definition)
             entry.instances[port.instance_id] = port
             entry.lost_at = None
+            entry.restored = False
         self._notify()
         return changed
 
@@ -132,7 +136,7 @@ class Registry:
         now = self._clock.now()
         if entry.lost_at is not None:
             return now - entry.lost_at < self._settings.service_return_s
-        return now < self.expected_until
+        return entry.restored and now < self.expected_until
 
     def unserved(self, name: str) -> ServiceUnknownError:
         """The refusal of a task for a service that nobody serves."""

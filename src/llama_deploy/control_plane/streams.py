@@ -55,12 +55,6 @@ class Streams:
             f"the task streams more than {limit} events", setting="stream_events_per_task_max", limit=limit
         )
 
-    async def load(self, entry: TaskEntry) -> StreamState:
-        """The stream's state of a task that was just loaded, from the store."""
-        end, attempts = await self._engine.store.load_stream_end(entry.row.task_id)
-        entry.stream = StreamState(end, attempts)
-        return entry.stream
-
     def _take(self, entry: TaskEntry, step: OpenStep, attempt: int, first: int, events: Sequence[bytes]) -> StreamState:
         """Number what is new and put it in line for the next commit; a new attempt opens with a marker."""
         stream = entry.stream

@@ -13,7 +13,7 @@ import msgspec
 
 from llama_deploy.control_plane.decisions import Decision
 from llama_deploy.control_plane.records import Record
-from llama_deploy.control_plane.refusals import check_id, conflict, digest, too_large
+from llama_deploy.control_plane.refusals import check_id, conflict, digest, resolve, too_large
 from llama_deploy.control_plane.session_state import SessionState
 from llama_deploy.control_plane.tasks import TaskEntry
 from llama_deploy.errors import (
@@ -28,6 +28,9 @@ from llama_deploy.types import TaskDefinition
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
+
+REFUSALS_MAX = 5
+"""A submission whose commit was refused this often, though nobody else has recorded it, is given up."""
 
 Submitted = Callable[[TaskEntry | None, LlamaDeployError | None], None]
 """Called once a submission is committed, with the task, or refused, with the error."""
@@ -59,7 +62,8 @@ class Submissions:
         ):
             self._engine.spawn(self._submit_slowly(definition, done))
         else:
-            self._begin(definition, self._session_of(definition), done)
+            session = self._engine.cache.sessions[definition.session_id] if definition.session_id else None
+            self._begin(definition, session, done)
 
     async def submit_and_wait(self, definition: TaskDefinition) -> TaskEntry:
         """`submit` as a coroutine: returns the recorded task, or raises what it was refused with."""
@@ -93,56 +97,63 @@ class Submissions:
                 setting="tasks_unfinished_max",
                 limit=settings.tasks_unfinished_max,
             )
-        try:
-            size = len(definition.input.encode())
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError("the input is not valid text", why=str(error)) from error
-        if size > settings.payload_bytes_max:
-            raise too_large("input", size, settings.payload_bytes_max)
+        _check_text("input", [definition.input], settings.payload_bytes_max)
+        if definition.metadata:
+            texts = [text for pair in definition.metadata.items() for text in pair]
+            _check_text("metadata", texts, settings.payload_bytes_max)
         if not definition.agent_id and self._engine.default_service:
             definition.agent_id = self._engine.default_service
         for name in ("task_id", "session_id", "agent_id", "idempotency_key"):
             check_id(name, getattr(definition, name), settings.id_length_max)
 
-    def _session_of(self, definition: TaskDefinition) -> SessionState | None:
-        return self._engine.cache.sessions[definition.session_id] if definition.session_id else None
-
     async def _submit_slowly(self, definition: TaskDefinition, done: Submitted) -> None:
-        """Where the store has to be asked first: an idempotency key, a session that is not in memory."""
+        """Where the store has to be asked first: an idempotency key, a session that is not in memory.
+
+        One submission per key is on its way at a time: others wait for it and then find its task.
+        """
         key = definition.idempotency_key
+        session = None
+        finished = done
         try:
-            if definition.session_id:
-                await self._engine.cache.load_session(definition.session_id)
-            while key is not None and key in self._keys_in_flight:
-                await self._keys_in_flight[key]
-            if key is not None:
-                found = await self._engine.store.find_idempotent(key)
+            if key:
+                while (earlier := self._keys_in_flight.get(key)) is not None:
+                    await earlier
+                finished = self._hold_key(key, done)
+                found = await self._find_by_key(key, definition)
                 if found is not None:
-                    entry = await self._engine.cache.load(found[0])
-                    if entry is not None and found[1] == digest(definition):
-                        done(entry, None)
-                        return
-                    raise conflict(f"idempotency key {key!r}", found[0])
-                self._keys_in_flight[key] = asyncio.get_running_loop().create_future()
-            existing = self._engine.cache.tasks.get(definition.task_id)
-            if existing is not None:
-                self._release_key(key)
-                self._found(existing, definition, done)
-                return
+                    finished(found, None)
+                    return
+            if definition.session_id:  # last, so that the session cannot leave memory before the task holds it
+                session = await self._engine.cache.load_session(definition.session_id)
         except LlamaDeployError as error:
-            done(None, error)
+            finished(None, error)
             return
+        existing = self._engine.cache.tasks.get(definition.task_id)
+        if existing is not None:
+            self._found(existing, definition, finished)
+        else:
+            self._begin(definition, session, finished)
+
+    def _hold_key(self, key: str, done: Submitted) -> Submitted:
+        """Mark a key as being used; the returned callback lets go of it and passes on to `done`."""
+        used = self._keys_in_flight[key] = asyncio.get_running_loop().create_future()
 
         def finished(entry: TaskEntry | None, error: LlamaDeployError | None) -> None:
-            self._release_key(key)
+            self._keys_in_flight.pop(key, None)
+            resolve(used)
             done(entry, error)
 
-        self._begin(definition, self._session_of(definition), finished)
+        return finished
 
-    def _release_key(self, key: str | None) -> None:
-        future = self._keys_in_flight.pop(key, None) if key is not None else None
-        if future is not None and not future.done():
-            future.set_result(None)
+    async def _find_by_key(self, key: str, definition: TaskDefinition) -> TaskEntry | None:
+        """The task that was recorded under a key. Raises `TaskConflictError` where its request was another one."""
+        found = await self._engine.store.find_idempotent(key)
+        if found is None:
+            return None
+        entry = await self._engine.cache.load(found[0])
+        if entry is None or found[1] != digest(definition):
+            raise conflict(f"idempotency key {key!r}", found[0])
+        return entry
 
     def _found(self, entry: TaskEntry, definition: TaskDefinition, done: Submitted) -> None:
         """A task of this id exists: it is the answer, if the request is the same."""
@@ -151,9 +162,11 @@ class Submissions:
         elif entry.recorded:
             done(entry, None)
         else:
-            entry.recorded_callbacks.append(lambda error: done(None if error else entry, error))
+            entry.recorded_callbacks.append(done)
 
-    def _begin(self, definition: TaskDefinition, session: SessionState | None, done: Submitted) -> None:
+    def _begin(
+        self, definition: TaskDefinition, session: SessionState | None, done: Submitted, *, refusals: int = 0
+    ) -> None:
         now = self._engine.clock.now()
         row = TaskRow(
             definition.task_id,
@@ -166,7 +179,7 @@ class Submissions:
             now,
         )
         entry = TaskEntry(row, definition, session)
-        entry.recorded_callbacks.append(lambda error: done(None if error else entry, error))
+        entry.recorded_callbacks.append(done)
         self._engine.cache.tasks[definition.task_id] = entry
         if session is not None:
             session.unfinished += 1
@@ -174,7 +187,7 @@ class Submissions:
         def decided(decision: Decision | LlamaDeployError) -> None:
             if isinstance(decision, Decision):
                 try:
-                    self._record_submission(entry, decision)
+                    self._record_submission(entry, decision, refusals)
                 except LlamaDeployError as error:
                     self._refuse_submission(entry, error)
             else:
@@ -184,13 +197,11 @@ class Submissions:
 
     def _refuse_submission(self, entry: TaskEntry, error: LlamaDeployError) -> None:
         """Nothing was recorded: forget the entry and say why."""
-        self._engine.cache.tasks.pop(entry.row.task_id, None)
-        self._engine.cache.leave_session(entry)
-        entry.stale = True
+        self._engine.cache.forget(entry)
         for callback in entry.recorded_callbacks:
-            callback(error)
+            callback(None, error)
 
-    def _record_submission(self, entry: TaskEntry, decision: Decision) -> None:
+    def _record_submission(self, entry: TaskEntry, decision: Decision, refusals: int) -> None:
         definition = entry.definition
         waiting = False
         for sending in decision.sendings:
@@ -201,7 +212,7 @@ class Submissions:
         now = self._engine.clock.now()
         entry.definition_json = msgspec.json.encode(definition.model_dump())
         record = Record(state="", definition=msgspec.Raw(entry.definition_json))
-        transition = Transition(settled=lambda error: self._submission_settled(entry, error))
+        transition = Transition(settled=lambda error: self._submission_settled(entry, error, refusals))
         if entry.session is not None and not entry.session.recorded:
             transition.session = SessionRow(entry.session.session_id, now)
         if definition.idempotency_key:
@@ -210,9 +221,9 @@ class Submissions:
             entry, transition, "submitted", record, decision, now=now, state="submitted" if waiting else None
         )
 
-    def _submission_settled(self, entry: TaskEntry, error: LlamaDeployError | None) -> None:
+    def _submission_settled(self, entry: TaskEntry, error: LlamaDeployError | None, refusals: int) -> None:
         if error is not None:
-            self._engine.spawn(self._submission_refused(entry, error))
+            self._engine.spawn(self._submission_refused(entry, error, refusals + 1))
             return
         entry.recorded = True
         self._engine.statistics.submitted += 1
@@ -220,35 +231,48 @@ class Submissions:
             entry.session.recorded = True
         callbacks, entry.recorded_callbacks = entry.recorded_callbacks, []
         for callback in callbacks:
-            callback(None)
+            callback(entry, None)
 
-    async def _submission_refused(self, entry: TaskEntry, error: LlamaDeployError) -> None:
-        """The store knows the id or the key already: the task of an earlier run, or a state that had moved on."""
+    async def _submission_refused(self, entry: TaskEntry, error: LlamaDeployError, refusals: int) -> None:
+        """The store knows the id or the key already, or the session had moved on: find the task, or decide again."""
         self._engine.statistics.conflicts += 1
-        self._engine.cache.tasks.pop(entry.row.task_id, None)
-        self._engine.cache.leave_session(entry)
-        entry.stale = True
+        self._engine.cache.forget(entry)
         callbacks, entry.recorded_callbacks = entry.recorded_callbacks, []
         definition = entry.definition
+        key = definition.idempotency_key
 
         def done(found: TaskEntry | None, failure: LlamaDeployError | None) -> None:
             if found is not None:  # whoever waits for the entry that never was, waits for the one that is
                 for callback in entry.ended_callbacks:
                     self._engine.when_ended(found, callback)
-                entry.private = found.private
-            for callback in callbacks:
-                callback(failure)
+            for recorded in callbacks:
+                recorded(found, failure)
 
         try:
-            if entry.session is not None:
-                await self._engine.cache.load_session(entry.session.session_id, again=True)
             found = await self._engine.cache.load(definition.task_id)
+            if found is None and key:
+                found = await self._find_by_key(key, definition)
+            session = entry.session
+            if found is None and session is not None:
+                session = await self._engine.cache.load_session(session.session_id, again=True)
         except LlamaDeployError as failure:
             done(None, failure)
             return
-        if found is not None:
+        if found is not None and found.row.task_id != definition.task_id:
+            done(found, None)  # the key's task, of the same request
+        elif found is not None:
             self._found(found, definition, done)
-        elif definition.idempotency_key and await self._engine.store.find_idempotent(definition.idempotency_key):
-            await self._submit_slowly(definition, done)
+        elif refusals < REFUSALS_MAX:
+            self._begin(definition, session, done, refusals=refusals)
         else:
             done(None, error)
+
+
+def _check_text(name: str, texts: list[str], bytes_max: int) -> None:
+    """Raise for text that cannot be encoded, and for more of it than is allowed."""
+    try:
+        size = sum(len(text.encode()) for text in texts)
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(f"the {name} is not valid text", why=str(error)) from error
+    if size > bytes_max:
+        raise too_large(name, size, bytes_max)

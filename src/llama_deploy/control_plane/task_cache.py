@@ -10,12 +10,21 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from llama_deploy.control_plane.session_state import SessionState
-from llama_deploy.control_plane.tasks import TaskEntry, rebuild
-from llama_deploy.errors import SessionNotFoundError, TaskNotFoundError
+from llama_deploy.control_plane.tasks import StreamState, TaskEntry, rebuild
+from llama_deploy.errors import LlamaDeployError, SessionNotFoundError, TaskNotFoundError
+from llama_deploy.runtime.logs import get_logger
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
+
+log = get_logger("llama_deploy.engine")
+Use = Callable[[TaskEntry | None], None]
+
+LOAD_AGAIN_S = 1.0
+"""Pause before a task is asked for again from a store that could not be read."""
 
 
 class TaskCache:
@@ -26,26 +35,41 @@ class TaskCache:
         self.tasks: dict[str, TaskEntry] = {}
         self.sessions: dict[str, SessionState] = {}
         self.ended_tasks: OrderedDict[str, TaskEntry] = OrderedDict()
-        self._loading: dict[str, list[Callable[[TaskEntry | None], None]]] = {}
+        self._loading: dict[str, list[tuple[Use, Callable[[LlamaDeployError], None] | None]]] = {}
         self._idle_sessions: OrderedDict[str, SessionState] = OrderedDict()
 
-    def with_entry(self, task_id: str, use: Callable[[TaskEntry | None], None]) -> None:
-        """Call `use` with the task, at once when it is in memory, else when it is loaded; `None`: no such task."""
+    def with_entry(self, task_id: str, use: Use, *, failed: Callable[[LlamaDeployError], None] | None = None) -> None:
+        """Call `use` with the task, at once when it is in memory, else when it is loaded; `None`: no such task.
+
+        When the store cannot be read, `failed` is told; without it, the task is asked for until the store can be.
+        """
         entry = self.tasks.get(task_id)
         if entry is not None:
             use(entry)
             return
         waiting = self._loading.get(task_id)
         if waiting is not None:
-            waiting.append(use)
+            waiting.append((use, failed))
             return
-        self._loading[task_id] = [use]
+        self._loading[task_id] = [(use, failed)]
         self._engine.spawn(self._load(task_id))
 
-    async def load(self, task_id: str) -> TaskEntry | None:
-        """The task from memory or from the store, `None` when there is none."""
+    async def load(self, task_id: str, *, patient: bool = False) -> TaskEntry | None:
+        """The task from memory or from the store, `None` when there is none.
+
+        When the store cannot be read, raises `StoreUnavailableError`; with `patient`, waits until it can be.
+        """
         future: asyncio.Future[TaskEntry | None] = asyncio.get_running_loop().create_future()
-        self.with_entry(task_id, lambda entry: None if future.done() else future.set_result(entry))
+
+        def use(entry: TaskEntry | None) -> None:
+            if not future.done():
+                future.set_result(entry)
+
+        def failed(error: LlamaDeployError) -> None:
+            if not future.done():
+                future.set_exception(error)
+
+        self.with_entry(task_id, use, failed=None if patient else failed)
         return await future
 
     async def get(self, task_id: str) -> TaskEntry:
@@ -56,23 +80,46 @@ class TaskCache:
         return entry
 
     async def _load(self, task_id: str) -> None:
-        entry: TaskEntry | None = None
         try:
-            row = await self._engine.store.load_task(task_id)
-            if row is not None:
-                session = await self.load_session(row.session_id) if row.session_id != row.task_id else None
-                history = await self._engine.store.load_history(task_id)
-                deliveries = await self._engine.store.load_deliveries(task_id)
-                entry = rebuild(row, history, deliveries, session)
-                await self._engine.streams.load(entry)
-                self.tasks[task_id] = entry
-                if entry.final:
-                    self.keep_ended(entry)
-                elif session is not None:
-                    session.unfinished += 1
-        finally:
-            for use in self._loading.pop(task_id, []):
-                use(entry)
+            entry = await self._read(task_id)
+        except LlamaDeployError as error:
+            patient = []
+            for use, failed in self._loading.pop(task_id):
+                if failed is None:
+                    patient.append(use)
+                else:
+                    failed(error)
+            if patient:
+                log.warning("a task cannot be loaded, trying again", task_id=task_id, error=str(error))
+                await self._engine.sleep(LOAD_AGAIN_S)
+                for use in patient:
+                    self.with_entry(task_id, use)
+            return
+        for use, _ in self._loading.pop(task_id):
+            use(entry)
+
+    async def _read(self, task_id: str) -> TaskEntry | None:
+        """Take a task from the store into memory."""
+        store = self._engine.store
+        row = await store.load_task(task_id)
+        if row is None:
+            return None
+        history = await store.load_history(task_id)
+        deliveries = await store.load_deliveries(task_id)
+        stream = StreamState(*await store.load_stream_end(task_id))
+        # Last, so that the session cannot leave memory before the task holds it.
+        session = await self.load_session(row.session_id) if row.session_id != row.task_id else None
+        try:
+            entry = rebuild(row, history, deliveries, session)
+        except (msgspec.DecodeError, LookupError, ValueError) as error:
+            raise LlamaDeployError(f"the record of task {task_id} cannot be read", why=str(error)) from error
+        entry.stream = stream
+        self.tasks[task_id] = entry
+        if entry.final:
+            self.keep_ended(entry)
+        elif session is not None:
+            session.unfinished += 1
+        return entry
 
     async def load_session(self, session_id: str, *, again: bool = False, must_exist: bool = False) -> SessionState:
         """The session's shared state, from memory or the store; an unknown session is an empty one.
@@ -102,7 +149,17 @@ class TaskCache:
         self.sessions.pop(session_id, None)
         self._idle_sessions.pop(session_id, None)
 
+    def forget(self, entry: TaskEntry) -> None:
+        """Drop an entry that is not what the store says, or was never recorded; it must not be used any more."""
+        if entry.stale:
+            return
+        entry.stale = True
+        if self.tasks.get(entry.row.task_id) is entry:
+            del self.tasks[entry.row.task_id]
+        self.leave_session(entry)
+
     def leave_session(self, entry: TaskEntry) -> None:
+        """A task of a session needs its shared state no more: it has ended, or was forgotten."""
         session = entry.session
         if session is None:
             return

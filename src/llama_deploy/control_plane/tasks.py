@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import msgspec
 
 from llama_deploy.control_plane.records import Record, decode_record
 from llama_deploy.control_plane.session_state import Delta, PrivateState, SessionState
+from llama_deploy.errors import LlamaDeployError
 from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, TaskRow
 from llama_deploy.types import TaskDefinition
 
@@ -125,7 +125,9 @@ class TaskEntry:
         """The newest history entry that is committed."""
         self.outcome: bytes | None = None
         """JSON of the final `TaskResult`, once that is committed."""
-        self.recorded_callbacks: list[Callable[[Any], None]] = []
+        self.recorded_callbacks: list[Callable[[TaskEntry | None, LlamaDeployError | None], None]] = []
+        """Called once the submission is committed, with the task (this one, unless it was known already), or refused.
+        """
         self.ended_callbacks: list[Callable[[TaskEntry], None]] = []
         self.watchers: set[Callable[[], None]] = set()
         """Called after each commit that concerns the task: history, stream, end."""

@@ -175,6 +175,21 @@ class Unsaved(Workflow):
         return StopEvent(result=f"{type(await ctx.store.get('lock')).__name__} {ev.response}")
 
 
+class Memory:
+    """What an agent remembers; the engine leaves it out of a saved context, with a warning."""
+
+
+class Agent(Workflow):
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> InputRequiredEvent:
+        await ctx.store.set("memory", Memory())
+        return question(prompt="?")
+
+    @step
+    async def answer(self, ctx: Context, ev: HumanResponseEvent) -> StopEvent:
+        return StopEvent(result=f"{type(await ctx.store.get('memory')).__name__} {ev.response}")
+
+
 async def resume_here(path: str) -> dict[str, Any]:
     """Go on with a parked `Name` run that a file holds; what another process does."""
     from tests.services.attempts import Attempt

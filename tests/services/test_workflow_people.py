@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.services.attempts import Attempt
-from tests.services.flows import Again, Approve, Between, Early, Name, Quiet, Survey, Typed, Unsaved, question
+from tests.services.flows import Again, Agent, Approve, Between, Early, Name, Quiet, Survey, Typed, Unsaved, question
 from tests.support.waiting import eventually
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
@@ -171,16 +171,17 @@ async def test_a_state_of_a_type_is_kept() -> None:
     assert result.value == ["asked", "answer"]
 
 
-async def test_a_context_that_cannot_be_saved_waits_in_memory() -> None:
+@pytest.mark.parametrize(("workflow", "expected"), [(Unsaved, "Lock later"), (Agent, "Memory later")])
+async def test_a_context_that_cannot_be_saved_waits_in_memory(workflow: type[Workflow], expected: str) -> None:
     attempt = Attempt()
-    running = asyncio.create_task(WorkflowService(Unsaved()).run(attempt))
+    running = asyncio.create_task(WorkflowService(workflow()).run(attempt))
     await eventually(lambda: attempt.asked)
     done, _ = await asyncio.wait([running], timeout=0.2)
     assert not done
     attempt.inputs.put_nowait("later")
     result = await running
     assert isinstance(result, TaskResult)
-    assert result.result == "Lock later"
+    assert result.result == expected
 
 
 async def test_a_run_is_not_parked_while_another_step_works() -> None:

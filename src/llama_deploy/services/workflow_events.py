@@ -14,6 +14,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 from workflows import Workflow
 from workflows.context.serializers import JsonSerializer
+from workflows.context.state_store import DictState
 from workflows.events import Event, HumanResponseEvent
 
 from llama_deploy.errors import ArgumentsError, ResultNotSerialisableError
@@ -205,6 +206,17 @@ def check_names(snapshot: dict[str, Any], types: EventTypes) -> None:
     for worker in (snapshot.get("workers") or {}).values():
         for waiter in worker.get("collected_waiters", ()):
             types.find(waiter["waiting_for_event"])
+
+
+def check_complete(snapshot: dict[str, Any], state: Any) -> None:
+    """Refuse a snapshot that leaves out a part of the run's state: the engine drops an agent's memory with a warning.
+
+    Raises `ValueError`.
+    """
+    if isinstance(state, DictState):
+        saved = ((snapshot.get("state") or {}).get("state_data") or {}).get("_data") or {}
+        if lost := sorted(set(state.keys()) - saved.keys()):
+            raise ValueError(f"its context holds what cannot be saved: {', '.join(lost)}")
 
 
 def keeps_waiting_right(snapshot: dict[str, Any]) -> bool:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import warnings
 from collections import deque
 from typing import Any
 
 from workflows import Context, Workflow
+from workflows.context.state_store import UnserializableKeyWarning
 from workflows.errors import (
     ContextSerdeError,
     WorkflowCancelledByUser,
@@ -51,6 +53,7 @@ from llama_deploy.services.workflow_events import (
     EventTypes,
     SnapshotSerializer,
     awaited_events,
+    check_complete,
     check_names,
     keeps_waiting_right,
     stream_event,
@@ -321,7 +324,7 @@ class WorkflowRun:
             return None
         if self._prompt is not None and not self._asked:
             self._ask()
-        return self._park(handler) if self._may_park else None
+        return await self._park(handler) if self._may_park else None
 
     async def _settle_held(self, handler: WorkflowHandler) -> None:
         """Give the run the next held input if it asks for one, or can do nothing without."""
@@ -335,7 +338,7 @@ class WorkflowRun:
         snapshot = self._snapshot(handler)
         return snapshot is None or awaited_events(snapshot) is not None
 
-    def _park(self, handler: WorkflowHandler) -> Parked | None:
+    async def _park(self, handler: WorkflowHandler) -> Parked | None:
         """The saved run, if it does nothing but wait for somebody and can be saved."""
         snapshot = self._snapshot(handler)
         awaited = None if snapshot is None else awaited_events(snapshot)
@@ -347,6 +350,7 @@ class WorkflowRun:
         if not keeps_waiting_right(snapshot):
             return None
         try:
+            check_complete(snapshot, await handler.ctx.store.get_state())
             encoded = self._save(snapshot)
         except Exception as error:  # noqa: BLE001 - user types raise what they like when they are read back
             self._wait_in_memory(error)
@@ -355,7 +359,9 @@ class WorkflowRun:
 
     def _snapshot(self, handler: WorkflowHandler) -> dict[str, Any] | None:
         try:
-            return handler.ctx.to_dict(self._serializer)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UnserializableKeyWarning)  # `check_complete` deals with it
+                return handler.ctx.to_dict(self._serializer)
         except Exception as error:  # noqa: BLE001 - user types raise what they like when they are saved
             self._wait_in_memory(error)
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -13,8 +13,11 @@ from llama_deploy.control_plane.http.bodies import BodyLimit
 from llama_deploy.control_plane.plane import ControlPlane
 
 
-def build_app(plane: ControlPlane) -> Any:
-    """The application over a control plane that somebody else starts and stops."""
+def build_app(plane: ControlPlane) -> BodyLimit:
+    """The application over a control plane that somebody else starts and stops.
+
+    Whoever serves it sets `app.state.closing` of what is inside when it stops, so that nobody goes on waiting.
+    """
     app = FastAPI(
         title="llama_deploy control plane",
         version=__version__,
@@ -26,6 +29,7 @@ def build_app(plane: ControlPlane) -> Any:
         generate_unique_id_function=_operation_id,
     )
     app.state.plane = plane
+    app.state.closing = asyncio.Event()
     app.include_router(routes.router)
     app.include_router(routes.probes)
     app.include_router(sockets.router)

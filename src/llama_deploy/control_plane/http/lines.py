@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from llama_deploy.control_plane.tasks import TaskEntry
 from llama_deploy.errors import InvalidRequestError
@@ -19,7 +20,19 @@ NDJSON = "application/x-ndjson"
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """A proxy on the way must neither keep the answer nor wait for the end of it."""
 
+ENDLESS = "llama_deploy.endless"
+"""Marks the ASGI scope of an answer that only the end of its task ends; a server that stops breaks it off."""
+
 DIGITS_MAX = 15
+
+
+class EndlessResponse(StreamingResponse):
+    """An answer that ends with a task. One that breaks off earlier does not look as if it were complete."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        scope[ENDLESS] = True
+        await super().__call__(scope, receive, send)
 
 
 def streaming_type(accept: str) -> str | None:
@@ -44,7 +57,7 @@ def number_of(last_event_id: str | None, *, default: int) -> int:
 def streamed(media: str, name: str, items: AsyncIterator[tuple[int, bytes]], entry: TaskEntry) -> StreamingResponse:
     """Numbered items of JSON as an answer that ends with the task; `name` is the SSE event's."""
     lines = _events(name, items, entry) if media == EVENT_STREAM else _lines(items)
-    return StreamingResponse(lines, media_type=media, headers=HEADERS)
+    return EndlessResponse(lines, media_type=media, headers=HEADERS)
 
 
 async def _lines(items: AsyncIterator[tuple[int, bytes]]) -> AsyncIterator[bytes]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from llama_deploy.control_plane.http import waiting
 from llama_deploy.control_plane.http.bodies import JSONRoute
 from llama_deploy.control_plane.http.lines import EVENT_STREAM, NDJSON, number_of, streamed, streaming_type
 from llama_deploy.control_plane.http.models import (
@@ -28,7 +29,6 @@ from llama_deploy.control_plane.http.models import (
 from llama_deploy.control_plane.http.problems import answers
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.records import to_entry
-from llama_deploy.control_plane.tasks import TaskEntry
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.types import (
     HistoryPage,
@@ -68,14 +68,6 @@ def plane_of(request: Request) -> ControlPlane:
     return plane
 
 
-async def _ended(plane: ControlPlane, entry: TaskEntry, wait_s: float) -> TaskEntry:
-    """The task after its end, or after `wait_s` seconds, whichever is first."""
-    if wait_s and not entry.ended:
-        await plane.engine.wait_ended(entry, wait_s)
-        return await plane.engine.cache.get(entry.row.task_id)
-    return entry
-
-
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
@@ -100,7 +92,7 @@ async def submit_task(
     entry = await plane.engine.submissions.submit_and_wait(definition)
     if entry.definition is not definition:
         response.status_code = 200
-    entry = await _ended(plane, entry, wait_s)
+    entry = await waiting.ended(request, plane, entry, wait_s)
     view = plane.views.task(entry)
     if entry.ended:
         view.result = (await plane.views.result(entry)).result
@@ -150,7 +142,7 @@ async def get_task(request: Request, task_id: str) -> TaskView:
 async def get_result(request: Request, task_id: str, wait_s: WaitS = 0.0) -> TaskResultView:
     """The outcome; `result` is null while the task has none. With `wait_s` the answer waits for the end."""
     plane = plane_of(request)
-    entry = await _ended(plane, await plane.engine.cache.get(task_id), wait_s)
+    entry = await waiting.ended(request, plane, await plane.engine.cache.get(task_id), wait_s)
     return await plane.views.result(entry)
 
 

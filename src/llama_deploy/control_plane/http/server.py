@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import uvicorn
 
 from llama_deploy.control_plane.http.app import build_app
+from llama_deploy.control_plane.http.lines import ENDLESS
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import PortInUseError, SettingError, UnsafeListenError
 
@@ -60,9 +61,10 @@ def _is_loopback(host: str) -> bool:
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handling and without its ten wake-ups a second: it stops when it is told."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, closing: asyncio.Event) -> None:
         super().__init__(config)
         self._stop = asyncio.Event()
+        self._closing = closing
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -71,6 +73,15 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         await self.on_tick(0)  # sets up the default headers
         await self._stop.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer who waits with what there is, and break off what has no end; then as uvicorn does it."""
+        self._closing.set()
+        for connection in tuple(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)  # the request that it is at, if it is HTTP
+            if cycle is not None and ENDLESS in cycle.scope and not cycle.response_complete:
+                connection.transport.close()
+        await super().shutdown(sockets)
 
     def stop(self) -> None:
         """Take no more connections and end those that there are."""
@@ -81,8 +92,9 @@ class _Server(uvicorn.Server):
 @contextlib.asynccontextmanager
 async def serving(plane: ControlPlane, listener: socket.socket) -> AsyncIterator[None]:
     """Serve a control plane's application on a bound socket for as long as the block runs."""
+    application = build_app(plane)
     config = uvicorn.Config(
-        build_app(plane),
+        application,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -94,7 +106,7 @@ async def serving(plane: ControlPlane, listener: socket.socket) -> AsyncIterator
         timeout_keep_alive=65,
         date_header=False,
     )
-    server = _Server(config)
+    server = _Server(config, application.app.state.closing)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield

@@ -6,7 +6,7 @@ The delivery is the ticket: an answer whose step is not open any more is counted
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -14,7 +14,7 @@ from llama_deploy.control_plane.decisions import Decision, Outcome, encode_resul
 from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import failure, too_large
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
-from llama_deploy.errors import AttemptsExhaustedError, InvalidRequestError, LlamaDeployError
+from llama_deploy.errors import AttemptsExhaustedError, InvalidRequestError, LimitExceededError, LlamaDeployError
 from llama_deploy.messages.frames import Answer
 from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import DeliveryMove, StreamChunk, Transition
@@ -55,20 +55,11 @@ class Answers:
             self._late(done)
             return
         self._engine.statistics.answers += 1
-        try:
-            if len(op.result) > self._engine.settings.payload_bytes_max:
-                raise too_large("result", len(op.result), self._engine.settings.payload_bytes_max)
-            result = TaskResult.model_validate({"history": [], **msgspec.json.decode(op.result), "task_id": ""})
-        except (LlamaDeployError, ValueError, TypeError) as error:
-            result = failure(entry.row.task_id, InvalidRequestError("the answer is not a result", why=str(error)))
+        excess = self._engine.streams.exceeds(entry, len(op.events))
+        result = self._read(entry, step, op, excess)
         if result.status == "failed" and op.attempt < step.attempt:
             self._late(done)  # a failure of an attempt that was given up already
             return
-        excess = self._engine.streams.exceeds(entry, len(op.events))
-        if excess is not None:
-            result = failure(entry.row.task_id, excess)
-        result.task_id = entry.row.task_id
-        result.step_id, result.service, result.attempt, result.tag = step.step_id, step.service, op.attempt, step.tag
         chunks = self._engine.streams.take_for_answer(entry, step, op) if excess is None else ()
         self.conclude(
             entry,
@@ -80,6 +71,25 @@ class Answers:
             started_at=op.started_at,
             finished_at=op.finished_at,
         )
+
+    def _read(self, entry: TaskEntry, step: OpenStep, op: Answer, refusal: LimitExceededError | None) -> TaskResult:
+        """The result that an instance sent, with what only this side knows; a failed one where it cannot be taken."""
+        about: dict[str, Any] = {
+            "task_id": entry.row.task_id,
+            "step_id": step.step_id,
+            "service": step.service,
+            "attempt": op.attempt,
+            "tag": step.tag,
+        }
+        error: LlamaDeployError | None = refusal
+        if len(op.result) > self._engine.settings.payload_bytes_max:
+            error = too_large("result", len(op.result), self._engine.settings.payload_bytes_max)
+        if error is None:
+            try:
+                return TaskResult.model_validate({"history": [], **msgspec.json.decode(op.result), **about})
+            except (ValueError, TypeError) as problem:
+                error = InvalidRequestError("the answer is not a result", why=str(problem))
+        return failure(entry.row.task_id, error).model_copy(update=about)
 
     def conclude(
         self,
@@ -118,14 +128,20 @@ class Answers:
             if entry.final or step.step_id not in entry.open:  # canceled while the policy was thinking
                 self._late(done)
             elif isinstance(decision, Decision):
-                self._record_fold(entry, step, transition, record, decision)
+                self._record_fold(entry, step, result, transition, record, decision)
             else:
                 self._end_by_error(entry, transition, "answered", record, decision, answered=(step.step_id,))
 
         self._engine.decide(entry, (result, encoded), decided)
 
     def _record_fold(
-        self, entry: TaskEntry, step: OpenStep, transition: Transition, record: Record, decision: Decision
+        self,
+        entry: TaskEntry,
+        step: OpenStep,
+        result: TaskResult,
+        transition: Transition,
+        record: Record,
+        decision: Decision,
     ) -> None:
         """Record an answer with its decision; a message that names the step is the step's next attempt."""
         now = self._engine.clock.now()
@@ -133,12 +149,9 @@ class Answers:
         if retry is not None and decision.outcome is None:
             decision.sendings.remove(retry)
             if step.attempt >= self._engine.settings.attempts_max:
-                error = AttemptsExhaustedError(
-                    f"step {step.step_id} failed {step.attempt} times",
-                    why=f"attempts_max is {self._engine.settings.attempts_max}",
-                )
-                self._end_by_error(entry, transition, "answered", record, error, answered=(step.step_id,))
+                self._end_by_attempts(entry, step, transition, record, result)
                 return
+            self._engine.statistics.retries += 1
             transition.moved = (self._reschedule(step, now, self._engine.jitter(retry.delay_s)),)
             record.due_at = step.due_at
             self._engine.recording.record_decision(entry, transition, "retrying", record, decision, now=now)
@@ -146,6 +159,23 @@ class Answers:
         transition.answered = (step.step_id,)
         del entry.open[step.step_id]
         self._engine.recording.record_decision(entry, transition, "answered", record, decision, now=now)
+
+    def _end_by_attempts(
+        self, entry: TaskEntry, step: OpenStep, transition: Transition, record: Record, result: TaskResult
+    ) -> None:
+        """The policy asks for one attempt too many: the last failure is the outcome, where there was one."""
+        error = AttemptsExhaustedError(
+            f"step {step.step_id} was tried {step.attempt} times",
+            why=f"attempts_max is {self._engine.settings.attempts_max}",
+        )
+        if result.status != "failed":
+            self._end_by_error(entry, transition, "answered", record, error, answered=(step.step_id,))
+            return
+        transition.answered = (step.step_id,)
+        del entry.open[step.step_id]
+        record.reason = str(error)
+        outcome = Outcome("failed", bytes(record.result))
+        self._engine.recording.end(entry, transition, "answered", record, outcome, now=self._engine.clock.now())
 
     def _conclude_failure(
         self, entry: TaskEntry, step: OpenStep, result: TaskResult, record: Record, transition: Transition

@@ -12,7 +12,7 @@ from llama_deploy._lazy import lazy_names
 from llama_deploy.messages.base import QueueMessage
 from llama_deploy.orchestrators.base import BaseOrchestrator
 from llama_deploy.orchestrators.utils import get_result_key
-from llama_deploy.types.core import ActionTypes, NewTask, TaskDefinition, TaskResult
+from llama_deploy.types.core import ActionTypes, TaskDefinition, TaskResult
 from llama_deploy.types.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class SimpleOrchestrator(BaseOrchestrator):
 
 
 def _new_task_message(task_def: TaskDefinition, task_state: dict[str, Any]) -> QueueMessage:
-    data = NewTask(task=task_def, state=task_state).model_dump()
+    data = {"task": task_def.model_dump(), "state": task_state}  # a `NewTask`, without making one
     return QueueMessage(type=task_def.agent_id or "", action=ActionTypes.NEW_TASK, data=data)
 
 

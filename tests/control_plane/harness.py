@@ -365,6 +365,11 @@ async def stream(plane: ControlPlane, task: TaskEntry | str, first: int = 0) -> 
     return found
 
 
+async def recorded(entry: TaskEntry, entries: int) -> None:
+    """Wait until a task's history has this many entries, all committed."""
+    await eventually(lambda: entry.settled_seq >= entries, DEADLINE_S)
+
+
 async def until(condition: Callable[[], Any]) -> Any:
     """Wait for a condition, for as long as anything here may take."""
     return await eventually(condition, DEADLINE_S)

@@ -128,7 +128,7 @@ class Answers:
             if entry.final or step.step_id not in entry.open:  # canceled while the policy was thinking
                 self._late(done)
             elif isinstance(decision, Decision):
-                self._record_fold(entry, step, result, transition, record, decision)
+                self._record_fold(entry, step, transition, record, decision, result=result)
             else:
                 self._end_by_error(entry, transition, "answered", record, decision, answered=(step.step_id,))
 
@@ -138,10 +138,11 @@ class Answers:
         self,
         entry: TaskEntry,
         step: OpenStep,
-        result: TaskResult,
         transition: Transition,
         record: Record,
         decision: Decision,
+        *,
+        result: TaskResult,
     ) -> None:
         """Record an answer with its decision; a message that names the step is the step's next attempt."""
         now = self._engine.clock.now()

@@ -199,6 +199,7 @@ class Engine:
                 definition.run_timeout_s if definition is not None else 600.0,
                 step.inputs,
                 step.snapshot,
+                0 if entry.stream is None else entry.stream.count_of(step.step_id, step.attempt),
             )
             envelopes.append(Envelope(step.step_id, step.attempt, step.service, encode_op(operation)))
         self.statistics.published += len(envelopes)

@@ -42,7 +42,8 @@ def conflict(what: str, task_id: str) -> TaskConflictError:
 def too_large(what: str, size: int, limit: int) -> LimitExceededError:
     """The refusal of something bigger than `payload_bytes_max`."""
     return LimitExceededError(
-        f"the {what} has {size} bytes, the limit is {limit}",
+        f"the {what} has {size} bytes",
+        why=f"payload_bytes_max is {limit}",
         fix="pass a reference to large data, or raise payload_bytes_max",
         setting="payload_bytes_max",
         limit=limit,

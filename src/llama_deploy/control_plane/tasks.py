@@ -191,6 +191,11 @@ class StreamState:
         self.tail: deque[tuple[int, list[bytes]]] = deque()
         """The newest committed chunks: first number, events."""
 
+    def count_of(self, step_id: str, attempt: int) -> int:
+        """How many events of an attempt were taken."""
+        known_attempt, count = self.attempts.get(step_id, (attempt, 0))
+        return count if known_attempt == attempt else 0
+
     def take(self, step_id: str, attempt: int, first: int, events: Sequence[bytes]) -> list[bytes] | None:
         """The events that are new, or `None` when there is a gap or the attempt is an old one.
 

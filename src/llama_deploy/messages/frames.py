@@ -142,6 +142,8 @@ class Deliver(_Op, frozen=True):
     """JSON of the inputs that people gave to this step so far, oldest first."""
     snapshot: bytes | None = None
     """What the step parked with, if it did."""
+    events_from: int = 0
+    """Index of the next stream event within this attempt: not 0 where the attempt has streamed before it parked."""
 
 
 class Acknowledged(_Op, frozen=True):

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from llama_deploy.errors import RunTimeoutError, ServiceRaisedError
+from llama_deploy.errors import ResultNotSerialisableError, RunTimeoutError, ServiceRaisedError
 from llama_deploy.messages.frames import (
     PROTOCOL_VERSION,
     Acknowledged,
@@ -79,7 +79,7 @@ class RunningStep:
         """The question to a person that is not answered yet."""
         self.events: list[bytes] = []
         """Stream events that are not committed."""
-        self.committed = 0
+        self.committed = delivery.events_from
         """How many events of this attempt are committed: the index of the first of `events`."""
         self.unsent = 0
         """How many of the last of `events` were not sent yet."""
@@ -193,6 +193,8 @@ class Runner:
         known = self.steps.get(delivery.step_id)
         if known is not None:
             if known.attempt >= delivery.attempt:
+                if known.attempt == delivery.attempt and known.answer is not None:  # its answer went astray
+                    self._post(self._with_events(known, known.answer))
                 return
             self._stop(delivery.step_id, "a newer attempt has come")
         step = RunningStep(delivery)
@@ -264,18 +266,12 @@ class Runner:
         delivery = step.delivery
         if self.steps.get(delivery.step_id) is not step:
             return
-        if isinstance(result, Parked):
-            step.answer = Park(
-                delivery.step_id,
-                step.attempt,
-                _encode(result.prompt),
-                result.resume,
-                result.snapshot,
-                result.consumed,
-            )
-        else:
-            encoded = _encode(result.model_dump())
-            step.answer = Answer(delivery.step_id, step.attempt, encoded, started_at, time.time())
+        try:
+            step.answer = _encoded(step, result, started_at)
+        except (TypeError, ValueError, ArithmeticError, RecursionError, ResultNotSerialisableError) as error:
+            if not isinstance(error, ResultNotSerialisableError):
+                error = ResultNotSerialisableError("the service's result cannot be recorded", why=str(error))
+            step.answer = _encoded(step, _failed(step, error), started_at)
         step.task = None
         self._post(self._with_events(step, step.answer))
 
@@ -347,6 +343,8 @@ class Runner:
         encoded = encode_value(prompt)
 
         def post() -> None:
+            if step.answer is not None or self.steps.get(step.delivery.step_id) is not step:
+                return  # the attempt has ended without waiting for the answer
             if step.deadline is not None:
                 step.deadline.reschedule(None)
             step.asked = AskInput(step.delivery.step_id, step.attempt, encoded)
@@ -356,11 +354,13 @@ class Runner:
 
     def _input(self, operation: DeliverInput) -> None:
         step = self.steps.get(operation.step_id)
-        if step is None or step.context is None:
-            return
+        if step is None or step.context is None or operation.number <= len(step.delivery.inputs):
+            return  # gone, or known: inputs are repeated after a connection was lost
         if step.deadline is not None and step.task is not None and step.deadline.when() is None:
             step.deadline.reschedule(self._loop.time() + (step.delivery.run_timeout_s or 1e9))
-        step.asked = None
+        if step.asked is not None:  # not asked again, where that was about to be said
+            self._outgoing = [waiting for waiting in self._outgoing if waiting is not step.asked]
+            step.asked = None
         step.delivery.inputs.append(operation.value)
         step.context.inputs.put_nowait(_decode(operation.value))
 
@@ -402,6 +402,19 @@ class Runner:
         for service in self.services.values():
             await service.stop()
         return finished
+
+
+def _encoded(step: RunningStep, result: TaskResult | Parked, started_at: float) -> Answer | Park:
+    """The operation that carries a result. Raises where it has no JSON form, or is no result at all."""
+    step_id = step.delivery.step_id
+    if isinstance(result, Parked):
+        prompt = encode_value(result.prompt)
+        return Park(step_id, step.attempt, prompt, result.resume, result.snapshot, result.consumed)
+    if not isinstance(result, TaskResult):
+        raise ResultNotSerialisableError(
+            f"the service answered with a {type(result).__name__}", fix="return a TaskResult, or Parked"
+        )
+    return Answer(step_id, step.attempt, _encode(result.model_dump()), started_at, time.time())
 
 
 def _failed(step: RunningStep, error: BaseException) -> TaskResult:

@@ -47,9 +47,10 @@ bench: setup ## measure speed, cost and memory; writes benchmarks/results
 	@$(BIN)/python -m compileall -q src
 	@exec $(BIN)/python -m benchmarks
 
-docs: setup ## bring docs/errors.md up to date; run the docs' snippets, follow their links
-	@echo "==> writing docs/errors.md"
+docs: setup ## bring docs/errors.md and docs/settings.md up to date; run the docs' snippets, follow their links
+	@echo "==> writing docs/errors.md and docs/settings.md"
 	@$(BIN)/python scripts/errors_page.py
+	@$(BIN)/python scripts/settings_page.py
 	@echo "==> checking the docs"
 	@exec $(BIN)/python -m pytest -q tests/docs
 

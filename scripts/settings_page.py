@@ -1,0 +1,178 @@
+"""Writes docs/settings.md: every lease, deadline and limit with its default, from the code that it holds in.
+
+Values and sentences are those of the modules; only the introductions stand here. `make docs` runs this; a test fails
+when the page is not what this would write.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
+
+OPENING = """\
+# Settings and limits
+
+Everything has a limit, and every limit a number. A name ends in its unit: `_s` is seconds, `_ms` milliseconds,
+`_bytes_max` bytes; `_max` alone counts. What exceeds a limit is refused before anything is changed, or fails its task,
+with an error that names the limit ([LD208](errors.md#ld208-limit-exceeded),
+[LD209](errors.md#ld209-too-much-work-waiting)).
+
+This page is written by `make docs` from the modules that it names.
+"""
+
+
+class Part(NamedTuple):
+    """One table: where its rows are declared, and what a reader has to know besides."""
+
+    title: str
+    text: str
+    sources: tuple[tuple[str, tuple[str, ...]], ...]
+    """Module, or `module:Class`, and the names taken from it; no names means all fields of the class."""
+
+
+PARTS = (
+    Part(
+        title="Control plane",
+        text="""\
+The fields of `llama_deploy.control_plane.EngineSettings`. A program passes its own:
+`Deployment(settings=EngineSettings(attempts_max=5))`. `llamactl` runs with the defaults.""",
+        sources=(("llama_deploy.control_plane.settings:EngineSettings", ()),),
+    ),
+    Part(
+        title="HTTP and connections",
+        text="Fixed. A request body may have twice `payload_bytes_max`.",
+        sources=(
+            ("llama_deploy.control_plane.http.routes", ("PAGE_ITEMS_MAX", "WAIT_S_MAX")),
+            ("llama_deploy.control_plane.http.models", ("BATCH_TASKS_MAX",)),
+            ("llama_deploy.control_plane.client_gateway", ("UNSENT_OPERATIONS_MAX",)),
+        ),
+    ),
+    Part(
+        title="Services",
+        text="""\
+`concurrency`, `run_timeout_s` and the five fields of `RetryPolicy` are arguments of `@service` and of the service
+classes, and keys of the [deployment file](deployment-file.md). `HumanService` takes 64 steps at once, 60 s each; the
+time that a person takes does not count. A retry policy holds where the orchestrator leaves failures to the services:
+see [retries](guide/orchestrators.md#retries).""",
+        sources=(
+            ("llama_deploy.types.core:ServiceDefinition", ("concurrency", "run_timeout_s")),
+            ("llama_deploy.types.retry:RetryPolicy", ()),
+            ("llama_deploy.types.retry", ("RETRY_AFTER_S_MAX",)),
+            ("llama_deploy.services.workflow", ("RUN_TIMEOUT_S",)),
+            ("llama_deploy.services.workflow_run", ("IDLE_GRACE_S", "CANCEL_TIMEOUT_S")),
+            ("llama_deploy.services.failures", ("MESSAGE_CHARS_MAX", "TRACEBACK_CHARS_MAX")),
+            ("llama_deploy.services.link", ("RECONNECT_S",)),
+        ),
+    ),
+    Part(
+        title="Client",
+        text="""\
+The first two are what `timeout_s` and `reconnect_timeout_s` of `Client` and `SyncClient` are where nothing is said;
+`timeout_s` is an argument of each call, too.""",
+        sources=(
+            ("llama_deploy.client.async_client", ("WAIT_TIMEOUT_S", "RECONNECT_TIMEOUT_S", "PAGE_ITEMS")),
+            ("llama_deploy.client.requests", ("READ_AHEAD_BYTES_MAX",)),
+            ("llama_deploy.client.submissions", ("SUBMISSION_BYTES_MAX",)),
+        ),
+    ),
+    Part(
+        title="Store and queue",
+        text="""\
+`SQLiteStore(path, synchronous="NORMAL")` gives up what a loss of power may take back; the default is `FULL`.""",
+        sources=(
+            ("llama_deploy.state_stores.sqlite", ("BATCH_TRANSITIONS_MAX", "RETRY_DELAY_S")),
+            ("llama_deploy.control_plane.plane", ("QUEUE_DEPTH_MAX",)),
+        ),
+    ),
+    Part(
+        title="Processes of a deployment",
+        text="What `llamactl serve` and `llamactl dev` do with the processes of the services.",
+        sources=(
+            ("llama_deploy.apiserver.supervisor:RestartPolicy", ("restarts_max", "period_s", "initial_s", "cap_s")),
+            ("llama_deploy.apiserver.serving:ServingOptions", ("drain_timeout_s",)),
+            ("llama_deploy.apiserver.serving", ("STOP_GRACE_S",)),
+            ("llama_deploy.cli.serve", ("DEV_DRAIN_TIMEOUT_S",)),
+        ),
+    ),
+)
+
+CLOSING = """\
+## Environment
+
+| variable | what it sets |
+|---|---|
+| `LLAMA_DEPLOY_CONTROL_PLANE_URL` | the control plane that `llamactl` talks to; `-s` wins over it |
+| `SIMPLE_ORCHESTRATOR_MAX_RETRIES`, `SIMPLE_ORCHESTRATOR_FINAL_MESSAGE_TYPE` | the fields of \
+`SimpleOrchestratorConfig`, for programs that make their orchestrator from it |
+"""
+
+
+def render() -> str:
+    """The page as it should be. Raises `ValueError` for a setting that its module does not explain."""
+    parts = [OPENING]
+    for part in PARTS:
+        rows = [row for source, names in part.sources for row in _rows(source, names)]
+        head = [f"## {part.title}\n\n{part.text}\n", "| | default | |", "|---|---|---|"]
+        parts.append("\n".join([*head, *rows]) + "\n")
+    parts.append(CLOSING)
+    return "\n".join(parts)
+
+
+def _rows(source: str, names: tuple[str, ...]) -> list[str]:
+    module_name, _, class_name = source.partition(":")
+    module = importlib.import_module(module_name)
+    tree = ast.parse(inspect.getsource(module))
+    if class_name:
+        body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name).body
+        values = _defaults(getattr(module, class_name))
+    else:
+        body, values = tree.body, vars(module)
+    sentences = _sentences(body)
+    rows = []
+    for name in names or values:
+        if name not in sentences:
+            raise ValueError(f"{source}: {name} has no docstring")
+        rows.append(f"| `{name}` | {_shown(values[name])} | {sentences[name]} |")
+    return rows
+
+
+def _defaults(cls: Any) -> Mapping[str, Any]:
+    if is_dataclass(cls):
+        return {field.name: field.default for field in dataclass_fields(cls)}
+    return {name: field.default for name, field in cls.model_fields.items()}
+
+
+def _sentences(body: list[ast.stmt]) -> dict[str, str]:
+    """What stands as a docstring below each assignment."""
+    found: dict[str, str] = {}
+    for assignment, text in pairwise(body):
+        if isinstance(assignment, ast.Assign):
+            target: ast.expr = assignment.targets[0]
+        elif isinstance(assignment, ast.AnnAssign):
+            target = assignment.target
+        else:
+            continue
+        if isinstance(target, ast.Name) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            found[target.id] = " ".join(inspect.cleandoc(str(text.value.value)).split())
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, float):
+        return f"{value:,g}" if value < 1_000_000 else f"{value:,.0f}"  # noqa: PLR2004 - beyond, `g` counts in powers
+    return f"{value:,}" if isinstance(value, int) else f"`{value}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")

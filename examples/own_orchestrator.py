@@ -26,25 +26,24 @@ async def critic(text: str) -> str:
 
 
 class TakeTurns(BaseOrchestrator):
-    """`state[task_id]` holds the draft, and whose turn it is."""
+    """`state[task_id]` holds the draft, and the critic's remark while the writer has it."""
 
     async def get_next_messages(self, task_def: TaskDefinition, state: State) -> tuple[list[QueueMessage], State]:
         """Whoever's turn it is gets the draft; once there is a result, nobody."""
         if get_result_key(task_def.task_id) in state:
             return [], state
-        mine = state.setdefault(task_def.task_id, {"turn": "critic", "data": {"text": task_def.input}})
-        return [QueueMessage(type=mine["turn"], data=mine["data"])], state
+        mine = state.setdefault(task_def.task_id, {"text": task_def.input})
+        return [QueueMessage(type="writer" if "remark" in mine else "critic", data=mine)], state
 
     async def add_result_to_state(self, result: TaskResult, state: State) -> State:
         """A remark goes to the writer, a draft to the critic; without a remark the draft is the outcome."""
+        task_id, mine = result.task_id, state[result.task_id]
         if result.service == "writer":
-            state[result.task_id] = {"turn": "critic", "data": {"text": result.output}}
+            state[task_id] = {"text": result.output}
         elif result.output:
-            state[result.task_id]["turn"] = "writer"
-            state[result.task_id]["data"]["remark"] = result.output
+            state[task_id] = {**mine, "remark": result.output}
         else:
-            text = state[result.task_id]["data"]["text"]
-            state[get_result_key(result.task_id)] = TaskResult(task_id=result.task_id, history=[], result=text)
+            state[get_result_key(task_id)] = TaskResult(task_id=task_id, history=[], result=mine["text"])
         return state
 
 
@@ -52,10 +51,9 @@ async def main() -> None:
     """One text, as many turns as it takes."""
     async with Deployment(services=[writer, critic], orchestrator=TakeTurns(), name="turns") as deployment:
         task_id = await deployment.submit("article", input="The tide is really very high.")
-        async for entry in deployment.client.history(task_id, follow=True):
-            if entry.result is not None:
-                print(f"{entry.service}: {entry.result['result']!r}")
         print(await deployment.client.result(task_id))
+        async for entry in deployment.client.history(task_id, after=1):
+            print(f"  {entry.service}: {entry.result and entry.result['result']!r}")
 
 
 asyncio.run(main())

@@ -38,12 +38,12 @@ PRINTED = {
         "there are two facts about tides",
     ],
     "own_orchestrator.py": [
-        "critic: 'really '",
-        "writer: 'The tide is very high.'",
-        "critic: 'very '",
-        "writer: 'The tide is high.'",
-        "critic: ''",
         "The tide is high.",
+        "  critic: 'really '",
+        "  writer: 'The tide is very high.'",
+        "  critic: 'very '",
+        "  writer: 'The tide is high.'",
+        "  critic: ''",
     ],
     "retries.py": [
         "rain in Bergen",

@@ -18,14 +18,17 @@ name: {name}
 control-plane:
   port: 8000
 
+orchestrator:
+  name: simple # each task goes to the service that it names
+  parameters:
+    max-retries: 3 # how often a step that failed is tried again
+
 services:
   shout:
     import-path: services:shout
   researcher:
     import-path: services:researcher
     concurrency: 4 # tasks that one process works on at once
-    retry:
-      max-retries: 3
 """
 
 SERVICES = '''\

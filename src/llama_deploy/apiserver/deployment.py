@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -67,6 +68,9 @@ class Deployment:
             raise SettingError(f"two services are named {twice[0]!r}", fix="give one of them another name")
         if default_service is None and len(names) == 1:
             default_service = names[0]
+        settings = settings or EngineSettings()
+        if port is None:  # nobody outside of this process can come back with a step of an earlier run
+            settings = replace(settings, recovery_grace_s=0.0)
         self.plane = ControlPlane(
             store=open_store(store, name=name),
             orchestrator=orchestrator,
@@ -100,7 +104,7 @@ class Deployment:
             await self.plane.start()
             stack.push_async_callback(self.plane.stop)
             if not self._quiet:
-                sys.stderr.write(f"llama_deploy: data of {self.name!r} in {self.store_location}\n")
+                sys.stderr.write(f"llama_deploy: data of {self.name!r} in {self.store_location}{self._carried_on()}\n")
             if listener is not None:
                 from llama_deploy.control_plane.http.server import serving
 
@@ -109,6 +113,8 @@ class Deployment:
                 instance = LocalInstance(self.plane, self.services)
                 await instance.start()
                 stack.push_async_callback(instance.stop, self._drain_timeout_s)
+            if self.plane.steps_carried_on and listener is None:
+                await self.plane.sweeper.sweep()  # before anything new: a short program would end first
             self._client = await stack.enter_async_context(Client(transport=self._transport()))
             self._stack = stack.pop_all()
         return self
@@ -117,6 +123,11 @@ class Deployment:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    def _carried_on(self) -> str:
+        """What an earlier run has left, in words."""
+        steps = self.plane.steps_carried_on
+        return f", carrying on with {steps} unfinished step{'s' if steps > 1 else ''}" if steps else ""
 
     def _bind(self) -> socket.socket | None:
         if self._listen is None:

@@ -58,6 +58,8 @@ class ControlPlane:
         self.clients = ClientGateway(self.engine)
         self.views = Views(self.engine)
         self.started_at = 0.0
+        self.steps_carried_on = 0
+        """Unfinished steps of an earlier run that were found at the start."""
         self.ready = False
         """Whether requests are served: after recovery has begun, until `stop`."""
 
@@ -66,7 +68,7 @@ class ControlPlane:
         await self.store.open()
         await self.queue.start()
         self.engine.registry.restore(await self.store.load_services())
-        await self.sweeper.start()
+        self.steps_carried_on = await self.sweeper.start()
         self.started_at = self.engine.clock.now()
         self.ready = True
         log.info("control plane started", store=self.store.location)

@@ -45,8 +45,11 @@ class Sweeper:
             self._timer.cancel()
         self._timer = self._engine.clock.call_at(when, self._wake.set)
 
-    async def start(self) -> None:
-        """Take up what an earlier run has left: all of it is overdue, once its instances had time to come back."""
+    async def start(self) -> int:
+        """Take up what an earlier run has left: all of it is overdue, once its instances had time to come back.
+
+        Returns the number of steps that are left.
+        """
         now = self._engine.clock.now()
         left = await self._engine.store.make_due(now)
         if left:
@@ -54,6 +57,7 @@ class Sweeper:
             log.info("taking up unfinished work", steps=left)
             self.arm(self._not_before)
         self._task = asyncio.create_task(self._run())
+        return left
 
     async def stop(self) -> None:
         """Sweep no more."""

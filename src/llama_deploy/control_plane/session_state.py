@@ -8,7 +8,8 @@ its keys are its own and need no guard.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from typing import Any, Self
 
 import msgspec
@@ -18,6 +19,9 @@ from llama_deploy.errors import OrchestratorError
 from llama_deploy.orchestrators import get_result_key, get_stream_key
 
 _MISSING: Any = object()
+
+UNSEEN = -1
+"""In the place of the version of a key that a decision read or returned without having seen its newest value."""
 
 
 def _convert(value: Any) -> Any:
@@ -43,14 +47,16 @@ def encode_policy_value(value: Any, where: str) -> bytes:
 
 
 class SharedCell:
-    """One shared key in memory: its value as JSON and decoded, its version, and how far that is committed."""
+    """One shared key in memory: its value as JSON, its version, how far that is committed, and when it changed."""
 
-    __slots__ = ("committed", "encoded", "version")
+    __slots__ = ("changed_at", "committed", "encoded", "version")
 
-    def __init__(self, encoded: bytes | None, version: int, committed: int) -> None:
+    def __init__(self, encoded: bytes | None, version: int, committed: int, changed_at: int) -> None:
         self.encoded = encoded
         self.version = version
         self.committed = committed
+        self.changed_at = changed_at
+        """The session's count of changes after this one."""
 
 
 class SessionState:
@@ -61,6 +67,8 @@ class SessionState:
         self.cells: dict[str, SharedCell] = {}
         self.values: dict[str, Any] = {}
         """The decoded values of the cells that are not removed. Nobody outside may change them."""
+        self.changes = 0
+        """How often any key was changed in memory."""
         self.lock = asyncio.Lock()
         """Held while a decision is made that met too many conflicts; others wait meanwhile."""
         self.unfinished = 0
@@ -71,7 +79,8 @@ class SessionState:
         """Take over one key as read from the store, or as decided and on its way there."""
         before = self.cells.get(key)
         done = version if committed else (before.committed if before else 0)
-        self.cells[key] = SharedCell(encoded, version, done)
+        self.changes += 1
+        self.cells[key] = SharedCell(encoded, version, done, self.changes)
         if encoded is None:
             self.values.pop(key, None)
         else:
@@ -90,15 +99,19 @@ class PolicyState(dict[str, Any]):
     the decision may depend on; `touched` those that may have been changed.
     """
 
-    __slots__ = ("_foreign", "_session", "reads", "touched")
+    __slots__ = ("_foreign", "_session", "names", "reads", "seen", "touched")
 
     def __init__(self, session: SessionState, mine: Mapping[str, Any]) -> None:
         super().__init__(session.values)
         super().update(mine)
         self._session = session
         self._foreign = True
+        self.names = tuple(session.values)
+        """The shared keys that there were."""
+        self.seen = session.changes
+        """The session's count of changes then: what has a higher one, this policy has not seen."""
         self.reads: dict[str, int] = {}
-        self.touched: set[str] = set()
+        self.touched: dict[str, None] = {}
 
     def _look(self, key: str) -> None:
         """Note a read of `key`, and replace a shared mutable value by a copy of the policy's own."""
@@ -109,10 +122,10 @@ class PolicyState(dict[str, Any]):
             if not super().__contains__(key):
                 self.reads[key] = 0
             return
-        self.reads[key] = cell.version
+        self.reads[key] = cell.version if cell.changed_at <= self.seen else UNSEEN
         if cell.encoded is not None and isinstance(super().get(key), dict | list):
             super().__setitem__(key, _decode(cell.encoded))
-            self.touched.add(key)
+            self.touched[key] = None
 
     def _look_at_all(self) -> None:
         if self._foreign:
@@ -134,12 +147,12 @@ class PolicyState(dict[str, Any]):
         return super().__contains__(key)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.touched.add(key)
+        self.touched[key] = None
         super().__setitem__(key, value)
 
     def __delitem__(self, key: str) -> None:
         self._look(key)
-        self.touched.add(key)
+        self.touched[key] = None
         super().__delitem__(key)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
@@ -149,13 +162,13 @@ class PolicyState(dict[str, Any]):
 
     def pop(self, key: str, *default: Any) -> Any:
         self._look(key)
-        self.touched.add(key)
+        self.touched[key] = None
         return super().pop(key, *default)
 
     def popitem(self) -> tuple[str, Any]:
         self._look_at_all()
         key, value = super().popitem()
-        self.touched.add(key)
+        self.touched[key] = None
         return key, value
 
     def update(self, *args: Any, **kwargs: Any) -> None:
@@ -163,7 +176,7 @@ class PolicyState(dict[str, Any]):
             self[key] = value
 
     def clear(self) -> None:
-        self.touched.update(self)
+        self.touched.update(dict.fromkeys(self))
         super().clear()
 
     def copy(self) -> dict[str, Any]:
@@ -173,6 +186,15 @@ class PolicyState(dict[str, Any]):
     def __ior__(self, other: Any) -> Self:  # type: ignore[override]
         self.update(other)
         return self
+
+    def __copy__(self) -> dict[str, Any]:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return deepcopy(self.copy(), memo)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return dict, (self.copy(),)
 
     def __or__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
         return {**self.copy(), **other}
@@ -252,11 +274,11 @@ class PrivateState:
             raise OrchestratorError(f"the orchestrator returned a state of type {type(returned).__name__}, not a dict")
         delta = Delta()
         same = returned is given
-        shared_names: set[str] | None = None
+        shared_names: Iterable[str] | None = None
         if isinstance(given, PolicyState):
             assert session is not None
             delta.reads = given.reads
-            shared_names = given.touched if same else set(session.values) | given.touched | set(returned)
+            shared_names = given.touched if same else {**dict.fromkeys(given.names), **given.touched, **returned}
         plain = dict.items(returned) if isinstance(returned, dict) else returned.items()
         found: dict[str, Any] = dict(plain)
         own = found.pop(self.task_id, _MISSING)
@@ -271,15 +293,18 @@ class PrivateState:
         private = {key: found[key] for key in (*self.names, self.task_id) if key in found}
         _compare(self.keys, private, "state", known, delta.keys)
         assert session is not None
+        assert isinstance(given, PolicyState)
         for key in shared_names:
             if key in private or key == self.task_id or key in self.names:
                 continue
-            self._compare_shared(session, key, found.get(key, _MISSING), delta)
+            cell = session.cells.get(key)
+            if cell is not None and cell.changed_at > given.seen:
+                delta.reads[key] = UNSEEN
+            self._compare_shared(cell, key, found.get(key, _MISSING), delta)
         return delta
 
     @staticmethod
-    def _compare_shared(session: SessionState, key: str, value: Any, delta: Delta) -> None:
-        cell = session.cells.get(key)
+    def _compare_shared(cell: SharedCell | None, key: str, value: Any, delta: Delta) -> None:
         before = cell.encoded if cell else None
         if value is _MISSING:
             if before is not None:

@@ -116,3 +116,18 @@ def test_only_a_terminal_gets_the_live_display(
     monkeypatch.setattr("sys.stderr", Terminal() if terminal else io.StringIO())
     assert isinstance(follower("t", on_stderr=True), kind)
     assert isinstance(follower("t", on_stderr=True, live=False), PlainFollower)
+
+
+def test_a_question_is_told_once_and_again_with_the_problem_of_the_answer() -> None:
+    lines: list[str] = []
+    shown = PlainFollower(lines.append, "t")
+    prompt = {"prompt": "May it?"}
+    shown.take(entry(1, "submitted", messages=sends("ask")))
+    shown.take(entry(2, "input_requested", step_id="t:ask", prompt=prompt, state="input_required"))
+    shown.take(entry(3, "input_requested", step_id="t:ask", prompt=prompt, state="input_required"))
+    shown.take(entry(4, "input", step_id="t:ask"))
+    again = {**prompt, "problem": "no boolean"}
+    shown.take(entry(5, "input_requested", step_id="t:ask", prompt=again, state="input_required"))
+    asked = [line for line in lines if "waits for input" in line]
+    assert len(asked) == 2
+    assert "no boolean" in asked[1]

@@ -69,7 +69,10 @@ class Hops:
             hop.state = "again" if entry.kind == "retrying" else "lost"
             hop.note = _said(entry.error.model_dump() if entry.error is not None else None) or entry.reason or ""
         elif entry.kind == "input_requested":
-            hop.state, hop.note = "input", _prompt(entry.prompt)
+            asked = _prompt(entry.prompt)
+            if (hop.state, hop.note) == ("input", asked):
+                return None  # the step that asked lets go of its instance: nothing new for a person
+            hop.state, hop.note = "input", asked
         elif entry.kind == "input":
             hop.state, hop.note = "sent", ""
         elif entry.kind == "canceled":
@@ -228,5 +231,6 @@ def _said(error: dict[str, Any] | None) -> str:
 
 def _prompt(prompt: Any) -> str:
     if isinstance(prompt, dict) and isinstance(prompt.get("prompt"), str):
-        return str(prompt["prompt"])
+        problem = f"  (the answer before: {prompt['problem']})" if prompt.get("problem") else ""
+        return prompt["prompt"] + problem
     return prompt if isinstance(prompt, str) else compact(prompt)

@@ -232,5 +232,5 @@ def _said(error: dict[str, Any] | None) -> str:
 def _prompt(prompt: Any) -> str:
     if isinstance(prompt, dict) and isinstance(prompt.get("prompt"), str):
         problem = f"  (the answer before: {prompt['problem']})" if prompt.get("problem") else ""
-        return prompt["prompt"] + problem
+        return str(prompt["prompt"]) + problem
     return prompt if isinstance(prompt, str) else compact(prompt)

@@ -6,18 +6,21 @@ The endpoint of a model is a small server of the tests' own, so that what goes o
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
+from steps import language
 from steps.analyse import analyse, days_in, names
 from steps.check import check
 from steps.documents import Analysis, Briefing, Document, Item, Record, Summary
 from steps.formats import UnreadableDocumentError
-from steps.language import language_of, sentences
+from steps.language import language_of, sentences, stem, words
 from steps.read import document_paths, read
 from steps.summarise import summarise
 from steps.write import headlines, plain_text, shared_subjects, write
@@ -501,6 +504,20 @@ def test_the_steps_are_deterministic(documents: Path, items: list[Item], briefin
         again = Item(document=document, analysis=analysis, summary=summary, check=check(document, summary))
         assert again == item_of(items, name)
     assert write(items, "Keeping time") == briefing
+
+
+def test_the_steps_may_run_in_threads_of_one_process(library: dict[str, Document]) -> None:
+    every_word = [word for document in library.values() for word in words(document.text)]
+    language._stem.cache_clear()
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            in_threads = list(threads.map(lambda number: [stem(word) for word in every_word[number::8]], range(8)))
+    finally:
+        sys.setswitchinterval(interval_s)
+    language._stem.cache_clear()
+    assert in_threads == [[stem(word) for word in every_word[number::8]] for number in range(8)]
 
 
 def test_no_step_takes_a_second(documents: Path, items: list[Item]) -> None:

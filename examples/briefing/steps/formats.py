@@ -33,7 +33,9 @@ APART = "nav, header, footer, script, style, form, #toc, #header, #footer"
 
 
 class UnreadableDocumentError(ValueError):
-    """The file is of no known kind, too long, or not what its name says. Reading it again will not help."""
+    """The file is of no known kind, too long, or not what its name says."""
+
+    retryable = False  # reading it again will not help: a service that raises this is not asked a second time
 
 
 class Content(NamedTuple):

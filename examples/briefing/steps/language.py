@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -99,9 +100,14 @@ def content_stems(text: str, language: str = "en") -> list[str]:
     return [_stem(word, language) for word in lowered if len(word) > 1 and word not in ignored]
 
 
+_STEMMING = threading.Lock()
+"""A stemmer keeps the word that it works on in itself, and a service runs several steps in threads of one process."""
+
+
 @functools.lru_cache(maxsize=50_000)
 def _stem(word: str, language: str) -> str:
-    stemmed: str = _stemmer(language).stemWord(word)
+    with _STEMMING:
+        stemmed: str = _stemmer(language).stemWord(word)
     return stemmed
 
 

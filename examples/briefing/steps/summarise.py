@@ -50,10 +50,17 @@ def summarise(document: Document, analysis: Analysis) -> Summary:
     """
     if document.table is not None:
         return Summary(name=document.name, sentences=tuple(table_sentences(document, analysis)), by="local")
-    if os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL"):
-        return model_summary(document, analysis)
+    if model := configured_model():
+        return model_summary(document, analysis, model)
     picked = central_sentences(document, analysis, length_for(analysis))
     return Summary(name=document.name, sentences=tuple(picked), by="local")
+
+
+def configured_model() -> str | None:
+    """The model that the environment names, or None where no endpoint is configured."""
+    if os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL"):
+        return os.environ.get("OPENAI_MODEL") or MODEL_DEFAULT
+    return None
 
 
 def length_for(analysis: Analysis) -> int:
@@ -99,15 +106,14 @@ def table_sentences(document: Document, analysis: Analysis) -> Iterator[str]:
             yield f"Of {column.distinct} values of {label(column.name)}, the commonest are {listed}."
 
 
-def model_summary(document: Document, analysis: Analysis) -> Summary:
-    """Have the configured model write the summary. One request, no retry of its own: that is the engine's work."""
+def model_summary(document: Document, analysis: Analysis, model: str) -> Summary:
+    """Have the model write the summary. One request, no retry of its own: that is the engine's work."""
     from openai import OpenAI
 
     most = length_for(analysis)
     text = document.text
     if analysis.sentences > MODEL_SENTENCES_MAX:
         text = "\n".join(central_sentences(document, analysis, MODEL_SENTENCES_MAX))
-    model = os.environ.get("OPENAI_MODEL") or MODEL_DEFAULT
     with OpenAI(api_key=os.environ.get("OPENAI_API_KEY") or "none", max_retries=0, timeout=MODEL_TIMEOUT_S) as client:
         answer = client.chat.completions.create(
             model=model,

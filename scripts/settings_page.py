@@ -53,7 +53,8 @@ The fields of `llama_deploy.control_plane.EngineSettings`. A program passes its 
         sources=(
             ("llama_deploy.control_plane.http.routes", ("PAGE_ITEMS_MAX", "WAIT_S_MAX")),
             ("llama_deploy.control_plane.http.models", ("BATCH_TASKS_MAX",)),
-            ("llama_deploy.control_plane.client_gateway", ("UNSENT_OPERATIONS_MAX",)),
+            ("llama_deploy.messages.frames", ("OPERATION_BYTES_MAX",)),
+            ("llama_deploy.control_plane.http.sockets", ("UNSENT_BYTES_MAX", "UNREAD_BYTES_MAX")),
         ),
     ),
     Part(
@@ -61,8 +62,8 @@ The fields of `llama_deploy.control_plane.EngineSettings`. A program passes its 
         text="""\
 `concurrency`, `run_timeout_s` and the five fields of `RetryPolicy` are arguments of `@service` and of the service
 classes, and keys of the [deployment file](deployment-file.md). `HumanService` takes 64 steps at once, 60 s each; the
-time that a person takes does not count. A retry policy holds where the orchestrator leaves failures to the services:
-see [retries](guide/orchestrators.md#retries).""",
+time that a person takes does not count. A service without a retry policy is retried as the orchestrator decides: see
+[retries](guide/orchestrators.md#retries).""",
         sources=(
             ("llama_deploy.types.core:ServiceDefinition", ("concurrency", "run_timeout_s")),
             ("llama_deploy.types.retry:RetryPolicy", ()),
@@ -81,7 +82,6 @@ The first two are what `timeout_s` and `reconnect_timeout_s` of `Client` and `Sy
         sources=(
             ("llama_deploy.client.async_client", ("WAIT_TIMEOUT_S", "RECONNECT_TIMEOUT_S", "PAGE_ITEMS")),
             ("llama_deploy.client.requests", ("READ_AHEAD_BYTES_MAX",)),
-            ("llama_deploy.client.submissions", ("SUBMISSION_BYTES_MAX",)),
         ),
     ),
     Part(

@@ -99,10 +99,10 @@ async def test_what_cannot_be_sent_is_refused_before_anything_is(
 
 
 async def test_a_definition_above_the_limit_is_refused_here(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submissions, "SUBMISSION_BYTES_MAX", 1000)
+    monkeypatch.setattr(submissions, "OPERATION_BYTES_MAX", 1000)
     with pytest.raises(LimitExceededError) as caught:
         await client.run("s", input="x" * 1000)
-    assert caught.value.details == {"setting": "SUBMISSION_BYTES_MAX", "limit": 1000}
+    assert caught.value.details == {"setting": "OPERATION_BYTES_MAX", "limit": 1000}
 
 
 async def test_calls_of_one_moment_leave_as_one_frame(plane: FakeControlPlane, client: Client) -> None:

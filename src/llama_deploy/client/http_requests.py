@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llama_deploy.client.problems import cannot_reach, why_unreachable
-from llama_deploy.errors import ConnectionLostError
+from llama_deploy.errors import ConnectionLostError, InvalidRequestError
 
 if TYPE_CHECKING:
     from httpx2 import ASGITransport, AsyncClient, Response
@@ -39,7 +39,7 @@ class HttpRequests:
         import httpx2
 
         http = self._http or self._open()
-        content = None if json is None else msgspec.json.encode(json)
+        content = None if json is None else _encoded(json)
         headers = {} if content is None else {"content-type": "application/json"}
         attempts = 2 if method == "GET" else 1
         while True:
@@ -84,6 +84,13 @@ class HttpRequests:
         if self._http is not None:
             http, self._http = self._http, None
             await http.aclose()
+
+
+def _encoded(value: Any) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError("the request cannot be sent", why=str(error)) from error
 
 
 def _body(response: Response) -> Any:

@@ -12,11 +12,8 @@ import msgspec
 from msgspec import UNSET
 
 from llama_deploy.errors import InvalidRequestError, LimitExceededError
+from llama_deploy.messages.frames import OPERATION_BYTES_MAX
 from llama_deploy.messages.values import encode_json
-
-SUBMISSION_BYTES_MAX = 32 * 1024 * 1024
-"""The largest task definition that is sent, in bytes of JSON. A control plane's own limit is lower by default, and is
-told with a refusal; a frame beyond what it reads at all would only end the connection, again and again."""
 
 
 class _Definition(msgspec.Struct, omit_defaults=True, gc=False):
@@ -72,19 +69,22 @@ def definition(
 ) -> bytes:
     """JSON of a `TaskDefinition`.
 
-    Raises `InvalidRequestError` for metadata that is not text, `LimitExceededError` above `SUBMISSION_BYTES_MAX`.
+    Raises `InvalidRequestError` for metadata and ids that are not text, and `LimitExceededError` above
+    `OPERATION_BYTES_MAX`.
     """
     if metadata is not None and not all(isinstance(part, str) for item in metadata.items() for part in item):
         raise InvalidRequestError("`metadata` maps text to text", fix="pass numbers and the like as text")
-    encoded = _encode(
-        _Definition(input, task_id, service, session_id, wait_for_service, idempotency_key, metadata or None)
-    )
-    if len(encoded) > SUBMISSION_BYTES_MAX:
+    fields = _Definition(input, task_id, service, session_id, wait_for_service, idempotency_key, metadata or None)
+    try:
+        encoded = _encode(fields)
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError("the task's definition cannot be sent", why=str(error)) from error
+    if len(encoded) > OPERATION_BYTES_MAX:
         raise LimitExceededError(
             f"the task's definition has {len(encoded)} bytes",
-            why=f"At most {SUBMISSION_BYTES_MAX} bytes travel in one submission.",
+            why=f"At most {OPERATION_BYTES_MAX} bytes travel in one submission.",
             fix="store the data where the service can read it, and pass its address",
-            setting="SUBMISSION_BYTES_MAX",
-            limit=SUBMISSION_BYTES_MAX,
+            setting="OPERATION_BYTES_MAX",
+            limit=OPERATION_BYTES_MAX,
         )
     return encoded

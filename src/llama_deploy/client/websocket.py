@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -18,7 +18,7 @@ from llama_deploy.client.http_requests import HttpRequests
 from llama_deploy.client.problems import cannot_reach, error_from_problem, unexpected, why_unreachable
 from llama_deploy.client.transport import Lost, Receive
 from llama_deploy.errors import LlamaDeployError, SettingError
-from llama_deploy.messages.frames import PROTOCOL_VERSION, ClientOp, Submit, decode_reply_frame, encode_frame
+from llama_deploy.messages.frames import FRAME_BYTES_MAX, PROTOCOL_VERSION, ClientOp, decode_reply_frame, frames_of
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -30,10 +30,6 @@ CLOSE_TIMEOUT_S = 2.0
 """How long the closing handshake may take before the socket is dropped."""
 PING_INTERVAL_S = 20.0
 """How often a silent connection is tested, and how long the answer may take."""
-RECEIVED_BYTES_MAX = 64 * 1024 * 1024
-"""The largest frame that is accepted from a control plane."""
-SENT_BYTES_TARGET = 1024 * 1024
-"""Operations are sent as one frame up to about this size, then a further frame begins."""
 
 
 class WebSocketTransport:
@@ -65,7 +61,7 @@ class WebSocketTransport:
                 ping_interval=PING_INTERVAL_S,
                 ping_timeout=PING_INTERVAL_S,
                 close_timeout=CLOSE_TIMEOUT_S,
-                max_size=RECEIVED_BYTES_MAX,
+                max_size=FRAME_BYTES_MAX,
             )
         except (OSError, TimeoutError, EOFError, WebSocketException) as error:
             raise self._refusal(error) from error
@@ -114,8 +110,8 @@ class WebSocketTransport:
         from websockets.asyncio.server import broadcast  # the library's way to send without waiting
 
         if self._socket is not None:
-            for group in _groups(ops):
-                broadcast((self._socket,), encode_frame(group))
+            for frame in frames_of(ops):
+                broadcast((self._socket,), frame)
 
     async def _drop(self) -> None:
         socket, self._socket = self._socket, None
@@ -133,21 +129,6 @@ class WebSocketTransport:
     async def close(self) -> None:
         await self._drop()
         await self._http.close()
-
-
-def _groups(ops: list[ClientOp]) -> Iterator[list[ClientOp]]:
-    """The operations in order, in groups of about `SENT_BYTES_TARGET` bytes at most; a large one goes alone."""
-    group: list[ClientOp] = []
-    size = 0
-    for op in ops:
-        op_bytes = len(op.definition) if type(op) is Submit else 64
-        if group and size + op_bytes > SENT_BYTES_TARGET:
-            yield group
-            group, size = [], 0
-        group.append(op)
-        size += op_bytes
-    if group:
-        yield group
 
 
 def _checked(url: str) -> SplitResult:

@@ -7,12 +7,11 @@ again under the same task ids and stream numbers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 import msgspec
-from pydantic import ValidationError
 
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.records import to_entry
@@ -30,11 +29,12 @@ from llama_deploy.messages.frames import (
     Submit,
     Subscribe,
     Wait,
+    pieces,
 )
+from llama_deploy.runtime.logs import get_logger
 from llama_deploy.types import TaskDefinition
 
-UNSENT_OPERATIONS_MAX = 10_000
-"""Operations that wait for a slow client; its streams pause above this."""
+log = get_logger("llama_deploy.clients")
 
 
 class ClientGateway:
@@ -96,9 +96,11 @@ class ClientPort:
             elif isinstance(operation, Wait):
                 self._with_task(operation.request, operation.task_id, self._wait)
             elif isinstance(operation, Subscribe):
-                self._with_task(operation.request, operation.task_id, partial(self._start_stream, operation.first))
+                first = max(0, operation.first)
+                self._with_task(operation.request, operation.task_id, partial(self._start_stream, first))
             elif isinstance(operation, Follow):
-                self._with_task(operation.request, operation.task_id, partial(self._start_follow, operation.after))
+                after = max(0, operation.after)
+                self._with_task(operation.request, operation.task_id, partial(self._start_follow, after))
             elif isinstance(operation, Forget):
                 self._forget(operation.request)
 
@@ -118,7 +120,7 @@ class ClientPort:
         request = operation.request
         try:
             definition = TaskDefinition.model_validate(msgspec.json.decode(operation.definition))
-        except (ValidationError, msgspec.DecodeError) as error:
+        except (ValueError, RecursionError) as error:
             self.refuse(request, InvalidRequestError("the task definition is not valid", why=str(error)))
             return
 
@@ -157,6 +159,7 @@ class ClientPort:
                 self.post(Ended(request, entry.row.task_id, entry.row.state, entry.outcome or b"null"))
 
         if not entry.ended:
+            self._forget(request)
             self._waits[request] = (entry, ended)
         self._engine.when_ended(entry, ended)
 
@@ -168,34 +171,42 @@ class ClientPort:
     def _start_follow(self, after: int, request: int, entry: TaskEntry) -> None:
         self._start(request, self._follow(request, entry, after))
 
-    def _start(self, request: int, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _start(self, request: int, work: Coroutine[Any, Any, None]) -> None:
+        self._forget(request)  # a number that is used again names the newer request
+        task = asyncio.get_running_loop().create_task(self._answer(request, work))
         self._followers[request] = task
-        task.add_done_callback(lambda _: self._followers.pop(request, None))
+        task.add_done_callback(partial(self._followed, request))
+
+    def _followed(self, request: int, task: asyncio.Task[None]) -> None:
+        if self._followers.get(request) is task:
+            del self._followers[request]
+
+    async def _answer(self, request: int, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work of a request that takes time; whatever it raises is told, so that nobody waits for ever."""
+        try:
+            await work
+        except LlamaDeployError as error:
+            self.refuse(request, error)
+        except Exception as error:  # the edge of the task
+            log.exception("a request of a client failed")
+            self.refuse(request, LlamaDeployError("the control plane failed on this request", why=repr(error)))
+        else:
+            self.post(StreamEnd(request))
 
     async def _pass(self, request: int, first: int, items: list[bytes]) -> None:
-        if self._room is not None:
-            await self._room()
-        self.post(Items(request, first, items))
+        for offset, part in pieces(items):
+            if self._room is not None:
+                await self._room()
+            self.post(Items(request, first + offset, part))
 
     async def _stream(self, request: int, entry: TaskEntry, first: int) -> None:
-        try:
-            async for number, events in self._engine.streams.follow(entry, first):
-                await self._pass(request, number, events)
-        except LlamaDeployError as error:
-            self.refuse(request, error)
-        else:
-            self.post(StreamEnd(request))
+        async for number, events in self._engine.streams.follow(entry, first):
+            await self._pass(request, number, events)
 
     async def _follow(self, request: int, entry: TaskEntry, after: int) -> None:
-        try:
-            async for row in self._engine.streams.follow_history(entry, after):
-                item = to_entry(row.seq, row.at, row.kind, row.data).model_dump_json().encode()
-                await self._pass(request, row.seq, [item])
-        except LlamaDeployError as error:
-            self.refuse(request, error)
-        else:
-            self.post(StreamEnd(request))
+        async for row in self._engine.streams.follow_history(entry, after):
+            item = to_entry(row.seq, row.at, row.kind, row.data).model_dump_json().encode()
+            await self._pass(request, row.seq, [item])
 
     def _forget(self, request: int) -> None:
         waiting = self._waits.pop(request, None)

@@ -11,6 +11,7 @@ the control plane has committed them and says so; `Submit` is repeated by the cl
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -299,8 +300,57 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     "reply": msgspec.msgpack.Decoder(list[ReplyOp]),
 }
 
+FRAME_BYTES_TARGET = 1024 * 1024
+"""Operations leave as one frame up to about this size, then a further frame begins."""
+OPERATION_BYTES_MAX = 32 * 1024 * 1024
+"""The largest payload of one operation. The limits of a control plane are lower by default, and are told with a
+refusal; a frame beyond what the other side reads at all would only end the connection, again and again."""
+FRAME_BYTES_MAX = 64 * 1024 * 1024
+"""The largest frame that is read."""
+
 encode_frame = _encoder.encode
 """`encode_frame(ops) -> bytes`."""
+
+_SMALL_BYTES = 64
+"""What an operation without a payload counts for."""
+
+_PAYLOAD_BYTES: dict[type, Callable[[Any], int]] = {
+    msgspec.Raw: lambda op: memoryview(op).nbytes,
+    Answer: lambda op: len(op.result) + sum(map(len, op.events)),
+    Events: lambda op: sum(map(len, op.events)),
+    Park: lambda op: len(op.prompt) + len(op.snapshot or b"") + sum(map(len, op.events)),
+    AskInput: lambda op: len(op.prompt),
+    DeliverInput: lambda op: len(op.value),
+    Submit: lambda op: len(op.definition),
+    Ended: lambda op: len(op.result),
+    Items: lambda op: sum(map(len, op.items)),
+}
+
+
+def frames_of(operations: Sequence[Any]) -> Iterator[bytes]:
+    """The operations in order, as frames of about `FRAME_BYTES_TARGET` bytes at most; a large operation goes alone."""
+    begin = size = 0
+    for position, operation in enumerate(operations):
+        measure = _PAYLOAD_BYTES.get(type(operation))
+        operation_bytes = _SMALL_BYTES + (measure(operation) if measure is not None else 0)
+        if size and size + operation_bytes > FRAME_BYTES_TARGET:
+            yield encode_frame(operations[begin:position])
+            begin, size = position, 0
+        size += operation_bytes
+    if size:
+        yield encode_frame(operations[begin:] if begin else operations)
+
+
+def pieces(items: list[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    """Items in order, in pieces that fit into one operation each, with the position of a piece's first item."""
+    begin = size = 0
+    for position, item in enumerate(items):
+        if size and size + len(item) > FRAME_BYTES_TARGET:
+            yield begin, items[begin:position]
+            begin, size = position, 0
+        size += len(item)
+    if size:
+        yield begin, items[begin:] if begin else items
 
 
 def decode_instance_frame(data: bytes) -> list[InstanceOp]:

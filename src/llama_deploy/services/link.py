@@ -1,8 +1,8 @@
 """The connection of a service instance to its control plane: one WebSocket, kept up for ever.
 
 It lives in a thread and on a loop of its own, so that a handler that blocks its loop does not look dead: heartbeats,
-acknowledgements and cancellations go on. Whatever the connection loses is repeated by the runner after the next
-`Welcome`.
+acknowledgements and cancellations go on. A control plane that does not answer heartbeats is taken for gone, like one
+that closes. Whatever the connection loses is repeated by the runner after the next `Welcome`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
 
-from llama_deploy.errors import CannotReachError, ProtocolError, SettingError
+from llama_deploy.errors import CannotReachError, LlamaDeployError, ProtocolError, SettingError
 from llama_deploy.messages.frames import (
+    FRAME_BYTES_MAX,
     ControlOp,
     Disowned,
     Heartbeat,
@@ -27,6 +28,7 @@ from llama_deploy.messages.frames import (
     Welcome,
     decode_control_frame,
     encode_frame,
+    frames_of,
 )
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services.adapters import as_service
@@ -34,10 +36,15 @@ from llama_deploy.services.runner import Runner
 
 log = get_logger("llama_deploy.link")
 
-RECONNECT_S = (0.05, 2.0)
-"""First and longest pause between attempts to connect; doubled each time, up to half of it taken off at random."""
+RECONNECT_S = (0.05, 1.0)
+"""First and longest pause between attempts to connect; doubled each time, up to half of it taken off at random. The
+longest is what a control plane that starts again waits for its instances (`recovery_grace_s`)."""
 
-FRAME_BYTES_MAX = 64 * 1024 * 1024
+CONNECT_TIMEOUT_S = 5.0
+"""How long one attempt to connect may take."""
+
+CLOSE_TIMEOUT_S = 2.0
+"""How long the closing handshake may take before the socket is dropped."""
 
 
 class Link(threading.Thread):
@@ -54,7 +61,10 @@ class Link(threading.Thread):
         self._flushing = False
         self._stopped = asyncio.Event()
         self._random = random.Random()  # noqa: S311 - jitter, not a secret
+        self._heard_at = 0.0
+        self._pause_s = RECONNECT_S[0]
         self.failure = ""
+        """Why there is no connection; empty while there is one."""
         runner.send = self._send_from_work_loop
 
     def run(self) -> None:
@@ -62,6 +72,10 @@ class Link(threading.Thread):
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._keep_connected())
+        except Exception as error:  # the edge of the thread: an instance that is cut off must not look alive
+            log.exception("the connection to the control plane failed for good")
+            problem = LlamaDeployError("the connection to the control plane failed for good", why=repr(error))
+            self._work_loop.call_soon_threadsafe(self._runner.refused, problem.to_problem())
         finally:
             self._loop.close()
 
@@ -71,48 +85,66 @@ class Link(threading.Thread):
         await asyncio.to_thread(self.join, 5.0)
 
     async def _keep_connected(self) -> None:
-        first, longest = RECONNECT_S
-        pause = first
         while not self._stopped.is_set():
             try:
-                async with connect(
-                    self._url, max_size=FRAME_BYTES_MAX, compression=None, ping_interval=None, open_timeout=5.0
-                ) as connection:
-                    await self._serve(connection)
-                    pause = first
-            except (OSError, TimeoutError, WebSocketException) as error:
+                connection = await self._connect()
+                if connection is not None:
+                    async with connection:
+                        await self._serve(connection)
+            except (OSError, TimeoutError, WebSocketException, ProtocolError) as error:
                 if not self.failure:
                     log.warning("cannot reach the control plane, trying again", url=self._url, error=str(error))
                 self.failure = str(error) or type(error).__name__
-                if isinstance(error, InvalidHandshake | InvalidURI):
-                    pause = longest
+                if isinstance(error, InvalidHandshake | InvalidURI | ProtocolError):
+                    self._pause_s = RECONNECT_S[1]
             self._connection = None
             self._work_loop.call_soon_threadsafe(self._runner.disconnected)
             try:
-                async with asyncio.timeout(pause * self._random.uniform(0.5, 1.0)):
+                async with asyncio.timeout(self._pause_s * self._random.uniform(0.5, 1.0)):
                     await self._stopped.wait()
             except TimeoutError:
-                pause = min(longest, pause * 2)
+                self._pause_s = min(RECONNECT_S[1], self._pause_s * 2)
+
+    async def _connect(self) -> ClientConnection | None:
+        """A new connection, `None` when it is stopped meanwhile: one that hangs must not hold up the end."""
+
+        async def attempt() -> ClientConnection:
+            return await connect(
+                self._url,
+                max_size=FRAME_BYTES_MAX,
+                compression=None,
+                ping_interval=None,
+                open_timeout=CONNECT_TIMEOUT_S,
+                close_timeout=CLOSE_TIMEOUT_S,
+            )
+
+        connecting, stopped = asyncio.create_task(attempt()), asyncio.create_task(self._stopped.wait())
+        try:
+            await asyncio.wait((connecting, stopped), return_when=asyncio.FIRST_COMPLETED)
+            return await connecting if connecting.done() else None
+        finally:
+            connecting.cancel()
+            stopped.cancel()
+            await asyncio.gather(connecting, stopped, return_exceptions=True)
 
     async def _serve(self, connection: ClientConnection) -> None:
         self._outgoing.clear()
         await connection.send(encode_frame([self._runner.hello()]))
         self._connection = connection
+        self._heard_at = self._loop.time()
         heartbeat: asyncio.Task[None] | None = None
         stop = asyncio.create_task(self._close_when_stopped(connection))
         try:
             async for data in connection:
-                if isinstance(data, str):
-                    raise ProtocolError("the control plane sent text where frames are expected")
-                try:
-                    operations = decode_control_frame(data)
-                except msgspec.DecodeError as error:
-                    raise ProtocolError("the control plane sent what is not a frame", why=str(error)) from error
-                if heartbeat is None and isinstance(operations[0], Welcome):
+                self._heard_at = self._loop.time()
+                operations = _decoded(data)
+                welcome = next((op for op in operations if isinstance(op, Welcome)), None)
+                if heartbeat is None and welcome is not None:
                     if self.failure:
                         log.info("connected to the control plane again", url=self._url)
                     self.failure = ""
-                    heartbeat = asyncio.create_task(self._beat(connection, operations[0].heartbeat_s))
+                    self._pause_s = RECONNECT_S[0]
+                    heartbeat = asyncio.create_task(self._beat(connection, welcome))
                 self._pass_on(operations)
         finally:
             stop.cancel()
@@ -132,10 +164,19 @@ class Link(threading.Thread):
         await self._flush(connection)
         await connection.close()
 
-    async def _beat(self, connection: ClientConnection, interval_s: float) -> None:
-        """Say that the instance lives, whatever its handlers are doing."""
+    async def _beat(self, connection: ClientConnection, welcome: Welcome) -> None:
+        """Say that the instance lives, whatever its handlers are doing, and hear whether the control plane does.
+
+        Every heartbeat is answered. After a lease of silence the connection leads nowhere: a network was cut, and
+        the sockets have not noticed.
+        """
         while True:
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(welcome.heartbeat_s)
+            silent_s = self._loop.time() - self._heard_at
+            if silent_s > welcome.lease_s + welcome.heartbeat_s:
+                log.warning("the control plane is silent, connecting again", url=self._url, silent_s=round(silent_s, 1))
+                connection.transport.abort()
+                return
             await connection.send(encode_frame([Heartbeat(self._runner.held())]))
 
     def _send_from_work_loop(self, operations: list[Any]) -> None:
@@ -159,8 +200,17 @@ class Link(threading.Thread):
 
     async def _flush(self, connection: ClientConnection) -> None:
         operations, self._outgoing = self._outgoing, []
-        if operations:
-            await connection.send(encode_frame(operations))
+        for frame in frames_of(operations):
+            await connection.send(frame)
+
+
+def _decoded(data: str | bytes) -> list[ControlOp]:
+    if isinstance(data, str):
+        raise ProtocolError("the control plane sent text where frames are expected")
+    try:
+        return decode_control_frame(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError("the control plane sent what is not a frame", why=str(error)) from error
 
 
 def instance_url(url: str) -> str:
@@ -214,7 +264,8 @@ async def serve_services(
                 ) from error
         await stopping.wait()
         if refusal:
-            raise ProtocolError(refusal[0].get("what", "refused"), why=refusal[0].get("why", ""))
+            problem = refusal[0]
+            raise ProtocolError(problem.get("what", "refused"), why=problem.get("why", ""), fix=problem.get("fix", ""))
         return await runner.drain(drain_timeout_s if runner.ready.is_set() else 0.1)
     finally:
         await link.stop()

@@ -18,6 +18,7 @@ import msgspec
 
 from llama_deploy.errors import ResultNotSerialisableError, RunTimeoutError, ServiceRaisedError
 from llama_deploy.messages.frames import (
+    FRAME_BYTES_TARGET,
     PROTOCOL_VERSION,
     Acknowledged,
     Answer,
@@ -38,10 +39,12 @@ from llama_deploy.messages.frames import (
     ParkRefused,
     Refused,
     Welcome,
+    pieces,
 )
 from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services.base import Parked, Service, StepContext, encode_value
+from llama_deploy.services.encoding import check_size
 from llama_deploy.services.failures import error_from_exception
 from llama_deploy.types import TaskResult, generate_id
 
@@ -178,9 +181,9 @@ class Runner:
         self.ready.set()
         for step in self.steps.values():
             if step.answer is not None:
-                self._post(self._with_events(step, step.answer))
-            elif step.events:
-                self._post(Events(step.delivery.step_id, step.attempt, step.committed, list(step.events)))
+                self._post_answer(step, step.answer)
+            else:
+                self._post_events(step, step.committed, step.events)
             step.unsent = 0
             if step.answer is None and step.asked is not None:
                 self._post(step.asked)
@@ -194,7 +197,7 @@ class Runner:
         if known is not None:
             if known.attempt >= delivery.attempt:
                 if known.attempt == delivery.attempt and known.answer is not None:  # its answer went astray
-                    self._post(self._with_events(known, known.answer))
+                    self._post_answer(known, known.answer)
                 return
             self._stop(delivery.step_id, "a newer attempt has come")
         step = RunningStep(delivery)
@@ -273,13 +276,19 @@ class Runner:
                 error = ResultNotSerialisableError("the service's result cannot be recorded", why=str(error))
             step.answer = _encoded(step, _failed(step, error), started_at)
         step.task = None
-        self._post(self._with_events(step, step.answer))
+        self._post_answer(step, step.answer)
 
-    def _with_events(self, step: RunningStep, answer: Answer | Park) -> Answer | Park:
-        """The answer together with the stream events that are not committed yet."""
-        if not step.events:
-            return answer
-        return msgspec.structs.replace(answer, events_from=step.committed, events=list(step.events))
+    def _post_answer(self, step: RunningStep, answer: Answer | Park) -> None:
+        """Send the answer with the stream events that are not committed yet; many of them go ahead of it."""
+        if sum(map(len, step.events)) > FRAME_BYTES_TARGET:
+            self._post_events(step, step.committed, step.events)
+        elif step.events:
+            answer = msgspec.structs.replace(answer, events_from=step.committed, events=list(step.events))
+        self._post(answer)
+
+    def _post_events(self, step: RunningStep, first: int, events: list[bytes]) -> None:
+        for offset, part in pieces(events):
+            self._post(Events(step.delivery.step_id, step.attempt, first + offset, list(part)))
 
     def _acknowledged(self, step_id: str) -> None:
         step = self.steps.get(step_id)
@@ -329,8 +338,7 @@ class Runner:
         """Send what user code has streamed in this turn of the loop, as one operation."""
         count, step.unsent = step.unsent, 0
         if count and step.answer is None and self.ready.is_set():
-            first = step.committed + len(step.events) - count
-            self._post(Events(step.delivery.step_id, step.attempt, first, step.events[-count:]))
+            self._post_events(step, step.committed + len(step.events) - count, step.events[-count:])
 
     def _events_committed(self, operation: EventsCommitted) -> None:
         step = self.steps.get(operation.step_id)
@@ -409,12 +417,15 @@ def _encoded(step: RunningStep, result: TaskResult | Parked, started_at: float) 
     step_id = step.delivery.step_id
     if isinstance(result, Parked):
         prompt = encode_value(result.prompt)
+        check_size(result.snapshot or b"")
         return Park(step_id, step.attempt, prompt, result.resume, result.snapshot, result.consumed)
     if not isinstance(result, TaskResult):
         raise ResultNotSerialisableError(
             f"the service answered with a {type(result).__name__}", fix="return a TaskResult, or Parked"
         )
-    return Answer(step_id, step.attempt, _encode(result.model_dump()), started_at, time.time())
+    encoded = _encode(result.model_dump())
+    check_size(encoded)
+    return Answer(step_id, step.attempt, encoded, started_at, time.time())
 
 
 def _failed(step: RunningStep, error: BaseException) -> TaskResult:

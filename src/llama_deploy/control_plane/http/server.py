@@ -14,6 +14,7 @@ from llama_deploy.control_plane.http.app import build_app
 from llama_deploy.control_plane.http.lines import ENDLESS
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import PortInUseError, SettingError, UnsafeListenError
+from llama_deploy.messages.frames import FRAME_BYTES_MAX
 
 PORT_MAX = 65_535
 
@@ -99,7 +100,7 @@ async def serving(plane: ControlPlane, listener: socket.socket) -> AsyncIterator
         access_log=False,
         lifespan="off",
         ws="websockets-sansio",
-        ws_max_size=64 * 1024 * 1024,
+        ws_max_size=FRAME_BYTES_MAX,
         ws_ping_interval=None,
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -11,21 +12,26 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import LlamaDeployError, ProtocolError
-from llama_deploy.messages.frames import Refused, decode_client_frame, decode_instance_frame, encode_frame
+from llama_deploy.messages.frames import Refused, decode_client_frame, decode_instance_frame, frames_of
+from llama_deploy.runtime.logs import get_logger
+
+log = get_logger("llama_deploy.http")
 
 router = APIRouter()
 
-OPERATIONS_PER_FRAME_MAX = 512
-UNSENT_FRAMES_MAX = 256
-"""Frames that wait for a slow peer before its streams pause."""
+UNSENT_BYTES_MAX = 8 * 1024 * 1024
+"""What waits for a slow peer before its streams pause."""
+UNREAD_BYTES_MAX = 256 * 1024 * 1024
+"""What waits for a peer that does not read at all before its connection is given up; it asks again if it comes back."""
 
 
 class _Sender:
-    """Sends batches in order from one task per connection, so that whoever posts never waits."""
+    """Sends frames in order from one task per connection, so that whoever posts never waits."""
 
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
-        self._batches: list[Any] = []
+        self._frames: deque[bytes] = deque()
+        self._unsent_bytes = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -33,9 +39,17 @@ class _Sender:
         self.task = asyncio.create_task(self._run())
 
     def send(self, operations: list[Any]) -> None:
-        """Queue operations; they leave with the next frame."""
-        self._batches.extend(operations)
-        if len(self._batches) > UNSENT_FRAMES_MAX * 4:
+        """Queue operations; they leave with the next frames."""
+        if self._closing:
+            return
+        for frame in frames_of(operations):
+            self._frames.append(frame)
+            self._unsent_bytes += len(frame)
+        if self._unsent_bytes > UNREAD_BYTES_MAX:
+            log.warning("a peer does not read, its connection is given up", unsent_bytes=self._unsent_bytes)
+            self._frames.clear()
+            self.close()
+        elif self._unsent_bytes > UNSENT_BYTES_MAX:
             self._room.clear()
         self._wake.set()
 
@@ -51,11 +65,12 @@ class _Sender:
     async def _run(self) -> None:
         try:
             while True:
-                while self._batches:
-                    batch = self._batches[:OPERATIONS_PER_FRAME_MAX]
-                    del self._batches[:OPERATIONS_PER_FRAME_MAX]
-                    await self._socket.send_bytes(encode_frame(batch))
-                self._room.set()
+                while self._frames:
+                    frame = self._frames.popleft()
+                    await self._socket.send_bytes(frame)
+                    self._unsent_bytes -= len(frame)
+                    if self._unsent_bytes <= UNSENT_BYTES_MAX:
+                        self._room.set()
                 if self._closing:
                     await self._socket.close()
                     return
@@ -104,7 +119,7 @@ async def _receive(socket: WebSocket, sender: _Sender, take: Callable[[bytes], N
             if data is None:
                 raise ProtocolError("text was sent where frames are expected", fix="use a client of llama_deploy")
             take(data)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             _refuse(sender, ProtocolError("what was sent is not a frame", why=str(error)))
             await sender.task
             return

@@ -213,6 +213,16 @@ async def test_attempts_have_a_limit_whatever_the_policy_says(policy: BaseOrches
         assert "attempt 4" in str(result.error), "the service's own last words are in the outcome"
 
 
+async def test_what_a_service_says_of_its_retries_counts_with_the_simple_orchestrator_too() -> None:
+    async with world(clock=ManualClock(), orchestrator=SimpleOrchestrator(max_retries=9)) as made:
+        instance = FakeInstance(retry=SOON)
+        await instance.connect(made.plane)
+        entry = await submit(made.plane)
+        deliveries = await fail_until_the_end(made, instance, entry)
+        assert [d.attempt for d in deliveries] == [1, 2, 3], "two retries, as the service says, and none of the nine"
+        assert (await outcome(made.plane, entry)).status == "failed"
+
+
 # --- what services do -----------------------------------------------------------------------------------------------
 
 

@@ -106,7 +106,7 @@ def test_the_current_task_is_the_last_one() -> None:
 def test_a_service_brings_default_limits() -> None:
     service = ServiceDefinition(service_name="writer", description="")
     assert (service.kind, service.concurrency, service.run_timeout_s) == ("other", 8, 600.0)
-    assert service.retry == RetryPolicy()
+    assert service.retry is None
     assert (service.host, service.port, service.prompt, service.input_schema) == (None, None, [], None)
 
 
@@ -115,6 +115,7 @@ def test_an_error_is_retryable_until_it_says_otherwise() -> None:
         "code": "LD502",
         "type": "",
         "message": "",
+        "fix": "",
         "retryable": True,
         "traceback": None,
         "retry_after_s": None,

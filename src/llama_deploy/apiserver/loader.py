@@ -39,6 +39,7 @@ def load_service(definition: ServiceSpec, base_folder: Path) -> Service:
     `ImportPathError` when there is no such object, when its module raises, or when it is nothing that can serve.
     """
     from llama_deploy.services import as_service
+    from llama_deploy.types import RetryPolicy
 
     code_folder = definition.code_folder(base_folder)
     found = load_object(definition.import_path, code_folder, extra_path=definition.path)
@@ -54,7 +55,7 @@ def load_service(definition: ServiceSpec, base_folder: Path) -> Service:
         raise _unusable(definition.import_path, str(error), error.fix) from error
     if not definition.retry:
         return service
-    retry = service.definition.retry.model_copy(update=dict(definition.retry))
+    retry = (service.definition.retry or RetryPolicy()).model_copy(update=dict(definition.retry))
     return as_service(service, retry=retry)
 
 

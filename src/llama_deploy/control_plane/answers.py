@@ -104,6 +104,7 @@ class Answers:
         finished_at: float | None = None,
     ) -> None:
         """A step has a result, good or bad: retry it, or fold it into the policy and record what that decides."""
+        retry_delay_s = self._retry_delay(step, result) if result.status == "failed" else None
         encoded = encode_result(result)
         record = Record(
             state="",
@@ -120,8 +121,11 @@ class Answers:
         if step.notification:
             self._settle_notification(entry, step, result, transition)
             return
+        if retry_delay_s is not None:
+            self._retry(entry, step, record, transition, retry_delay_s)
+            return
         if result.status == "failed" and not self._engine.policy.handles_failures:
-            self._conclude_failure(entry, step, result, record, transition)
+            self._fail(entry, step, result, record, transition)
             return
 
         def decided(decision: Decision | LlamaDeployError) -> None:
@@ -144,9 +148,14 @@ class Answers:
         *,
         result: TaskResult,
     ) -> None:
-        """Record an answer with its decision; a message that names the step is the step's next attempt."""
+        """Record an answer with its decision.
+
+        A message that names the step, for the same service, is the step's next attempt; for another service it is a
+        further step.
+        """
         now = self._engine.clock.now()
-        retry = next((s for s in decision.sendings if s.step_id == step.step_id), None)
+        named = (step.step_id, step.service)
+        retry = next((s for s in decision.sendings if (s.step_id, s.service) == named), None)
         if retry is not None and decision.outcome is None:
             decision.sendings.remove(retry)
             if step.attempt >= self._engine.settings.attempts_max:
@@ -178,25 +187,41 @@ class Answers:
         outcome = Outcome("failed", bytes(record.result))
         self._engine.recording.end(entry, transition, "answered", record, outcome, now=self._engine.clock.now())
 
-    def _conclude_failure(
+    def _retry_delay(self, step: OpenStep, result: TaskResult) -> float | None:
+        """Seconds until the next attempt by the service's own settings; `None` where they want none, or say nothing.
+
+        A policy that handles failures is asked about those that the service's settings have given up, as final ones.
+        """
+        definition = self._engine.registry.definition(step.service)
+        retry = definition.retry if definition is not None else None
+        handled = self._engine.policy.handles_failures
+        if step.notification or (retry is None and handled):
+            return None
+        retry = retry or RetryPolicy()
+        delay_s = retry.delay_for(result.error, step.failures + 1)
+        if delay_s is not None and step.attempt < self._engine.settings.attempts_max:
+            return self._engine.jitter(delay_s, retry.jitter)
+        if handled and result.error is not None:
+            result.error = result.error.model_copy(update={"retryable": False})
+        return None
+
+    def _retry(self, entry: TaskEntry, step: OpenStep, record: Record, transition: Transition, delay_s: float) -> None:
+        """The next attempt, without asking the policy: the same ticket, due after a delay."""
+        now = self._engine.clock.now()
+        step.failures += 1
+        self._engine.statistics.retries += 1
+        transition.moved = (self._reschedule(step, now, delay_s),)
+        record.due_at = step.due_at
+        self._engine.recording.commit(entry, transition, "retrying", record, now=now, state=entry.working_state())
+
+    def _fail(
         self, entry: TaskEntry, step: OpenStep, result: TaskResult, record: Record, transition: Transition
     ) -> None:
-        """Where the policy never sees failures: the service's retry settings, then the end of the task."""
-        now = self._engine.clock.now()
-        definition = self._engine.registry.definition(step.service)
-        policy = definition.retry if definition is not None else RetryPolicy()
-        delay_s = policy.delay_for(result.error, step.failures + 1)
-        if delay_s is not None and step.attempt < self._engine.settings.attempts_max:
-            step.failures += 1
-            transition.moved = (self._reschedule(step, now, self._engine.jitter(delay_s, policy.jitter)),)
-            record.due_at = step.due_at
-            self._engine.statistics.retries += 1
-            self._engine.recording.commit(entry, transition, "retrying", record, now=now, state=entry.working_state())
-            return
+        """Where the policy never sees failures: the last one is the outcome."""
         transition.answered = (step.step_id,)
         del entry.open[step.step_id]
         outcome = Outcome(result.status, bytes(record.result))
-        self._engine.recording.end(entry, transition, "answered", record, outcome, now=now)
+        self._engine.recording.end(entry, transition, "answered", record, outcome, now=self._engine.clock.now())
 
     def _end_by_error(
         self,

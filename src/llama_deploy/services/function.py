@@ -62,7 +62,7 @@ class FunctionService(Service, Generic[P, R]):
             kind="function",
             concurrency=concurrency,
             run_timeout_s=run_timeout_s,
-            retry=retry or RetryPolicy(),
+            retry=retry,
         )
         self._style = _style(function)
         self._local_names = local_names

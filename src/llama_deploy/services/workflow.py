@@ -88,7 +88,7 @@ class WorkflowService(Service):
             output_schema=_schema(sample.stop_event_class, StopEvent),
             concurrency=min(concurrency, limit or concurrency),
             run_timeout_s=deadline_s,
-            retry=retry or RetryPolicy(),
+            retry=retry,
         )
 
     async def run(self, context: StepContext) -> TaskResult | Parked:

@@ -157,6 +157,8 @@ class TaskError(_Model):
     type: str = ""
     """The class of the exception that the service raised."""
     message: str = ""
+    fix: str = ""
+    """What to do about it, where the error says so."""
     retryable: bool = True
     """False when another attempt can only fail in the same way."""
     traceback: str | None = None
@@ -273,8 +275,9 @@ class ServiceDefinition(_Model):
     """Steps that one instance works on at the same time."""
     run_timeout_s: float = 600.0
     """Deadline of one attempt in seconds."""
-    retry: RetryPolicy = Field(default_factory=RetryPolicy)
-    """Applied where the orchestrator does not handle failures itself."""
+    retry: RetryPolicy | None = None
+    """How failed attempts are tried again. None leaves it to the orchestrator, and to `RetryPolicy()` where that does
+    not handle failures; what is given here counts with every orchestrator."""
 
 
 class HumanResponse(_Model):

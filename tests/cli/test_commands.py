@@ -211,6 +211,13 @@ def test_a_failed_task_exits_with_1(ctl: Llamactl, form: str) -> None:
     assert ran.out == "" if form == "text" else ran.json["result"]["error"]["message"] == "it is broken"
 
 
+def test_input_that_does_not_fit_is_told_with_what_to_do_once(ctl: Llamactl) -> None:
+    ran = ctl("run", "shout", "-i", '{"txt": "a"}')
+    assert ran.code == 1
+    assert "Fix:  give a JSON object with: text (string), times (integer, optional)\n        llamactl tasks" in ran.err
+    assert ran.err.count("Fix:") == 1
+
+
 def test_a_service_that_nobody_serves_exits_with_4(ctl: Llamactl) -> None:
     ran = ctl("run", "shuot", "-i", "{}")
     assert (ran.code, ran.out) == (4, "")

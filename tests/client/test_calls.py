@@ -150,6 +150,17 @@ async def test_a_failed_task_raises_the_remote_error(plane: FakeControlPlane, cl
     assert caught.value.task_id == "t"
     assert caught.value.error == error
     assert str(caught.value) == "task t of service 'reader' failed (ValueError: no such page)"
+    assert caught.value.fix == "llamactl tasks get t     see each step and attempt"
+
+
+async def test_what_to_do_about_a_remote_error_comes_first(
+    plane: FakeControlPlane, client: Client, task: FakeTask
+) -> None:
+    error = TaskError(type="ArgumentsError", message="`text` is missing", fix="give text")
+    task.end("failed", service="shout", error=error.model_dump())
+    with pytest.raises(TaskFailed) as caught:
+        await client.result("t")
+    assert caught.value.fix.splitlines() == ["give text", "llamactl tasks get t     see each step and attempt"]
 
 
 @pytest.mark.parametrize(("state", "told"), [("canceled", "was canceled"), ("rejected", "was rejected")])

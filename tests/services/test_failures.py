@@ -53,8 +53,9 @@ def test_errors_of_this_package_keep_their_code(exc: Exception, code: str, retry
     assert (error.code, error.retryable) == (code, retryable)
 
 
-def test_the_fix_is_part_of_the_message() -> None:
-    assert "Fix: do this" in error_from_exception(ArgumentsError("no", fix="do this")).message
+def test_the_fix_is_recorded_apart_from_the_message() -> None:
+    error = error_from_exception(ArgumentsError("no", why="too short", fix="do this"))
+    assert (error.message, error.fix) == ("no (too short)", "do this")
 
 
 def test_an_exception_may_speak_for_itself() -> None:

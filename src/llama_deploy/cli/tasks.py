@@ -77,6 +77,8 @@ async def _get(client: Client, printer: Printer, task_id: str) -> None:
         printer.line(f"\n{answer_text(result.output)}")
     elif result is not None and result.error is not None:
         printer.line(f"\n{result.error.code} {result.error.type}: {result.error.message}")
+        if result.error.fix:
+            printer.line(f"Fix: {result.error.fix}")
         if printer.form == "wide" and result.error.traceback:
             printer.line(result.error.traceback)
 

@@ -69,12 +69,13 @@ def _failure(ended: Ended, outcome: _Outcome) -> TaskFailed:
     why = ""
     if error is not None:
         why = f"{error.type}: {error.message}" if error.type and error.message else error.message or error.type
+    fix = f"llamactl tasks get {ended.task_id}     see each step and attempt"
     return TaskFailed(
         f"task {ended.task_id}{service} {_ENDED_AS.get(ended.state, 'ended as ' + ended.state)}",
         error=error,
         task_id=ended.task_id,
         why=why or outcome.result,
-        fix=f"llamactl tasks get {ended.task_id}     see each step and attempt",
+        fix=f"{error.fix}\n{fix}" if error is not None and error.fix else fix,
         state=ended.state,
     )
 

@@ -19,7 +19,9 @@ def failure(task_id: str, error: LlamaDeployError, *, retryable: bool = False) -
         history=[],
         result=str(error),
         status="failed",
-        error=TaskError(code=error.code, type=type(error).__name__, message=str(error), retryable=retryable),
+        error=TaskError(
+            code=error.code, type=type(error).__name__, message=str(error), fix=error.fix, retryable=retryable
+        ),
     )
 
 

@@ -26,7 +26,7 @@ from llama_deploy.errors import (
 from llama_deploy.types import TaskError
 
 MESSAGE_CHARS_MAX = 4_000
-"""The longest message that is recorded, in characters; the rest is cut off."""
+"""The longest message, and the longest fix, that is recorded, in characters; the rest is cut off."""
 TRACEBACK_CHARS_MAX = 16_000
 """The longest traceback that is recorded, in characters; of a longer one the end is kept, which names the error."""
 
@@ -38,14 +38,15 @@ _CARRYING_PACKAGES = ("workflows", "llama_index_instrumentation")
 def error_from_exception(exc: BaseException) -> TaskError:
     """What is recorded of `exc`.
 
-    An error of this package keeps its code; any other exception is `LD502`. Not retryable are errors that say so
-    (`NonRetryableError`, or an attribute `retryable = False`), input that does not fit, and results without a JSON
-    form. An attribute `retry_after_s` (seconds, finite, not negative) is passed on. Never raises.
+    An error of this package keeps its code and its fix; any other exception is `LD502`. Not retryable are errors that
+    say so (`NonRetryableError`, or an attribute `retryable = False`), input that does not fit, and results without a
+    JSON form. An attribute `retry_after_s` (seconds, finite, not negative) is passed on. Never raises.
     """
     return TaskError(
         code=exc.code if isinstance(exc, LlamaDeployError) else ServiceRaisedError.code,
         type=type(exc).__qualname__,
         message=_message(exc),
+        fix=_shortened(exc.fix) if isinstance(exc, LlamaDeployError) else "",
         retryable=_is_retryable(exc),
         traceback=_traceback(exc),
         retry_after_s=_retry_after_s(exc),
@@ -61,12 +62,14 @@ def _is_retryable(exc: BaseException) -> bool:
 def _message(exc: BaseException) -> str:
     try:
         message = str(exc) or type(exc).__qualname__
-        if isinstance(exc, LlamaDeployError) and exc.fix:
-            message = f"{message}\nFix: {exc.fix}"
     except Exception:  # noqa: BLE001 - a broken __str__ must not hide the failure
         message = f"{type(exc).__qualname__} (its message cannot be shown)"
-    message = _without_surrogates(message)
-    return message if len(message) <= MESSAGE_CHARS_MAX else message[: MESSAGE_CHARS_MAX - 1] + "…"
+    return _shortened(message)
+
+
+def _shortened(text: str) -> str:
+    text = _without_surrogates(text)
+    return text if len(text) <= MESSAGE_CHARS_MAX else text[: MESSAGE_CHARS_MAX - 1] + "…"
 
 
 def _retry_after_s(exc: BaseException) -> float | None:

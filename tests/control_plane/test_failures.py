@@ -214,7 +214,7 @@ async def test_attempts_have_a_limit_whatever_the_policy_says(policy: BaseOrches
 
 
 async def test_what_a_service_says_of_its_retries_counts_with_the_simple_orchestrator_too() -> None:
-    async with world(clock=ManualClock(), orchestrator=SimpleOrchestrator(max_retries=9)) as made:
+    async with world(clock=ManualClock(), orchestrator=SimpleOrchestrator(max_retries=9), settings=PATIENT) as made:
         instance = FakeInstance(retry=SOON)
         await instance.connect(made.plane)
         entry = await submit(made.plane)

@@ -240,20 +240,6 @@ async def test_an_input_over_the_limit_names_the_setting() -> None:
         assert caught.value.details == {"setting": "payload_bytes_max", "limit": 1000}
 
 
-async def test_a_message_over_the_limit_is_refused_before_anything_changes() -> None:
-    """The message holds the input and more: the task is refused, and its session goes on undisturbed."""
-    async with world(settings=EngineSettings(payload_bytes_max=1000)) as made:
-        instance = FakeInstance()
-        await instance.connect(made.plane)
-        with pytest.raises(LimitExceededError) as caught:
-            await submit(made.plane, text="x" * 990, session_id="s")
-        assert caught.value.details["setting"] == "payload_bytes_max"
-        assert await nothing_recorded(made.plane)
-        await submit(made.plane, session_id="s")
-        instance.answer(await instance.delivery())
-        assert made.plane.engine.statistics.conflicts == 0
-
-
 async def test_metadata_over_the_limit_names_the_setting() -> None:
     async with world(settings=EngineSettings(payload_bytes_max=1000)) as made:
         await FakeInstance().connect(made.plane)

@@ -6,6 +6,7 @@ The delivery is the ticket: an answer whose step is not open any more is counted
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +15,7 @@ from llama_deploy.control_plane.decisions import Decision, Outcome, encode_resul
 from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import failure, too_large
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
-from llama_deploy.errors import AttemptsExhaustedError, InvalidRequestError, LimitExceededError, LlamaDeployError
+from llama_deploy.errors import AttemptsExhaustedError, InvalidRequestError, LlamaDeployError
 from llama_deploy.messages.frames import Answer
 from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import DeliveryMove, StreamChunk, Transition
@@ -55,24 +56,23 @@ class Answers:
             self._late(done)
             return
         self._engine.statistics.answers += 1
-        excess = self._engine.streams.exceeds(entry, len(op.events))
+        excess = self._engine.streams.refusal(entry, step, op.attempt, op.events_from, op.events)
         result = self._read(entry, step, op, excess)
         if result.status == "failed" and op.attempt < step.attempt:
             self._late(done)  # a failure of an attempt that was given up already
             return
-        chunks = self._engine.streams.take_for_answer(entry, step, op) if excess is None else ()
         self.conclude(
             entry,
             step,
             result,
             done,
-            chunks=chunks,
+            chunks=partial(self._engine.streams.take_for_answer, entry, step, op) if excess is None else tuple,
             by=instance_id,
             started_at=op.started_at,
             finished_at=op.finished_at,
         )
 
-    def _read(self, entry: TaskEntry, step: OpenStep, op: Answer, refusal: LimitExceededError | None) -> TaskResult:
+    def _read(self, entry: TaskEntry, step: OpenStep, op: Answer, refusal: LlamaDeployError | None) -> TaskResult:
         """The result that an instance sent, with what only this side knows; a failed one where it cannot be taken."""
         about: dict[str, Any] = {
             "task_id": entry.row.task_id,
@@ -98,12 +98,15 @@ class Answers:
         result: TaskResult,
         done: Callable[[], None],
         *,
-        chunks: tuple[StreamChunk, ...] = (),
+        chunks: Callable[[], tuple[StreamChunk, ...]] = tuple,
         by: str | None = None,
         started_at: float | None = None,
         finished_at: float | None = None,
     ) -> None:
-        """A step has a result, good or bad: retry it, or fold it into the policy and record what that decides."""
+        """A step has a result, good or bad: retry it, or fold it into the policy and record what that decides.
+
+        `chunks` takes the stream events that commit with that; it is called when it is recorded, and not before.
+        """
         retry_delay_s = self._retry_delay(step, result) if result.status == "failed" else None
         encoded = encode_result(result)
         record = Record(
@@ -116,22 +119,26 @@ class Answers:
             started_at=started_at,
             finished_at=finished_at,
         )
-        transition = Transition(settled=lambda error: self._answer_settled(error, done), chunks=chunks)
+        transition = Transition(settled=lambda error: self._answer_settled(error, done))
         step.asking = False
         if step.notification:
             self._settle_notification(entry, step, result, transition)
             return
         if retry_delay_s is not None:
+            transition.chunks = chunks()
             self._retry(entry, step, record, transition, retry_delay_s)
             return
         if result.status == "failed" and not self._engine.policy.handles_failures:
+            transition.chunks = chunks()
             self._fail(entry, step, result, record, transition)
             return
 
         def decided(decision: Decision | LlamaDeployError) -> None:
             if entry.final or step.step_id not in entry.open:  # canceled while the policy was thinking
                 self._late(done)
-            elif isinstance(decision, Decision):
+                return
+            transition.chunks = chunks()
+            if isinstance(decision, Decision):
                 self._record_fold(entry, step, transition, record, decision, result=result)
             else:
                 self._end_by_error(entry, transition, "answered", record, decision, answered=(step.step_id,))

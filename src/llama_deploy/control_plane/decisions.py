@@ -6,6 +6,7 @@ of state. A policy that raises, hangs or returns rubbish becomes an `Orchestrato
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import msgspec
 from pydantic import ValidationError
 
 from llama_deploy.control_plane.session_state import Delta, PrivateState, SessionState, encode_policy_value
+from llama_deploy.control_plane.tasks import FINAL
 from llama_deploy.errors import LlamaDeployError, OrchestratorError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator, get_result_key
@@ -21,6 +23,13 @@ from llama_deploy.types import ActionTypes, TaskDefinition, TaskResult
 T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
+
+_RESULT_FIELDS = frozenset(TaskResult.model_fields)
+
+DELAY_S_MAX = 366 * 86_400.0
+"""The longest delay that a message may ask for, in seconds."""
+NAME_LENGTH_MAX = 1000
+"""Characters of a message's service, tag or step id."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -81,28 +90,40 @@ async def decide(
     """Fold `answer` (if there is one) and ask for the next messages. Raises `OrchestratorError`."""
     given = private.view(session)
     state: Any = given
+    trusted = policy.synchronous
     try:
         if answer is not None:
-            state = await policy.add_result_to_state(answer[0], state)
+            result = answer[0] if trusted else answer[0].model_copy(deep=True)  # it may be changed, and asked again
+            state = await policy.add_result_to_state(result, state)
             _check_state(state)
             key = get_result_key(definition.task_id)
-            if not policy.synchronous and state.get(key) is answer[0]:
-                state[key] = msgspec.json.decode(answer[1])  # as after a restart: results are seen as dictionaries
-        asked_about = definition if policy.synchronous else definition.model_copy()
-        returned = await policy.get_next_messages(asked_about, state)
+            if not trusted and state.get(key) is result:
+                state[key] = msgspec.json.decode(encode_result(result))  # as after a restart: results are dictionaries
+        asked_about = definition if trusted else definition.model_copy(deep=True)
+        messages, new_state = _pair(await policy.get_next_messages(asked_about, state))
+        delta = private.difference(session, given, new_state, answer if trusted else None)
+        return _interpret(definition, messages, delta)
     except LlamaDeployError:
         raise
-    except Exception as error:  # the edge of third-party code: whatever it raises is recorded with the task
-        raise OrchestratorError(
-            f"the orchestrator {type(policy).__name__} raised {type(error).__name__}", why=str(error)
-        ) from error
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise
+        raise _raised(policy, error) from error
+    except (Exception, SystemExit) as error:  # the edge of third-party code: it is recorded with the task
+        raise _raised(policy, error) from error
+
+
+def _raised(policy: BaseOrchestrator, error: BaseException) -> OrchestratorError:
+    text = str(error).encode("utf-8", "backslashreplace").decode()
+    return OrchestratorError(f"the orchestrator {type(policy).__name__} raised {type(error).__name__}", why=text)
+
+
+def _pair(returned: Any) -> tuple[list[Any], Any]:
     try:
         messages, new_state = returned
-        messages = list(messages)
+        return list(messages), new_state
     except (TypeError, ValueError) as error:
         raise OrchestratorError("get_next_messages must return a pair (messages, state)", why=str(error)) from error
-    delta = private.difference(session, given, new_state, None if answer is None else answer)
-    return _interpret(definition, messages, delta)
 
 
 def _check_state(state: Any) -> None:
@@ -115,8 +136,9 @@ def _interpret(definition: TaskDefinition, messages: list[Any], delta: Delta) ->
     for message in messages:
         if not isinstance(message, QueueMessage):
             raise OrchestratorError(f"get_next_messages returned a {type(message).__name__} among its messages")
-        action = ActionTypes.NEW_TASK if message.action is None else message.action
+        action = ActionTypes.NEW_TASK if message.action is None else ActionTypes(message.action)
         data = encode_policy_value(message.data, f"the data of a message for {message.type!r}")
+        _check_message(message)
         sending = Sending(message.type, action.value, data, message.tag, message.step_id, message.delay_s)
         if action is not ActionTypes.COMPLETED_TASK:
             decision.sendings.append(sending)
@@ -126,20 +148,45 @@ def _interpret(definition: TaskDefinition, messages: list[Any], delta: Delta) ->
     return decision
 
 
-def _outcome(definition: TaskDefinition, data: dict[str, Any], encoded: bytes) -> Outcome:
-    """What a `COMPLETED_TASK` message records: its data, as a `TaskResult` whatever the policy put there."""
-    if data.get("task_id") == definition.task_id and "status" in data and "history" in data and "result" in data:
-        return Outcome(str(data["status"]), encoded)
-    try:
-        result = TaskResult.model_validate({"history": [], **data, "task_id": definition.task_id})
-    except ValidationError:
-        result = TaskResult(
-            task_id=definition.task_id,
-            history=[],
-            result=encoded.decode(),
-            kind="json",
-            value=msgspec.json.decode(encoded),
+def _check_message(message: QueueMessage) -> None:
+    """Raise for what nobody can carry out; models can be filled with anything after they were made."""
+    delay_s: Any = message.delay_s
+    if not isinstance(delay_s, int | float) or not 0 <= delay_s <= DELAY_S_MAX:
+        raise OrchestratorError(
+            f"delay_s of a message for {message.type!r} is {delay_s!r}", why=f"it must be 0 to {DELAY_S_MAX:g} seconds"
         )
+    for name in ("type", "tag", "step_id"):
+        text = getattr(message, name)
+        if text is None and name != "type":
+            continue
+        if (
+            not isinstance(text, str)
+            or not text.isprintable()
+            or len(text) > NAME_LENGTH_MAX
+            or not (text or name == "tag")
+        ):
+            raise OrchestratorError(f"{name} of a message is {str(text)[:40]!r}", why="it must be printable text")
+
+
+def _outcome(definition: TaskDefinition, data: Any, encoded: bytes) -> Outcome:
+    """What a `COMPLETED_TASK` message records: its data, as a `TaskResult` whatever the policy put there."""
+    if not isinstance(data, dict):
+        raise OrchestratorError(f"the data of a COMPLETED_TASK message is a {type(data).__name__}, not a dict")
+    about: dict[str, Any] = {"history": [], "task_id": definition.task_id}
+    if "result" not in data and str(data.get("status")) in FINAL:
+        about["result"] = ""
+    try:
+        result = TaskResult.model_validate({**about, **data, "task_id": definition.task_id})
+    except ValidationError:
+        value = msgspec.json.decode(encoded)
+        result = TaskResult(**about | {"result": encoded.decode(), "kind": "json", "value": value})
+    else:
+        more = [key for key in data if key not in _RESULT_FIELDS]
+        if not more and "history" in data and data.get("task_id") == definition.task_id:
+            return Outcome(result.status, encoded)
+        if more:  # a policy's own words beside the result's are kept
+            decoded = msgspec.json.decode(encoded)
+            result.data = {**{key: decoded[key] for key in more}, **result.data}
     return Outcome(result.status, encode_result(result))
 
 
@@ -154,4 +201,5 @@ def outcome_from_state(definition: TaskDefinition, private: PrivateState) -> Out
             value = msgspec.json.decode(value)
         except msgspec.DecodeError:
             value = {"result": value}
+        stored = _encode(value)
     return _outcome(definition, value if isinstance(value, dict) else {"value": value}, stored)

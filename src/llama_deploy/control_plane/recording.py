@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = get_logger("llama_deploy.engine")
 
+ENVELOPE_BYTES_MAX = 65_536
+"""What the system itself puts around a payload (ids, names, counts) does not count towards the payload's limit."""
+
 
 class Recording:
     """How one engine records."""
@@ -42,17 +45,24 @@ class Recording:
         now: float,
         state: str | None = None,
     ) -> None:
-        """Put a decision into a transition and hand it to the store."""
+        """Put a decision into a transition and hand it to the store.
+
+        A submission whose decision exceeds a limit raises `LimitExceededError` before anything is changed; a task
+        that runs already fails with it.
+        """
         outcome = decision.outcome
         sendings = decision.sendings
+        excess = self._excess(entry, decision)
         if outcome is not None:
             sendings = (
                 [decision.notify] if decision.notify and self._engine.registry.serves(decision.notify.service) else []
             )
-        elif entry.row.steps + len(sendings) > self._engine.settings.steps_per_task_max:
-            outcome = Outcome("failed", encode_result(failure(entry.row.task_id, self._too_many_steps())))
-            sendings = []
-        self._record_delta(entry, transition, record, decision.delta)
+        if excess is not None:
+            if entry.row.version == 0:
+                raise excess
+            outcome, sendings = Outcome("failed", encode_result(failure(entry.row.task_id, excess))), []
+        else:
+            self._record_delta(entry, transition, record, decision.delta)
         if outcome is None and not sendings and not entry.open:
             outcome = outcome_from_state(entry.definition, entry.private) or self._no_progress(entry)
         if outcome is not None:
@@ -61,11 +71,29 @@ class Recording:
         self._send(entry, transition, record, sendings, now)
         self.commit(entry, transition, kind, record, now=now, state=state or entry.working_state(), steps=len(sendings))
 
-    def _too_many_steps(self) -> LlamaDeployError:
-        limit = self._engine.settings.steps_per_task_max
-        return LimitExceededError(
-            f"the orchestrator asks for more than {limit} steps", setting="steps_per_task_max", limit=limit
-        )
+    def _excess(self, entry: TaskEntry, decision: Decision) -> LimitExceededError | None:
+        """The refusal of a decision that asks for more than is allowed."""
+        settings = self._engine.settings
+        limit = settings.payload_bytes_max + ENVELOPE_BYTES_MAX
+        for sending in decision.sendings:
+            if len(sending.data) > limit:
+                return too_large("message", len(sending.data), settings.payload_bytes_max)
+        delta = decision.delta
+        for changes in (delta.own, delta.keys, delta.shared):
+            for key, value in changes.items():
+                if value is not None and len(value) > limit:
+                    return too_large(f"value of {key!r} in the state", len(value), settings.payload_bytes_max)
+        if decision.outcome is not None and len(decision.outcome.result) > limit:
+            return too_large("outcome", len(decision.outcome.result), settings.payload_bytes_max)
+        if entry.row.steps + len(decision.sendings) > settings.steps_per_task_max:
+            limit = settings.steps_per_task_max
+            return LimitExceededError(
+                f"the orchestrator asks for more than {limit} steps",
+                why=f"steps_per_task_max is {limit}",
+                setting="steps_per_task_max",
+                limit=limit,
+            )
+        return None
 
     def _no_progress(self, entry: TaskEntry) -> Outcome:
         error = NoProgressError(
@@ -76,7 +104,8 @@ class Recording:
 
     def _record_delta(self, entry: TaskEntry, transition: Transition, record: Record, delta: Delta) -> None:
         """Take a decision's changes of state over into memory, the history and the session's rows."""
-        if delta.own or delta.own_present or delta.keys or delta.shared:
+        own_removed = entry.private.own is not None and not delta.own_present
+        if delta.own or delta.own_present or own_removed or delta.keys or delta.shared:
             change = StateChange(own_present=delta.own_present)
             result = bytes(record.result)
             for key, value in delta.own.items():
@@ -118,8 +147,6 @@ class Recording:
         number = entry.row.steps
         rows: list[DeliveryRow] = []
         for index, sending in enumerate(sendings):
-            if len(sending.data) > self._engine.settings.payload_bytes_max:
-                raise too_large("message", len(sending.data), self._engine.settings.payload_bytes_max)
             step = OpenStep(
                 step_id=f"{task_id}:{number + index + 1}",
                 service=sending.service,

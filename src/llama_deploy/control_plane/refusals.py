@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from llama_deploy.errors import InvalidRequestError, LimitExceededError, LlamaDeployError, TaskConflictError
 from llama_deploy.types import TaskDefinition, TaskError, TaskResult
+
+if TYPE_CHECKING:
+    from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 
 
 def failure(task_id: str, error: LlamaDeployError, *, retryable: bool = False) -> TaskResult:
@@ -23,6 +26,13 @@ def failure(task_id: str, error: LlamaDeployError, *, retryable: bool = False) -
             code=error.code, type=type(error).__name__, message=str(error), fix=error.fix, retryable=retryable
         ),
     )
+
+
+def step_failure(entry: TaskEntry, step: OpenStep, error: LlamaDeployError) -> TaskResult:
+    """The failed result of a step that this side ended."""
+    result = failure(entry.row.task_id, error)
+    result.step_id, result.service, result.attempt, result.tag = step.step_id, step.service, step.attempt, step.tag
+    return result
 
 
 def digest(definition: TaskDefinition) -> str:

@@ -99,15 +99,13 @@ class PolicyState(dict[str, Any]):
     the decision may depend on; `touched` those that may have been changed.
     """
 
-    __slots__ = ("_foreign", "_session", "names", "reads", "seen", "touched")
+    __slots__ = ("_foreign", "_session", "reads", "seen", "touched")
 
     def __init__(self, session: SessionState, mine: Mapping[str, Any]) -> None:
         super().__init__(session.values)
         super().update(mine)
         self._session = session
         self._foreign = True
-        self.names = tuple(session.values)
-        """The shared keys that there were."""
         self.seen = session.changes
         """The session's count of changes then: what has a higher one, this policy has not seen."""
         self.reads: dict[str, int] = {}
@@ -278,7 +276,7 @@ class PrivateState:
         if isinstance(given, PolicyState):
             assert session is not None
             delta.reads = given.reads
-            shared_names = given.touched if same else {**dict.fromkeys(given.names), **given.touched, **returned}
+            shared_names = given.touched if same else {**dict.fromkeys(dict.keys(given)), **given.touched, **returned}
         plain = dict.items(returned) if isinstance(returned, dict) else returned.items()
         found: dict[str, Any] = dict(plain)
         own = found.pop(self.task_id, _MISSING)
@@ -310,11 +308,20 @@ class PrivateState:
             if before is not None:
                 delta.shared[key] = None
             return
-        if not isinstance(key, str):
-            raise OrchestratorError(f"the key {key!r} of the state is not text")
+        _check_key(key, "state")
         encoded = encode_policy_value(value, f"state[{key!r}]")
         if encoded != before:
             delta.shared[key] = encoded
+
+
+def _check_key(key: Any, where: str) -> None:
+    if not isinstance(key, str):
+        raise OrchestratorError(f"the key {key!r} of {where} is not text")
+    if not key.isascii():
+        try:
+            key.encode()
+        except UnicodeEncodeError as error:
+            raise OrchestratorError(f"the key {key!r} of {where} is not valid text", why=str(error)) from error
 
 
 def _apply(target: dict[str, bytes], changes: dict[str, bytes | None]) -> None:
@@ -334,8 +341,7 @@ def _compare(
 ) -> None:
     """Put what differs between the encoded `before` and the values `after` into `changes`."""
     for key, value in after.items():
-        if not isinstance(key, str):
-            raise OrchestratorError(f"the key {key!r} of {where} is not text")
+        _check_key(key, where)
         if known is not None and value is known[0]:
             encoded = known[1]
         else:

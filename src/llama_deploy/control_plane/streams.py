@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from llama_deploy.control_plane.refusals import step_failure, too_large
 from llama_deploy.control_plane.tasks import OpenStep, StreamState, TaskEntry
-from llama_deploy.errors import LimitExceededError, LlamaDeployError
+from llama_deploy.errors import InvalidRequestError, LimitExceededError, LlamaDeployError
 from llama_deploy.messages.frames import Answer
 from llama_deploy.state_stores.base import HistoryRow, StreamChunk, Transition
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
 
 _decode_raw_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+_Waiting = dict[tuple[str, int], Callable[[int], None]]
+"""By step and attempt: whom to tell how many events are committed."""
 
 
 class Streams:
@@ -37,8 +42,12 @@ class Streams:
 
         def use(entry: TaskEntry | None) -> None:
             step = entry.open.get(step_id) if entry is not None else None
-            if entry is None or step is None or attempt < step.attempt:
+            if entry is None or step is None or attempt < step.attempt or step.notification:
                 done(first + len(events))
+                return
+            refusal = self.refusal(entry, step, attempt, first, events)
+            if refusal is not None:
+                self._engine.in_turn(entry, partial(self._refuse, entry, step_id, attempt, refusal))
                 return
             stream = self._take(entry, step, attempt, first, events)
             stream.acknowledge[step_id, attempt] = done
@@ -46,14 +55,42 @@ class Streams:
 
         self._engine.cache.with_entry(step_id.rpartition(":")[0], use)
 
-    def exceeds(self, entry: TaskEntry, count: int) -> LimitExceededError | None:
-        """The refusal of further events where the task has as many as a task may have."""
-        limit = self._engine.settings.stream_events_per_task_max
-        if entry.stream is None or entry.stream.next + count <= limit:
+    def refusal(
+        self, entry: TaskEntry, step: OpenStep, attempt: int, first: int, events: Sequence[bytes]
+    ) -> LlamaDeployError | None:
+        """Why these events cannot be taken: not JSON, one of them too large, or more than a task may have."""
+        if not events:
+            return None
+        settings = self._engine.settings
+        largest = max(map(len, events))
+        if largest > settings.payload_bytes_max:
+            return too_large("event", largest, settings.payload_bytes_max)
+        try:
+            count = len(_decode_raw_list(b"[" + b",".join(events) + b"]"))
+        except msgspec.DecodeError as error:
+            return InvalidRequestError("a stream event is not JSON", why=str(error))
+        if count != len(events):
+            return InvalidRequestError("a stream event is not JSON", why="it holds more than one value")
+        stream = entry.stream or StreamState(0, {})
+        fresh = stream.take(step.step_id, attempt, first, events) or ()
+        limit = settings.stream_events_per_task_max
+        if stream.next + len(fresh) <= limit:
             return None
         return LimitExceededError(
-            f"the task streams more than {limit} events", setting="stream_events_per_task_max", limit=limit
+            f"the task streams more than {limit} events",
+            why=f"stream_events_per_task_max is {limit}",
+            setting="stream_events_per_task_max",
+            limit=limit,
         )
+
+    def _refuse(self, entry: TaskEntry, step_id: str, attempt: int, refusal: LlamaDeployError) -> None:
+        """A running attempt streams what cannot be taken: it is stopped, and has failed."""
+        step = entry.open.get(step_id)
+        if entry.stale or step is None or step.attempt != attempt:
+            return
+        holder = step.claimed_by
+        self._engine.recording.take_back(step, str(refusal))
+        self._engine.answers.conclude(entry, step, step_failure(entry, step, refusal), lambda: None, by=holder)
 
     def _take(self, entry: TaskEntry, step: OpenStep, attempt: int, first: int, events: Sequence[bytes]) -> StreamState:
         """Number what is new and put it in line for the next commit; a new attempt opens with a marker."""
@@ -108,16 +145,26 @@ class Streams:
         return chunks
 
     def _committed_with(self, entry: TaskEntry, chunks: tuple[StreamChunk, ...]) -> None:
-        """Show chunks to followers once the task's next history entry is committed, which carries them."""
+        """Show and acknowledge chunks once the task's next history entry is committed, which carries them."""
         seq = entry.row.version + 1
+        stream = entry.stream
+        assert stream is not None
+        acknowledge, counts = self._taken(stream)
 
         def watch() -> None:
             if entry.settled_seq >= seq or entry.stale:
                 entry.watchers.discard(watch)
                 if not entry.stale:
                     self._show(entry, chunks)
+                    self._acknowledge(acknowledge, counts)
 
         entry.watchers.add(watch)
+
+    @staticmethod
+    def _taken(stream: StreamState) -> tuple[_Waiting, dict[tuple[str, int], tuple[int, int]]]:
+        """Who waits for what is in line now, and how far each attempt is taken."""
+        acknowledge, stream.acknowledge = stream.acknowledge, {}
+        return acknowledge, {key: stream.attempts.get(key[0], (key[1], 0)) for key in acknowledge}
 
     def _show(self, entry: TaskEntry, chunks: Sequence[StreamChunk]) -> None:
         stream = entry.stream
@@ -136,8 +183,7 @@ class Streams:
         if stream is None or stream.in_flight or entry.stale:
             return
         chunks = self._chunks(entry)
-        acknowledge, stream.acknowledge = stream.acknowledge, {}
-        counts = {key: stream.attempts.get(key[0], (key[1], 0)) for key in acknowledge}
+        acknowledge, counts = self._taken(stream)
         if not chunks:
             self._acknowledge(acknowledge, counts)
             return
@@ -156,9 +202,7 @@ class Streams:
         self._engine.store.record(Transition(settled=settled, chunks=chunks))
 
     @staticmethod
-    def _acknowledge(
-        acknowledge: dict[tuple[str, int], Callable[[int], None]], counts: dict[tuple[str, int], tuple[int, int]]
-    ) -> None:
+    def _acknowledge(acknowledge: _Waiting, counts: dict[tuple[str, int], tuple[int, int]]) -> None:
         for key, done in acknowledge.items():
             attempt, count = counts[key]
             if attempt == key[1]:
@@ -168,6 +212,7 @@ class Streams:
 
     async def follow(self, entry: TaskEntry, first: int = 0) -> AsyncIterator[tuple[int, list[bytes]]]:
         """The task's events from number `first` on as (number of the first, events), until the task has ended."""
+        first = max(0, first)
         stream = entry.stream
         if stream is None:
             stream = entry.stream = StreamState(0, {})

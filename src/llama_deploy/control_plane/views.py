@@ -60,6 +60,8 @@ class Views:
 
     def _waiting_for(self, entry: TaskEntry) -> str | None:
         """Why a task does not move, in words; `None` while an instance works on it."""
+        if entry.busy:
+            return "a decision of the orchestrator"
         if any(step.claimed_by and not step.asking for step in entry.open.values()):
             return None
         reasons = [self._step_waits_for(step) for step in entry.open.values()]

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from llama_deploy.control_plane.answers import Answers
+from llama_deploy.control_plane.claims import Claims
 from llama_deploy.control_plane.decisions import Decision, decide, drive
 from llama_deploy.control_plane.recording import Recording
 from llama_deploy.control_plane.refusals import resolve
@@ -85,6 +86,7 @@ class Engine:
         self.cache = TaskCache(self)
         self.submissions = Submissions(self)
         self.answers = Answers(self)
+        self.claims = Claims(self)
         self.recording = Recording(self)
         self.streams = Streams(self)
         self.arm_sweeper: Callable[[float], None] = lambda _: None
@@ -210,10 +212,11 @@ class Engine:
         """An instance is about to get a step; false when the delivery is an old one and must be dropped."""
         entry = self.cache.tasks.get(step_id.rpartition(":")[0])
         step = entry.open.get(step_id) if entry is not None else None
-        if step is None or step.attempt != attempt or step.parked:
+        if entry is None or step is None or step.attempt != attempt or step.parked:
             return False
         step.claimed_by = instance_id
         step.claimed_at = self.clock.now()
+        self.claims.note(entry, step)
         return True
 
     def when_ended(self, entry: TaskEntry, callback: Callable[[TaskEntry], None]) -> None:
@@ -277,6 +280,7 @@ class Engine:
     async def stop(self) -> None:
         """Take nothing new and end what runs beside the flow. The store is closed by whoever opened it."""
         self.stopping = True
+        self.claims.stop()
         for task in tuple(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

@@ -23,6 +23,8 @@ class EngineSettings:
     """After a start: how long instances may take to reclaim what they hold before it is published again."""
     service_return_s: float = 30.0
     """A service whose last instance was lost this recently is expected back, so that tasks for it are accepted."""
+    claim_recorded_after_s: float = 1.0
+    """A step that an instance holds for this long is marked as begun: a crash of everything then counts the attempt."""
     overdue_s: float = 30.0
     """A published step that nobody has claimed by then is published again."""
     overdue_s_max: float = 600.0

@@ -233,19 +233,22 @@ class Signals:
 
     # --- loss -------------------------------------------------------------------------------------------------------
 
-    def lost(self, step_ids: Sequence[str], holder: str, reason: str) -> None:
-        """An instance is gone, or has overrun a deadline: what it held becomes the next attempt, at once."""
+    def lost(self, step_ids: Sequence[str], holder: str | None, reason: str) -> None:
+        """What `holder` held becomes the next attempt, at once: it is gone, or has overrun a deadline.
+
+        `None` stands for whoever held a step when an earlier control plane stopped, and has not come back.
+        """
         for step_id in step_ids:
             self._engine.cache.with_entry(step_id.rpartition(":")[0], self._loss_of(step_id, holder, reason))
 
-    def _loss_of(self, step_id: str, holder: str, reason: str) -> Callable[[TaskEntry | None], None]:
+    def _loss_of(self, step_id: str, holder: str | None, reason: str) -> Callable[[TaskEntry | None], None]:
         def use(entry: TaskEntry | None) -> None:
             if entry is not None:
                 self._engine.in_turn(entry, lambda: self._lose(entry, step_id, holder, reason))
 
         return use
 
-    def _lose(self, entry: TaskEntry, step_id: str, holder: str, reason: str) -> None:
+    def _lose(self, entry: TaskEntry, step_id: str, holder: str | None, reason: str) -> None:
         engine = self._engine
         step = entry.open.get(step_id)
         if entry.stale or step is None or step.parked or step.claimed_by != holder:

@@ -107,13 +107,17 @@ class Sweeper:
             if self._overran(step, now):
                 self._signals.lost([step.step_id], step.claimed_by or "", "its run deadline is over")
                 continue
+            if self._was_begun(entry, step):
+                self._signals.lost([step.step_id], None, "it was lost together with the control plane")
+                continue
             held = step.claimed_by is not None and step.claimed_by in engine.registry.instances
             if not held and not step.published:
                 publications.append((entry, step))
             settings = engine.settings
             step.overdue_s = min(settings.overdue_s_max, step.overdue_s * 2 or settings.overdue_s)
             wait_s = settings.overdue_s if held else step.overdue_s
-            moves.append(DeliveryMove(step.step_id, step.attempt, step.attempt, now + wait_s))
+            begun = int(step.started == step.attempt)
+            moves.append(DeliveryMove(step.step_id, step.attempt, step.attempt, now + wait_s, started=begun))
         if moves:
             settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             # A refusal only means that one of them was answered meanwhile: the next sweep looks again.
@@ -123,6 +127,13 @@ class Sweeper:
             if not step.published and not step.parked and not step.claimed_by:
                 step.due_at = 0.0
                 engine.publish(entry, [step])
+
+    def _was_begun(self, entry: TaskEntry, step: OpenStep) -> bool:
+        """Whether an instance of an earlier run has worked on this attempt, and nobody has come back with it."""
+        if step.claimed_by is not None or step.published:
+            return False
+        streamed = entry.stream is not None and entry.stream.count_of(step.step_id, step.attempt) > 0
+        return step.started == step.attempt or streamed
 
     def _overran(self, step: OpenStep, now: float) -> bool:
         """Whether an instance holds a step for longer than the step may run, and a grace."""

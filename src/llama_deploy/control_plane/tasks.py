@@ -42,6 +42,7 @@ class OpenStep:
         "seq",
         "service",
         "snapshot",
+        "started",
         "step_id",
         "tag",
     )
@@ -65,6 +66,8 @@ class OpenStep:
         self.claimed_by: str | None = None
         """The instance that holds it, as far as this process knows."""
         self.claimed_at = 0.0
+        self.started = 0
+        """The attempt that is recorded as begun."""
         self.overdue_s = 0.0
         self.failures = 0
         """Failed attempts, where the engine retries by the service's policy."""
@@ -235,6 +238,7 @@ def rebuild(
         )
         step.attempt = delivery.attempt
         step.parked = delivery.parked
+        step.started = delivery.attempt if delivery.started else 0
         entry.open[step.step_id] = step
     for _, kind, record in records:
         _replay(entry, kind, record)

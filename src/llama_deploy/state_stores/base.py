@@ -61,6 +61,8 @@ class DeliveryRow(msgspec.Struct, frozen=True, gc=False):
     index: int
     parked: int = 0
     """0, or the history entry in which the step was parked; a parked step is never overdue."""
+    started: int = 0
+    """1 once an instance was seen to work on this attempt for longer than a moment."""
 
 
 class DeliveryMove(msgspec.Struct, frozen=True, gc=False):
@@ -71,6 +73,7 @@ class DeliveryMove(msgspec.Struct, frozen=True, gc=False):
     attempt: int
     visible_at: float
     parked: int = 0
+    started: int = 0
 
 
 class SharedWrite(msgspec.Struct, frozen=True, gc=False):

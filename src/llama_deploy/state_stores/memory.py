@@ -112,9 +112,8 @@ class MemoryStore(StateStore):
             self._deliveries.remove(step_id)
         for move in transition.moved:
             row = self._deliveries.rows[move.step_id]
-            self._deliveries.put(
-                msgspec.structs.replace(row, attempt=move.attempt, visible_at=move.visible_at, parked=move.parked)
-            )
+            changed = {name: getattr(move, name) for name in ("attempt", "visible_at", "parked", "started")}
+            self._deliveries.put(msgspec.structs.replace(row, **changed))
         for delivery in transition.sent:
             self._deliveries.put(delivery)
         for write in transition.shared:

@@ -286,14 +286,18 @@ class SQLiteStore(SQLiteReads):
             and self._execute(
                 "insert_delivery",
                 [
-                    (d.step_id, d.task_id, d.service, d.attempt, d.visible_at, d.seq, d.index, d.parked)
+                    (d.step_id, d.task_id, d.service, d.attempt, d.visible_at, d.seq, d.index, d.parked, d.started)
                     for item in batch
                     for d in item.sent
                 ],
             )
             and self._execute(
                 "move_delivery",
-                [(m.attempt, m.visible_at, m.parked, m.step_id, m.expected_attempt) for i in batch for m in i.moved],
+                [
+                    (m.attempt, m.visible_at, m.parked, m.started, m.step_id, m.expected_attempt)
+                    for i in batch
+                    for m in i.moved
+                ],
             )
             and self._execute("delete_delivery", [(step_id,) for item in batch for step_id in item.answered])
             and self._execute(

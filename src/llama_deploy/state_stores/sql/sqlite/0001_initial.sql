@@ -36,7 +36,8 @@ CREATE TABLE deliveries (
     visible_at REAL NOT NULL,
     seq        INTEGER NOT NULL,
     position   INTEGER NOT NULL,
-    parked     INTEGER NOT NULL DEFAULT 0
+    parked     INTEGER NOT NULL DEFAULT 0,
+    started    INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX deliveries_due ON deliveries (visible_at) WHERE parked = 0;

@@ -13,11 +13,11 @@ WHERE task_id = ? AND version = ?;
 INSERT INTO history (task_id, seq, at, kind, data) VALUES (?, ?, ?, ?, ?);
 
 -- name: insert_delivery
-INSERT INTO deliveries (step_id, task_id, service, attempt, visible_at, seq, position, parked)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO deliveries (step_id, task_id, service, attempt, visible_at, seq, position, parked, started)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: move_delivery
-UPDATE deliveries SET attempt = ?, visible_at = ?, parked = ? WHERE step_id = ? AND attempt = ?;
+UPDATE deliveries SET attempt = ?, visible_at = ?, parked = ?, started = ? WHERE step_id = ? AND attempt = ?;
 
 -- name: delete_delivery
 DELETE FROM deliveries WHERE step_id = ?;
@@ -47,7 +47,7 @@ FROM tasks WHERE task_id = ?;
 
 -- name: load_deliveries
 -- Step ids are `<task_id>:<n>`, and ";" follows ":" in ASCII: a range of the primary key, no index of its own.
-SELECT step_id, task_id, service, attempt, visible_at, seq, position, parked
+SELECT step_id, task_id, service, attempt, visible_at, seq, position, parked, started
 FROM deliveries WHERE step_id > ?1 || ':' AND step_id < ?1 || ';' AND task_id = ?1 ORDER BY seq, position;
 
 -- name: load_history
@@ -81,7 +81,7 @@ SELECT coalesce(max(number), 0) FROM tasks;
 SELECT count(*), count(*) FILTER (WHERE ended_at IS NULL) FROM tasks WHERE session_id = ? AND session_id <> task_id;
 
 -- name: due_deliveries
-SELECT step_id, task_id, service, attempt, visible_at, seq, position, parked
+SELECT step_id, task_id, service, attempt, visible_at, seq, position, parked, started
 FROM deliveries WHERE parked = 0 AND visible_at <= ? ORDER BY visible_at LIMIT ?;
 
 -- name: next_due

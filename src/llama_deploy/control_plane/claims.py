@@ -1,0 +1,67 @@
+"""Which steps were being worked on when a control plane died: known for every step that takes longer than a moment.
+
+A claim is not recorded when it is made: most steps are answered before that would be worth a commit. What is still
+held after `claim_recorded_after_s` is marked in its delivery, many at a time. A starting control plane thus knows an
+attempt that was lost with it from one that never began, and a step that takes its process along cannot go on for ever
+as attempt 1.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
+from llama_deploy.errors import LlamaDeployError
+from llama_deploy.runtime.clock import Timer
+from llama_deploy.state_stores.base import DeliveryMove, Transition
+
+if TYPE_CHECKING:
+    from llama_deploy.control_plane.engine import Engine
+
+
+class Claims:
+    """The claims of one engine that are not recorded yet, oldest first."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._recent: deque[tuple[float, TaskEntry, OpenStep, int]] = deque()
+        self._timer: Timer | None = None
+
+    def note(self, entry: TaskEntry, step: OpenStep) -> None:
+        """An instance has just taken this step."""
+        self._recent.append((step.claimed_at, entry, step, step.attempt))
+        if self._timer is None:
+            self._arm()
+
+    def stop(self) -> None:
+        """Record nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._recent.clear()
+
+    def _arm(self) -> None:
+        when = self._recent[0][0] + self._engine.settings.claim_recorded_after_s
+        self._timer = self._engine.clock.call_at(when, self._record)
+
+    def _record(self) -> None:
+        """Mark every step that is held for long enough, in one transition."""
+        engine = self._engine
+        self._timer = None
+        now = engine.clock.now()
+        moves: list[DeliveryMove] = []
+        while self._recent and self._recent[0][0] <= now - engine.settings.claim_recorded_after_s:
+            _, entry, step, attempt = self._recent.popleft()
+            held = step.claimed_by is not None and step.attempt == attempt and not step.parked
+            if held and not entry.stale and entry.open.get(step.step_id) is step and step.started != attempt:
+                step.started = attempt
+                visible_at = now + engine.settings.overdue_s
+                moves.append(DeliveryMove(step.step_id, attempt, attempt, visible_at, started=1))
+        if moves:
+            engine.store.record(Transition(settled=_unless_answered, moved=moves))
+        if self._recent:
+            self._arm()
+
+
+def _unless_answered(_: LlamaDeployError | None) -> None:
+    """A refusal means that a task was loaded again meanwhile; its instance's answer tells all that is needed."""

@@ -329,3 +329,15 @@ async def test_after_the_commit_it_is_recorded_though_nobody_was_told(tmp_path: 
     await store.open()
     assert await store.load_task("t1") is not None
     await store.close()
+
+
+async def test_a_canceled_write_disturbs_nobody(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "store.db")
+    await store.open()
+    writing = asyncio.ensure_future(store.put_service("a", b"{}"))
+    await asyncio.sleep(0)
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    await store.put_service("b", b"{}")
+    assert set(await store.load_services()) == {"a", "b"}
+    await store.close()

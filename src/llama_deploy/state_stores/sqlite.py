@@ -190,7 +190,8 @@ class SQLiteStore(SQLiteReads):
             except Exception as error:  # a defect of one task's follow-up must not keep the others from theirs
                 log.exception("what follows a commit failed", exc_info=error)
         for write in rare:
-            write.done.set_result(write.changed)
+            if not write.done.done():  # whoever asked may have been canceled meanwhile
+                write.done.set_result(write.changed)
         self._flush()
 
     def _postpone(self, batch: list[Transition], rare: list[_RareWrite], error: sqlite3.Error) -> None:

@@ -38,6 +38,7 @@ def test_every_failpoint_is_used_and_no_other() -> None:
 async def test_a_crash_at(failpoint: str, system: System) -> None:
     armed = f"{failpoint}:{PASSINGS.get(failpoint, PASSINGS_ELSEWHERE)}"
     in_an_instance = failpoint in IN_AN_INSTANCE
+    system.settings["recovery_grace_s"] = 0.3
     await system.start_plane(failpoint=None if in_an_instance else armed)
     await system.start_instance(failpoint=armed if in_an_instance else None)
     crashing = system.children[-1 if in_an_instance else 0]

@@ -57,7 +57,7 @@ async def test_the_first_failure_is_told_at_once(free_port: int) -> None:
         f"Error LD301: cannot reach the control plane at {url}",
         "  Nothing is listening there (connection refused).",
         "  Fix:  llamactl dev               start everything on this machine",
-        "        llamactl -s URL status     or use a running control plane",
+        "        llamactl -s URL status     or use a running control plane; it said its URL when it started",
         "  More: llamactl explain LD301",
     ]
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import msgspec
 
+from llama_deploy.apiserver.addresses import url_of
 from llama_deploy.client import Client, InProcessTransport
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.gateway import Port
@@ -136,8 +137,7 @@ class Deployment:
 
         host, port, allow_remote = self._listen
         listener = bind(host, port, allow_remote=allow_remote)
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{listener.getsockname()[1]}"
+        self.url = url_of(host, listener.getsockname()[1])
         return listener
 
     def _transport(self) -> InProcessTransport:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_deploy.apiserver.addresses import local_url
 from llama_deploy.apiserver.deployment import Deployment, open_store
 from llama_deploy.apiserver.loader import load_orchestrator
 from llama_deploy.apiserver.reload import Change, FileChanged, Refused, changes
@@ -135,7 +135,7 @@ class _Serving:
         # -P: the folder that the child works in holds the user's modules, and none of them may stand in for ours.
         program = (sys.executable, "-P", "-m", "llama_deploy.cli", "serve", str(file.path), "--only", service.name)
         drain = f"{self._options.drain_timeout_s:g}"
-        return (*program, "--control-plane", _local_url(self._plane.url), "--drain-timeout", drain)
+        return (*program, "--control-plane", local_url(self._plane.url), "--drain-timeout", drain)
 
     def _child_changed(self, status: ChildStatus) -> None:
         if status.state is ChildState.BACKOFF:
@@ -197,7 +197,7 @@ class _Instances:
 
     def __init__(self, plane: Deployment, file: DeploymentFile, report: Report, *, tell_gone: bool = False) -> None:
         self._registry = plane.plane.engine.registry
-        self._url = _local_url(plane.url)
+        self._url = local_url(plane.url)
         self._report = report
         self._tell_gone = tell_gone
         self._served: set[str] = set()
@@ -263,17 +263,6 @@ def _control_plane(file: DeploymentFile, options: ServingOptions) -> Deployment:
         allow_remote=options.allow_remote,
         quiet=True,
     )
-
-
-def _local_url(url: str) -> str:
-    """Where this machine reaches a control plane that listens on every address."""
-    scheme, _, rest = url.partition("://")
-    host, _, port = rest.rpartition(":")
-    with contextlib.suppress(ValueError):
-        address = ipaddress.ip_address(host.strip("[]"))
-        if address.is_unspecified:
-            host = "127.0.0.1" if address.version == 4 else "[::1]"  # noqa: PLR2004 - the version of IP
-    return f"{scheme}://{host}:{port}"
 
 
 def _of_control_plane(file: DeploymentFile) -> tuple[object, ...]:

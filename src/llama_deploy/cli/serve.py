@@ -60,7 +60,10 @@ def dev(settings: Settings, file: Path | None, **options: Any) -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--only", metavar="NAME", help="Only the service NAME, or only `control-plane`.")
 @click.option(
-    "--control-plane", "control_plane_url", metavar="URL", help="Where the control plane is, for --only NAME."
+    "--control-plane",
+    "control_plane_url",
+    metavar="URL",
+    help="Where the control plane is, for --only NAME [-s, else where FILE has it listen].",
 )
 @_place_options
 @click.option(
@@ -99,7 +102,7 @@ def serve(
         check_deployment(deployment)
         click.echo(f"{deployment.path}: {len(deployment.services)} services can be served", err=True)
     elif only is not None and only != CONTROL_PLANE:
-        _serve_one(deployment, only, control_plane_url or settings.server, options["drain_timeout_s"])
+        _serve_one(deployment, only, _given_url(control_plane_url, settings), options["drain_timeout_s"])
     else:
         from llama_deploy.apiserver.serving import ServingOptions, serve_control_plane, serve_deployment
 
@@ -107,7 +110,12 @@ def serve(
         _run(work(deployment, ServingOptions(**options), _reporter(settings, deployment)))
 
 
-def _serve_one(deployment: DeploymentFile, name: str, url: str, drain_timeout_s: float) -> None:
+def _given_url(control_plane_url: str | None, settings: Settings) -> str | None:
+    """Where a person says that the control plane is; `None` leaves it to the file."""
+    return control_plane_url or (settings.server if settings.server_given else None)
+
+
+def _serve_one(deployment: DeploymentFile, name: str, url: str | None, drain_timeout_s: float) -> None:
     from llama_deploy.apiserver.service_process import serve_service
     from llama_deploy.apiserver.specs import CONTROL_PLANE
     from llama_deploy.apiserver.wording import did_you_mean, listed
@@ -120,7 +128,23 @@ def _serve_one(deployment: DeploymentFile, name: str, url: str, drain_timeout_s:
             why=f"Its services are {listed(names)}.",
         )
     spec = deployment.service(name)
+    url = url or _url_in_file(deployment)
     _run(serve_service(spec, deployment.folder, control_plane_url=url, drain_timeout_s=drain_timeout_s))
+
+
+def _url_in_file(deployment: DeploymentFile) -> str:
+    """Where the deployment file has the control plane listen, as this machine reaches it."""
+    from llama_deploy.apiserver.addresses import local_url, url_of
+    from llama_deploy.errors import SettingError
+
+    place = deployment.control_plane
+    if place.port == 0:
+        raise SettingError(
+            "it is not known where the control plane is",
+            why=f"{deployment.path} has it take any free port (0).",
+            fix="--control-plane URL   name the URL that the control plane said when it started",
+        )
+    return local_url(url_of(place.host, place.port))
 
 
 def _reporter(settings: Settings, deployment: DeploymentFile) -> Callable[[str], None]:

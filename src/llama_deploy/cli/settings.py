@@ -25,6 +25,8 @@ class Settings:
     """What a person said for all commands alike."""
 
     server: str = DEFAULT_SERVER
+    server_given: bool = False
+    """Whether an option or the environment names the server, so that it is more than a guess."""
     output: str = "text"
     """One of `OUTPUT_FORMS`."""
     quiet: bool = False
@@ -66,8 +68,10 @@ def resolve(ctx: click.Context, *, server: str | None, output: str | None, quiet
     while above is not None:
         given = {name: value if value is not None else above.params.get(name) for name, value in given.items()}
         above = above.parent
+    named = given["server"] or os.environ.get(SERVER_VARIABLE)
     return Settings(
-        server=(given["server"] or os.environ.get(SERVER_VARIABLE) or DEFAULT_SERVER).rstrip("/"),
+        server=(named or DEFAULT_SERVER).rstrip("/"),
+        server_given=bool(named),
         output=given["output"] or "text",
         quiet=bool(given["quiet"]),
     )

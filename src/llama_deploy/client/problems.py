@@ -81,7 +81,7 @@ def cannot_reach(address: str, why: str) -> CannotReachError:
         f"cannot reach the control plane at {address}",
         why=why,
         fix="llamactl dev               start everything on this machine\n"
-        "llamactl -s URL status     or use a running control plane",
+        "llamactl -s URL status     or use a running control plane; it said its URL when it started",
         address=address,
     )
 

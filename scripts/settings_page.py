@@ -6,15 +6,14 @@ when the page is not what this would write.
 
 from __future__ import annotations
 
-import ast
 import importlib
-import inspect
 from collections.abc import Mapping
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from llama_deploy.apiserver.attribute_docs import attribute_docs
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 
@@ -43,8 +42,9 @@ PARTS = (
     Part(
         title="Control plane",
         text="""\
-The fields of `llama_deploy.control_plane.EngineSettings`. A program passes its own:
-`Deployment(settings=EngineSettings(attempts_max=5))`. `llamactl` runs with the defaults.""",
+The fields of `llama_deploy.control_plane.EngineSettings`, and the keys of `limits` in the
+[deployment file](deployment-file.md). A program passes its own:
+`Deployment(settings=EngineSettings(attempts_max=5))`.""",
         sources=(("llama_deploy.control_plane.settings:EngineSettings", ()),),
     ),
     Part(
@@ -129,14 +129,12 @@ def render() -> str:
 
 def _rows(source: str, names: tuple[str, ...]) -> list[str]:
     module_name, _, class_name = source.partition(":")
-    module = importlib.import_module(module_name)
-    tree = ast.parse(inspect.getsource(module))
+    owner: Any = importlib.import_module(module_name)
+    values: Mapping[str, Any] = vars(owner)
     if class_name:
-        body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name).body
-        values = _defaults(getattr(module, class_name))
-    else:
-        body, values = tree.body, vars(module)
-    sentences = _sentences(body)
+        owner = getattr(owner, class_name)
+        values = _defaults(owner)
+    sentences = attribute_docs(owner)
     rows = []
     for name in names or values:
         if name not in sentences:
@@ -149,21 +147,6 @@ def _defaults(cls: Any) -> Mapping[str, Any]:
     if is_dataclass(cls):
         return {field.name: field.default for field in dataclass_fields(cls)}
     return {name: field.default for name, field in cls.model_fields.items()}
-
-
-def _sentences(body: list[ast.stmt]) -> dict[str, str]:
-    """What stands as a docstring below each assignment."""
-    found: dict[str, str] = {}
-    for assignment, text in pairwise(body):
-        if isinstance(assignment, ast.Assign):
-            target: ast.expr = assignment.targets[0]
-        elif isinstance(assignment, ast.AnnAssign):
-            target = assignment.target
-        else:
-            continue
-        if isinstance(target, ast.Name) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            found[target.id] = " ".join(inspect.cleandoc(str(text.value.value)).split())
-    return found
 
 
 def _shown(value: Any) -> str:

@@ -200,7 +200,10 @@ class NoInputExpectedError(LlamaDeployError):
 
 
 class LimitExceededError(LlamaDeployError):
-    """A limit was met; `details["setting"]` names the setting and `details["limit"]` its value."""
+    """A limit was met; `details["setting"]` names the setting and `details["limit"]` its value.
+
+    Settings of the control plane stand under `limits` in the deployment file, or in `Deployment(settings=...)`.
+    """
 
     code, title, category = "LD208", "limit exceeded", Category.TOO_LARGE
 

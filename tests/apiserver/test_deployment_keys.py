@@ -10,7 +10,8 @@ from llama_deploy.apiserver.shapes import Key, Record, Shape, Table, TextOrRecor
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "deployment-file.md"
 OF_OTHER_QUEUES = {"message-queue"}
-"""Records whose keys the page does not list one by one."""
+ELSEWHERE = OF_OTHER_QUEUES | {"limits"}
+"""Records whose keys the page does not list one by one; those of `limits` are the page on settings."""
 
 
 def keys(shape: Shape) -> Iterator[tuple[str, Key]]:
@@ -21,7 +22,7 @@ def keys(shape: Shape) -> Iterator[tuple[str, Key]]:
     elif isinstance(shape, Record):
         for name, key in shape.keys.items():
             yield name, key
-            if name not in OF_OTHER_QUEUES:
+            if name not in ELSEWHERE:
                 yield from keys(key.shape)
 
 

@@ -13,6 +13,7 @@ from llama_deploy.apiserver.loader import load_object, load_orchestrator, load_s
 from llama_deploy.apiserver.specs import OrchestratorSpec, ServiceSpec
 from llama_deploy.errors import ImportPathError
 from llama_deploy.orchestrators import SimpleOrchestrator
+from llama_deploy.types import RetryPolicy
 
 SERVICES = '''\
 """Two services."""
@@ -196,7 +197,7 @@ def test_a_service_has_its_name_and_settings_from_the_file(folder: Path) -> None
     assert definition.service_name == "loud"
     assert definition.description == "Louder."
     assert (definition.concurrency, definition.run_timeout_s) == (2, 1.5)
-    assert (definition.retry.max_retries, definition.retry.initial_s) == (9, 0.5)
+    assert definition.retry == RetryPolicy(max_retries=9, initial_s=0.5)
 
 
 def test_one_object_can_be_two_services(folder: Path) -> None:

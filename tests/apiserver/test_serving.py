@@ -15,6 +15,7 @@ import pytest
 from tests.support.waiting import eventually
 
 from llama_deploy.client import Client
+from llama_deploy.errors import LimitExceededError
 from llama_deploy.types import TaskState
 
 pytestmark = pytest.mark.slow
@@ -242,6 +243,15 @@ async def test_the_parts_run_apart(folder: Path) -> None:
     assert not (folder / ".llama_deploy").exists()
 
 
+async def test_a_part_finds_the_control_plane_where_the_file_has_it_listen(folder: Path, free_port: int) -> None:
+    (folder / "deployment.yml").write_text(FILE.replace("port: 0", f"port: {free_port}"))
+    async with (
+        llamactl("serve", "--only", "control-plane", "--store", ":memory:", folder=folder) as plane,
+        llamactl("serve", "--only", "shout", folder=folder),
+    ):
+        await plane.says("shout: ready")
+
+
 async def test_a_part_that_the_file_does_not_have_is_refused(folder: Path) -> None:
     async with llamactl("serve", "--only", "shuot", folder=folder) as part:
         assert await part.ends() == 2
@@ -302,6 +312,23 @@ async def test_dev_takes_up_a_changed_file_and_refuses_an_invalid_one(folder: Pa
             await dev.says("shout: ready", times=2)
             assert await client.run("shout", text="what") == "WHAT?"
             assert await client.run("gate", name="a") == gate
+
+
+async def test_dev_starts_everything_again_when_a_limit_changes(folder: Path) -> None:
+    (folder / "deployment.yml").write_text(FILE + "limits: {payload-bytes-max: 1000}\n")
+    async with llamactl("dev", folder=folder) as dev:
+        await dev.says("ready. Try: llamactl")
+        async with Client(await dev.url()) as client:
+            with pytest.raises(LimitExceededError, match="payload_bytes_max is 1000"):
+                await client.run("shout", text="a" * 1000)
+        (folder / "deployment.yml").write_text(FILE + "limits: {payload-bytes-max: 2000}\n")
+        await dev.says("starting everything again")
+        await dev.says("ready. Try: llamactl", times=2)
+        url = re.search(r"http://\S+:\d+", await dev.says("control plane at", times=2))
+        assert url is not None
+        async with Client(url.group()) as client:
+            assert await client.run("shout", text="a" * 1000) == "A" * 1000 + "!"
+        assert await dev.ends(signal.SIGINT) == 0
 
 
 async def test_dev_starts_everything_again_when_the_orchestrator_changes(folder: Path) -> None:

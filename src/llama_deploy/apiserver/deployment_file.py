@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_deploy.apiserver.deployment_keys import FILE_KEYS, IMPORT_PATH
+from llama_deploy.apiserver.limits import engine_settings
 from llama_deploy.apiserver.loader import ORCHESTRATORS
 from llama_deploy.apiserver.shapes import Section
 from llama_deploy.apiserver.specs import (
@@ -122,6 +123,7 @@ def _deployment(section: Section, path: Path, findings: Findings) -> DeploymentF
         control_plane=ControlPlaneSpec(**{key: given[key] for key in ("host", "port") if key in given}),
         orchestrator=_orchestrator(section, findings),
         default_service=section["default-service"],
+        limits=engine_settings(section["limits"], findings),
         store=section["store"],
         services=tuple(specs),
         notices=tuple(notice.render(str(path)) for notice in sorted(set(findings.notices))),

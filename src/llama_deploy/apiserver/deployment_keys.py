@@ -7,6 +7,7 @@ would not.
 
 from __future__ import annotations
 
+from llama_deploy.apiserver.limits import LIMITS
 from llama_deploy.apiserver.shapes import (
     Choice,
     Free,
@@ -163,6 +164,7 @@ FILE_KEYS = Record(
         ),
         "default-service": Key(shape=Text(), doc="The service of a task that names none."),
         "orchestrator": Key(shape=ORCHESTRATOR, doc="What decides where messages go: a name or an import path."),
+        "limits": Key(shape=LIMITS, doc="Deadlines, limits and pauses of the control plane, where not the default."),
         "store": Key(shape=Text(), doc="Where the data lives: a path, or `:memory:`. By default `.llama_deploy/`."),
         "services": Key(shape=SERVICES, doc="The services by name.", required=True),
         "ui": Key(shape=Free(), doc="Published key.", ignored="start the page yourself; the services do not need it"),

@@ -261,13 +261,14 @@ def _control_plane(file: DeploymentFile, options: ServingOptions) -> Deployment:
         host=options.host or file.control_plane.host,
         port=file.control_plane.port if options.port is None else options.port,
         allow_remote=options.allow_remote,
+        settings=file.limits,
         quiet=True,
     )
 
 
 def _of_control_plane(file: DeploymentFile) -> tuple[object, ...]:
     """What of a deployment file only a new control plane takes notice of."""
-    return (file.name, file.control_plane, file.orchestrator, file.default_service, file.store)
+    return (file.name, file.control_plane, file.orchestrator, file.default_service, file.limits, file.store)
 
 
 def _imported_here(files: tuple[Path, ...]) -> bool:

@@ -116,10 +116,10 @@ class Number(Shape):
     def _expected(self) -> str:
         noun = "a whole number" if self.integer else "a number"
         if self.minimum is not None and self.maximum is not None:
-            return f"{noun} from {self.minimum:g} to {self.maximum:g}"
+            return f"{noun} from {self.minimum} to {self.maximum}"
         if self.minimum is not None:
-            return f"{noun} of at least {self.minimum:g}"
-        return noun if self.above is None else f"{noun} above {self.above:g}"
+            return f"{noun} of at least {self.minimum}"
+        return noun if self.above is None else f"{noun} above {self.above}"
 
     def json_schema(self) -> dict[str, Any]:
         limits = {"minimum": self.minimum, "maximum": self.maximum, "exclusiveMinimum": self.above}
@@ -220,6 +220,8 @@ class Record(Shape):
                 hint = did_you_mean(entry.key, self.keys)
                 findings.problem(entry.key_node, f"unknown key `{entry.key}` in {self.where}{hint}")
                 continue
+            if name in nodes:
+                findings.problem(entry.key_node, f"duplicate key `{entry.key}`: it is `{name}` once more")
             nodes[name] = entry.value
             values[name] = _read_key(key, entry, findings)
         for name, key in self.keys.items():

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama_deploy.control_plane.settings import EngineSettings
+
 CONTROL_PLANE = "control-plane"
 """The name by which `llamactl serve --only` means the control plane; no service may have it."""
 
@@ -90,6 +92,7 @@ class DeploymentFile:
     control_plane: ControlPlaneSpec = ControlPlaneSpec()
     orchestrator: OrchestratorSpec = OrchestratorSpec()
     default_service: str | None = None
+    limits: EngineSettings = field(default_factory=EngineSettings)
     store: str | None = None
     """A path relative to the file's folder, or `:memory:`; `None` means the default place beside the file."""
     services: tuple[ServiceSpec, ...] = ()

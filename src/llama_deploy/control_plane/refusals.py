@@ -63,13 +63,13 @@ def too_large(what: str, size: int, limit: int) -> LimitExceededError:
 
 
 def check_id(name: str, value: Any, length_max: int) -> None:
-    """Raise `InvalidRequestError` for an id that is empty, too long, or has control characters."""
+    """Raise `InvalidRequestError` for an id that is empty, too long, not printable, or no segment of an address."""
     if value is None:
         return
-    if not value or len(value) > length_max or not value.isprintable():
+    if not value or len(value) > length_max or not value.isprintable() or "/" in value or value in (".", ".."):
         raise InvalidRequestError(
             f"{name} {value[:40]!r} cannot be used",
-            why=f"an id has 1 to {length_max} printable characters",
+            why=f"an id has 1 to {length_max} printable characters, no slash, and is not . or ..",
         )
 
 

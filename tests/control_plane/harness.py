@@ -185,9 +185,17 @@ class FakeInstance:
     def attach(self, plane: ControlPlane) -> Port:
         """Open a connection and say nothing yet."""
         self.closed = False
-        port = plane.gateway.attach(self._receive, close=self._close)
-        self.port = port
-        return port
+        opened: list[Port] = []
+
+        def close() -> None:
+            if opened and self.port is opened[0]:
+                self.port = None
+                self.closed = True
+                opened[0].closed()
+
+        self.port = plane.gateway.attach(self._receive, close=close)
+        opened.append(self.port)
+        return self.port
 
     async def connect(self, plane: ControlPlane, held: Iterable[tuple[str, int]] = ()) -> frames.Welcome:
         """Connect, say hello, and wait for the welcome."""
@@ -200,12 +208,6 @@ class FakeInstance:
 
     def _receive(self, operations: list[Any]) -> None:
         self.received += frames.decode_control_frame(frames.encode_frame(operations))
-
-    def _close(self) -> None:
-        self.closed = True
-        if self.port is not None:
-            port, self.port = self.port, None
-            port.closed()
 
     def drop(self) -> None:
         """The connection breaks."""

@@ -37,15 +37,17 @@ class Answers:
 
         def fold(entry: TaskEntry | None) -> None:
             if entry is None:
-                self._late(done)
+                self._engine.statistics.answers_late += 1
+                done()
             else:
                 self._engine.in_turn(entry, lambda: self._fold(entry, instance_id, op, done))
 
         self._engine.cache.with_entry(task_id, fold)
 
-    def _late(self, done: Callable[[], None]) -> None:
+    def _late(self, entry: TaskEntry, done: Callable[[], None]) -> None:
+        """Not wanted: but what made it so may be on its way to the store, and is what the instance must not forget."""
         self._engine.statistics.answers_late += 1
-        done()
+        self._engine.when_settled(entry, done)
 
     def _fold(self, entry: TaskEntry, instance_id: str, op: Answer, done: Callable[[], None]) -> None:
         if entry.stale:  # loaded again meanwhile: the answer starts over
@@ -53,13 +55,13 @@ class Answers:
             return
         step = entry.open.get(op.step_id)
         if step is None:
-            self._late(done)
+            self._late(entry, done)
             return
         self._engine.statistics.answers += 1
         excess = self._engine.streams.refusal(entry, step, op.attempt, op.events_from, op.events)
         result = self._read(entry, step, op, excess)
         if result.status == "failed" and op.attempt < step.attempt:
-            self._late(done)  # a failure of an attempt that was given up already
+            self._late(entry, done)  # a failure of an attempt that was given up already
             return
         self.conclude(
             entry,
@@ -135,7 +137,7 @@ class Answers:
 
         def decided(decision: Decision | LlamaDeployError) -> None:
             if entry.final or step.step_id not in entry.open:  # canceled while the policy was thinking
-                self._late(done)
+                self._late(entry, done)
                 return
             transition.chunks = chunks()
             if isinstance(decision, Decision):

@@ -214,6 +214,8 @@ class Engine:
         step = entry.open.get(step_id) if entry is not None else None
         if entry is None or step is None or step.attempt != attempt or step.parked:
             return False
+        if step.claimed_by not in (None, instance_id) and step.claimed_by in self.registry.instances:
+            return False  # delivered twice
         step.claimed_by = instance_id
         step.claimed_at = self.clock.now()
         self.claims.note(entry, step)
@@ -225,6 +227,26 @@ class Engine:
             callback(entry)
         else:
             entry.ended_callbacks.append(callback)
+
+    def when_settled(self, entry: TaskEntry, callback: Callable[[], None]) -> None:
+        """Call back once all that was decided for a task so far is committed or refused, at once if it is."""
+        version = entry.row.version
+
+        def watch() -> None:
+            if entry.settled_seq >= version or entry.stale:
+                entry.watchers.discard(watch)
+                callback()
+
+        if entry.settled_seq >= version:
+            callback()
+        else:
+            entry.watchers.add(watch)
+
+    async def wait_settled(self, entry: TaskEntry) -> None:
+        """Wait until all that was decided for a task so far is committed or refused."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.when_settled(entry, partial(resolve, future))
+        await future
 
     async def wait_ended(self, entry: TaskEntry, timeout_s: float | None) -> bool:
         """Wait until the task has ended; false when the time is over first. The task goes on either way."""

@@ -71,6 +71,7 @@ class Gateway:
         """A new connection. `close` ends it from this side; the transport calls `Port.closed` when it has ended."""
         port = Port(self, send, close, in_process=in_process)
         self.ports.add(port)
+        self.watch_leases()
         return port
 
     def stop(self) -> None:
@@ -235,11 +236,10 @@ class Port:
             if self._is_closed:
                 return
             handler = self._handlers.get(type(operation))
-            if isinstance(operation, Hello):
+            if isinstance(operation, Hello) and self._hello is None:
                 self._greet(operation)
             elif self._hello is None or handler is None:
-                self._refuse(ProtocolError("the first operation of an instance must be Hello"))
-                return
+                self._refuse(ProtocolError("an instance says Hello once, as its first operation"))
             else:
                 handler(operation)
 
@@ -247,6 +247,7 @@ class Port:
         self.post(Refused(0, msgspec.json.encode(error.to_problem())))
         self.flush()
         self.close()
+        self.closed()
 
     def _greet(self, hello: Hello) -> None:
         try:
@@ -284,8 +285,11 @@ class Port:
     async def _welcome(self, held: list[HeldStep]) -> None:
         """Take back what the instance still holds, tell it what is not its any more, then let work flow to it."""
         disowned: list[str] = []
+        inputs: list[tuple[str, int, bytes]] = []
         for step in held:
             entry = await self._engine.cache.load(step.step_id.rpartition(":")[0], patient=True)
+            if entry is not None:  # what is on its way to the store decides whether the step is the instance's
+                await self._engine.wait_settled(entry)
             if self._is_closed:
                 return
             known = entry.open.get(step.step_id) if entry is not None else None
@@ -297,10 +301,13 @@ class Port:
             self._engine.queue.withdraw([step.step_id])
             self._engine.claim(self.instance_id, step.step_id, step.attempt)
             self._hold(step.step_id, step.attempt, known.service)
+            inputs += [(step.step_id, number, value) for number, value in enumerate(known.inputs, start=1)]
         if self._is_closed:
             return
         settings = self._engine.settings
         self.post(Welcome(settings.heartbeat_s, settings.lease_s, disowned))
+        for step_id, number, value in inputs:  # it knows those that it has by their numbers
+            self.give_input(step_id, number, value)
         for definition in self._services.values():
             name = definition.service_name
             self._capacities[name] = definition.concurrency
@@ -312,10 +319,14 @@ class Port:
     def _take(self, envelopes: list[Envelope]) -> None:
         """Deliveries from the queue: claim those that still stand and send them on."""
         for envelope in envelopes:
-            if self._engine.claim(self.instance_id, envelope.step_id, envelope.attempt):
+            held = self.held.get(envelope.step_id)
+            wanted = held != envelope.attempt and self._engine.claim(
+                self.instance_id, envelope.step_id, envelope.attempt
+            )
+            if wanted:
                 self._hold(envelope.step_id, envelope.attempt, envelope.topic)
                 self.post(msgspec.Raw(envelope.body))
-            else:
+            if held is not None or not wanted:  # no further place is taken
                 subscription = self._subscriptions.get(envelope.topic)
                 if subscription is not None:
                     subscription.grant(1)
@@ -342,7 +353,8 @@ class Port:
             self._acknowledge(operation.step_id)
 
         self._engine.answers.answer(self.instance_id, operation, done)
-        self._release(operation.step_id)
+        if self.held.get(operation.step_id) == operation.attempt:
+            self._release(operation.step_id)
 
     def _events(self, operation: Events) -> None:
         def done(count: int) -> None:
@@ -379,9 +391,10 @@ class Port:
         subscription = self._subscriptions.get(operation.service)
         if subscription is None:
             return
-        before = self._capacities.get(operation.service, 0)
+        busy = self._busy[operation.service]
+        before = max(0, self._capacities.get(operation.service, 0) - busy)
         self._capacities[operation.service] = max(0, operation.capacity)
-        subscription.grant(max(0, operation.capacity) - before)
+        subscription.grant(max(0, operation.capacity - busy) - before)
 
     def _goodbye(self, _: Goodbye) -> None:
         """The instance leaves on purpose; what it has not finished goes to others at once."""

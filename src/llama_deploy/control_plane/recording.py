@@ -288,6 +288,7 @@ class Recording:
         self._engine.cache.forget(entry)
 
         async def reload() -> None:
+            entry.notify()
             if entry.session is not None:
                 await self._engine.cache.load_session(entry.session.session_id, again=True)
             fresh = await self._engine.cache.load(entry.row.task_id)

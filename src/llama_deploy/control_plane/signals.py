@@ -16,10 +16,11 @@ import msgspec
 from llama_deploy.control_plane.decisions import Outcome, encode_result
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.records import Record
-from llama_deploy.control_plane.refusals import check_id, failure, resolve, too_large
+from llama_deploy.control_plane.refusals import check_id, failure, resolve, step_failure, too_large
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import (
     AttemptsExhaustedError,
+    InvalidRequestError,
     LlamaDeployError,
     NoInputExpectedError,
     TaskCanceledError,
@@ -180,6 +181,11 @@ class Signals:
         """A running step asks a person and goes on holding its place."""
 
         def work(entry: TaskEntry, step: OpenStep) -> None:
+            refusal = self._unfit_prompt(op.prompt)
+            if refusal is not None:
+                self._engine.recording.take_back(step, str(refusal))
+                self._engine.answers.conclude(entry, step, step_failure(entry, step, refusal), done)
+                return
             if step.asking:
                 done()
                 return
@@ -207,6 +213,11 @@ class Signals:
             engine = self._engine
             now = engine.clock.now()
             answer = events_of(op)
+            refusal = self._unfit(entry, step, op)
+            if refusal is not None:
+                result = step_failure(entry, step, refusal)
+                engine.answers.conclude(entry, step, result, lambda: done(0), by=step.claimed_by)
+                return
             chunks = engine.streams.take_for_answer(entry, step, answer) if op.events else ()
             step.asking = True
             step.prompt = op.prompt
@@ -231,6 +242,27 @@ class Signals:
 
         self._with_step(op.step_id, op.attempt, work, lambda: done(0))
 
+    def _unfit(self, entry: TaskEntry, step: OpenStep, op: Park) -> LlamaDeployError | None:
+        """Why a step cannot be parked as it asks to be."""
+        if op.resume not in ("answer", "redeliver"):
+            return InvalidRequestError(f"a step cannot be parked with resume {op.resume!r}", why="answer or redeliver")
+        limit = self._engine.settings.payload_bytes_max
+        if op.snapshot is not None and len(op.snapshot) > limit:
+            return too_large("snapshot", len(op.snapshot), limit)
+        events = self._engine.streams.refusal(entry, step, op.attempt, op.events_from, op.events)
+        return events or self._unfit_prompt(op.prompt)
+
+    def _unfit_prompt(self, prompt: bytes) -> LlamaDeployError | None:
+        """Why a prompt cannot be recorded."""
+        limit = self._engine.settings.payload_bytes_max
+        if len(prompt) > limit:
+            return too_large("prompt", len(prompt), limit)
+        try:
+            msgspec.json.decode(prompt)
+        except (ValueError, RecursionError) as error:
+            return InvalidRequestError("the prompt is not JSON", why=str(error))
+        return None
+
     # --- loss -------------------------------------------------------------------------------------------------------
 
     def lost(self, step_ids: Sequence[str], holder: str | None, reason: str) -> None:
@@ -254,6 +286,9 @@ class Signals:
         if entry.stale or step is None or step.parked or step.claimed_by != holder:
             return
         engine.statistics.lost += 1
+        port = engine.registry.instances.get(holder) if holder is not None else None
+        if port is not None:  # still connected: it is to stop, and has its place back
+            port.cancel(step_id, reason)
         step.claimed_by = None
         step.asking = False
         now = engine.clock.now()

@@ -169,6 +169,8 @@ class TaskEntry:
 
     def working_state(self) -> str:
         """`input_required` while a person is asked by any open step, else `working`."""
+        if self.row.state != "input_required":  # whoever begins to ask says so: no need to look at a thousand steps
+            return "working"
         return "input_required" if any(step.asking for step in self.open.values()) else "working"
 
 

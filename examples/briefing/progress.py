@@ -1,6 +1,6 @@
 """The job while it runs: a compact picture of every document on a terminal, plain lines everywhere else.
 
-Shows what `timeline.Timeline` knows, and what `run` has to say beside it. Everything goes to standard error, so that
+Shows what a `Timeline` knows, and what `run` has to say beside it. Everything goes to standard error, so that
 standard output holds the briefing.
 """
 
@@ -18,8 +18,9 @@ from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
-from timeline import Hop, Timeline, duration
 
+from llama_deploy.cli.output import duration
+from llama_deploy.cli.timeline import Hop, Timeline
 from llama_deploy.types import HistoryEntry
 
 FRAMES_PER_S = 12

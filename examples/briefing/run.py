@@ -28,9 +28,11 @@ from server import ServerEndedError, serving
 from steps.documents import Briefing
 from steps.read import document_paths
 from steps.summarise import configured_model
-from timeline import Timeline, drawn, duration
 
 from llama_deploy import Client, LlamaDeployError, TaskState
+from llama_deploy.cli.output import duration
+from llama_deploy.cli.timeline import Timeline
+from llama_deploy.cli.timeline_picture import print_timeline
 from llama_deploy.errors import EXIT_CODE, Category
 
 HERE = Path(__file__).resolve().parent
@@ -41,8 +43,6 @@ JOB_TIMEOUT_S = 900.0
 PLAIN_WIDTH = 100
 READING_WIDTH_MAX = 110
 FAILED, INTERRUPTED, TERMINATED = 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
-COLOURS = {"queued": "2", "running": "32", "pausing": "33", "asking": "36", "failed": "31", "lost": "31"}
-COLOURS |= {"head": "2", "faint": "2", "again": "33"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,21 +196,12 @@ class Run:
         """Print the briefing, how it came about, and where it is."""
         console = Console()
         width = console.width if console.is_terminal else PLAIN_WIDTH
-        colour = console.color_system is not None
         page = Console(width=min(width, READING_WIDTH_MAX), emoji=False)
         page.print(Markdown(briefing.markdown, hyperlinks=False))
-
-        def paint(text: str, kind: str) -> str:
-            return f"\x1b[{COLOURS[kind]}m{text}\x1b[0m" if colour else text
-
         print()
-        for line in drawn(
-            self._timeline, width=width, label=lambda path: Path(path).name or "all of them", paint=paint
-        ):
-            print(line)
-        hops = self._timeline.hops.values()
-        again = [f"{hop.service} {Path(hop.tag).name}" for hop in hops if hop.attempt > 1]
-        took = f"{len(hops)} steps in {duration(self._timeline.ended_at - self._timeline.began_at)}"
+        print_timeline(self._timeline)
+        again = [f"{hop.service} {Path(hop.tag).name}" for hop in self._timeline.again]
+        took = f"{len(self._timeline.hops)} steps in {duration(self._timeline.seconds)}"
         more = f"; in more than one attempt: {', '.join(again)}" if again else ""
         print(f"\n{took}, all in all {self._since()}{more}")
         print(f"The briefing ({briefing.words:,} words) is in {_shown(self._options.output)}")

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from llama_deploy import Deployment, HumanService, NonRetryableError, ServiceContext, service
+from llama_deploy import Deployment, HumanService, NonRetryableError, RetryPolicy, ServiceContext, service
 from llama_deploy.cli.app import run_command
+from llama_deploy.client import SyncClient
+from llama_deploy.types import TaskState
 
 STARTED = threading.Event()
 """Set when a step of `slow` has begun."""
@@ -36,6 +38,14 @@ async def count(to: int, context: ServiceContext) -> dict[str, int]:
 async def fail() -> None:
     """Fails for good."""
     raise NonRetryableError("it is broken")
+
+
+@service(retry=RetryPolicy(initial_s=0.01))
+async def flaky(context: ServiceContext) -> int:
+    """Fails at the first attempt."""
+    if context.attempt == 1:
+        raise OSError("not yet")
+    return context.attempt
 
 
 @service
@@ -81,14 +91,14 @@ def llamactl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The URL of a control plane that serves `shout`, `count`, `fail`, `slow` and the person `clerk`."""
+    """The URL of a control plane that serves `shout`, `count`, `fail`, `flaky`, `slow` and the person `clerk`."""
     loop = asyncio.new_event_loop()
     started: threading.Event = threading.Event()
     stop = asyncio.Event()
     urls: list[str] = []
 
     async def main() -> None:
-        services = [shout, count, fail, slow, HumanService("clerk")]
+        services = [shout, count, fail, flaky, slow, HumanService("clerk")]
         async with Deployment(services, store=":memory:", port=0, quiet=True, drain_timeout_s=0.0) as deployment:
             urls.append(deployment.url)
             started.set()
@@ -107,3 +117,13 @@ def server() -> Iterator[str]:
 def ctl(server: str, llamactl: Llamactl) -> Llamactl:
     """Run a command line against `server`."""
     return lambda *args: llamactl("-s", server, *args)
+
+
+def ask_clerk(server: str) -> str:
+    """A task that waits for a person."""
+    with SyncClient(server) as client:
+        task_id = client.submit("clerk", input="May it go out?")
+        for entry in client.history(task_id, follow=True):
+            if entry.state is TaskState.INPUT_REQUIRED:
+                return task_id
+    raise AssertionError("the task ended without asking")

@@ -9,25 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cli.conftest import STARTED, Llamactl
+from tests.cli.conftest import STARTED, Llamactl, ask_clerk
 
 from llama_deploy.apiserver import load_deployment_file
 from llama_deploy.client import SyncClient
-from llama_deploy.types import TaskState
 
 
 def stdin(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
-
-
-def ask_clerk(server: str) -> str:
-    """A task that waits for a person."""
-    with SyncClient(server) as client:
-        task_id = client.submit("clerk", input="May it go out?")
-        for entry in client.history(task_id, follow=True):
-            if entry.state is TaskState.INPUT_REQUIRED:
-                return task_id
-    raise AssertionError("the task ended without asking")
 
 
 # --- the root ---------------------------------------------------------------------------------------------------------
@@ -43,7 +32,16 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
 @pytest.mark.parametrize(
     "command",
     ["init", "dev", "serve", "run", "status", "tasks list", "tasks get", "tasks watch", "tasks events", "tasks send"]
-    + ["tasks cancel", "services list", "services get", "sessions list", "sessions get", "explain", "version"],
+    + [
+        "tasks cancel",
+        "tasks timeline",
+        "services list",
+        "services get",
+        "sessions list",
+        "sessions get",
+        "explain",
+        "version",
+    ],
 )
 def test_every_command_has_help(llamactl: Llamactl, command: str) -> None:
     ran = llamactl(*command.split(), "--help")
@@ -282,7 +280,7 @@ def test_get_shows_a_failure_and_its_traceback_on_request(ctl: Llamactl) -> None
     assert "raise NonRetryableError" in ctl("tasks", "get", task_id, "-o", "wide").out
 
 
-@pytest.mark.parametrize("command", ["get", "watch", "events", "cancel"])
+@pytest.mark.parametrize("command", ["get", "watch", "events", "timeline", "cancel"])
 def test_a_task_that_is_not_there_exits_with_4(ctl: Llamactl, command: str) -> None:
     ran = ctl("tasks", command, "nothing")
     assert (ran.code, ran.out) == (4, "")
@@ -356,7 +354,7 @@ def test_cancel_stops_a_task_with_a_reason(ctl: Llamactl) -> None:
 
 def test_services_are_listed_and_shown(ctl: Llamactl) -> None:
     listed = ctl("services", "list", "-o", "json").json["items"]
-    assert [item["name"] for item in listed] == ["clerk", "count", "fail", "shout", "slow"]
+    assert [item["name"] for item in listed] == ["clerk", "count", "fail", "flaky", "shout", "slow"]
     assert "Says it louder." in ctl("services", "list", "-o", "wide").out
     shown = ctl("services", "get", "shout")
     assert '"text":{' in shown.out.replace(" ", "")

@@ -36,7 +36,16 @@ def test_a_list_is_an_object_for_programs(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0, "0 ms"), (0.0124, "12 ms"), (3.44, "3.4 s"), (59.0, "59.0 s"), (125.0, "2 min 5 s"), (3780.0, "1 h 3 min")],
+    [
+        (0.0, "0 ms"),
+        (0.0124, "12 ms"),
+        (0.9999, "1.0 s"),
+        (3.44, "3.4 s"),
+        (59.0, "59.0 s"),
+        (59.96, "1 min 0 s"),
+        (125.0, "2 min 5 s"),
+        (3780.0, "1 h 3 min"),
+    ],
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -43,6 +43,11 @@ class Hops:
     state: TaskState = TaskState.SUBMITTED
     submitted_at: float | None = None
 
+    @property
+    def eventful(self) -> bool:
+        """Whether there is more to see than one step that was answered at its first attempt."""
+        return len(self.rows) > 1 or any(hop.attempt > 1 for hop in self.rows.values())
+
     def fold(self, entry: HistoryEntry) -> list[Hop]:
         """Take the next entry of the history; returns the rows that it changed or added."""
         if self.submitted_at is None:
@@ -97,6 +102,9 @@ class Hops:
 class Follower(Protocol):
     """Shows a task's history as it grows."""
 
+    hops: Hops
+    """What it has been given so far."""
+
     def take(self, entry: HistoryEntry) -> None:
         """Show the next entry."""
 
@@ -111,14 +119,14 @@ class PlainFollower:
     """One line per event, for files, pipes and dumb terminals."""
 
     def __init__(self, write: Callable[[str], None], task_id: str) -> None:
-        self._hops = Hops()
+        self.hops = Hops()
         self._write = write
         self._task_id = task_id
 
     def take(self, entry: HistoryEntry) -> None:
-        new = set(self._hops.rows)
-        changed = self._hops.fold(entry)
-        since = entry.at - (self._hops.submitted_at or entry.at)
+        new = set(self.hops.rows)
+        changed = self.hops.fold(entry)
+        since = entry.at - (self.hops.submitted_at or entry.at)
         for hop in changed:
             self._write(f"+{duration(since)}  {_line(hop, sent=hop.step_id not in new, task_id=self._task_id)}")
         if entry.outcome is not None or (entry.kind == "canceled" and not changed):
@@ -136,14 +144,14 @@ class LiveFollower:
     """The rows of the task, redrawn in place."""
 
     def __init__(self, write: Callable[[str], None], task_id: str) -> None:
-        self._hops = Hops()
+        self.hops = Hops()
         self._write = write
         self._task_id = task_id
         self._drawn = 0
         self._ticks = 0
 
     def take(self, entry: HistoryEntry) -> None:
-        self._hops.fold(entry)
+        self.hops.fold(entry)
         self._draw()
 
     def tick(self) -> None:
@@ -163,7 +171,7 @@ class LiveFollower:
 
     def _lines(self) -> Iterator[str]:
         now = time.time()
-        rows = list(self._hops.rows.values())
+        rows = list(self.hops.rows.values())
         width = max((len(hop.service) for hop in rows), default=0)
         for number, hop in enumerate(rows, start=1):
             branch = "└─" if number == len(rows) else "├─"
@@ -172,7 +180,7 @@ class LiveFollower:
             attempt = f"  attempt {hop.attempt}" if hop.attempt > 1 or hop.state in {"again", "lost"} else ""
             note = f"  {hop.note}" if hop.note else ""
             yield f"{branch} {sign} {hop.service:<{width}}  {duration(took_s)}{attempt}{note}"
-        yield f"{self._hops.state.value.replace('_', ' ')}"
+        yield f"{self.hops.state.value.replace('_', ' ')}"
 
 
 def follower(task_id: str, *, on_stderr: bool, live: bool = True) -> Follower:

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -132,12 +134,22 @@ def iso_time(seconds: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """A span of time for a person: `12 ms`, `3.4 s`, `2 min 5 s`, `1 h 3 min`."""
-    if seconds < 1:
+    if seconds < 0.9995:  # noqa: PLR2004 - what rounds to a second
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:  # noqa: PLR2004 - seconds in a minute
+    if seconds < 59.95:  # noqa: PLR2004 - what rounds to a minute
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004
+
+
+def in_colour(stream: TextIO) -> bool:
+    """Whether what is written there may have colours: a terminal that can show them, and nobody said `NO_COLOR`."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def in_utf8(stream: TextIO) -> bool:
+    """Whether every character can be written there."""
+    return codecs.lookup(stream.encoding or "ascii").name == "utf-8"
 
 
 def compact(document: Any) -> str:

@@ -15,6 +15,7 @@ import click
 from llama_deploy.cli.settings import Settings, with_settings
 
 if TYPE_CHECKING:
+    from llama_deploy.cli.hops import Hops
     from llama_deploy.cli.output import Printer
     from llama_deploy.client import Client
     from llama_deploy.types import TaskResult
@@ -78,7 +79,7 @@ async def _run(
         return
     printer.progress(f"task {task_id}")
     try:
-        result = await _wait(client, printer, task_id, timeout_s=timeout_s, stream=stream)
+        result, hops = await _wait(client, printer, task_id, timeout_s=timeout_s, stream=stream)
     except WaitTimeoutError as error:
         printer.record(document_of(await client.get_task(task_id)), name=task_id, text=lambda: task_id)
         raise _went_on(error, task_id) from None
@@ -88,6 +89,8 @@ async def _run(
     print_result(printer, task_id, result)
     if result.status != "completed":
         await client.result(task_id)  # raises what the outcome is
+    if hops is not None:
+        hint_at_timeline(printer, task_id, hops)
 
 
 async def _input(
@@ -129,25 +132,32 @@ async def _typed(client: Client, service: str, arguments: dict[str, str]) -> dic
     }
 
 
-async def _wait(client: Client, printer: Printer, task_id: str, *, timeout_s: float | None, stream: bool) -> TaskResult:
-    """Wait for the outcome, showing hops and events meanwhile; what shows them never decides how the wait ends."""
-    shows = []
+async def _wait(
+    client: Client, printer: Printer, task_id: str, *, timeout_s: float | None, stream: bool
+) -> tuple[TaskResult, Hops | None]:
+    """Wait for the outcome, showing hops and events meanwhile; what shows them never decides how the wait ends.
+
+    Returns the hops as well, where they were shown.
+    """
+    shows: list[asyncio.Task[Any]] = []
+    following = None
     if not printer.quiet:
-        shows.append(asyncio.create_task(follow(client, task_id, on_stderr=True, live=not stream)))
+        following = asyncio.create_task(follow(client, task_id, on_stderr=True, live=not stream))
+        shows.append(following)
     if stream:
         shows.append(asyncio.create_task(print_events(client, printer, task_id)))
     try:
         result = await client.wait(task_id, timeout_s=math.inf if timeout_s is None else timeout_s)
         await asyncio.gather(*shows)
-        return result
+        return result, following.result() if following is not None else None
     finally:
         for show in shows:
             show.cancel()
         await asyncio.gather(*shows, return_exceptions=True)
 
 
-async def follow(client: Client, task_id: str, *, on_stderr: bool, live: bool = True) -> None:
-    """Show a task's hops until it has ended."""
+async def follow(client: Client, task_id: str, *, on_stderr: bool, live: bool = True) -> Hops:
+    """Show a task's hops until it has ended; returns them."""
     from llama_deploy.cli.hops import follower
 
     shown = follower(task_id, on_stderr=on_stderr, live=live)
@@ -164,6 +174,13 @@ async def follow(client: Client, task_id: str, *, on_stderr: bool, live: bool = 
     finally:
         moving.cancel()
         shown.close()
+    return shown.hops
+
+
+def hint_at_timeline(printer: Printer, task_id: str, hops: Hops) -> None:
+    """Tell a person how to see more of a task, where there is more to see."""
+    if printer.for_people and hops.eventful:
+        printer.progress(f"Next: llamactl tasks timeline {task_id}")
 
 
 async def print_events(client: Client, printer: Printer, task_id: str, *, first: int = 0) -> None:

@@ -59,6 +59,7 @@ def get_task(settings: Settings, task_id: str) -> None:
 async def _get(client: Client, printer: Printer, task_id: str) -> None:
     from llama_deploy.cli.hops import PlainFollower
     from llama_deploy.cli.output import answer_text, document_of, fields
+    from llama_deploy.cli.run import hint_at_timeline
     from llama_deploy.types import FINAL_STATES
 
     view = await client.get_task(task_id)
@@ -81,6 +82,7 @@ async def _get(client: Client, printer: Printer, task_id: str) -> None:
             printer.line(f"Fix: {result.error.fix}")
         if printer.form == "wide" and result.error.traceback:
             printer.line(result.error.traceback)
+    hint_at_timeline(printer, task_id, steps.hops)
 
 
 @tasks.command()
@@ -113,6 +115,45 @@ async def _watch(client: Client, printer: Printer, task_id: str) -> None:
         printer.line(task_id)
     if result.status != "completed":
         await client.result(task_id)  # raises what the outcome is
+
+
+@tasks.command()
+@click.argument("task_id")
+@click.option(
+    "--width", type=click.IntRange(min=40), metavar="COLUMNS", help="Columns of the picture [the terminal's, or 100]."
+)
+@with_settings
+def timeline(settings: Settings, task_id: str, width: int | None) -> None:
+    """Draw when each step of a task waited and ran, in each of its attempts.
+
+    Of a task that has not ended it shows what is known now. Long gaps in which nothing ran are cut short.
+    """
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Printer
+
+    with_client(settings, lambda client: _timeline(client, Printer(settings), task_id, width))
+
+
+async def _timeline(client: Client, printer: Printer, task_id: str, width: int | None) -> None:
+    import time
+
+    from llama_deploy.cli.timeline import Timeline
+
+    told = Timeline()
+    async for entry in client.history(task_id):
+        told.fold(entry)
+    view = await client.get_task(task_id)
+    told.go_on(time.time(), waits=view.waiting_for is not None)
+    if printer.for_people:
+        from llama_deploy.cli.output import duration
+        from llama_deploy.cli.timeline_picture import print_timeline
+
+        print_timeline(told, width=width)
+        steps = f"{len(told.hops)} step{'' if len(told.hops) == 1 else 's'}"
+        waits = f"; waits for {view.waiting_for}" if view.waiting_for else ""
+        printer.line(f"\n{told.state.value.replace('_', ' ')} after {duration(told.seconds)}, {steps}{waits}")
+    else:
+        printer.table([hop.document() for hop in told.hops.values()], [], name="step_id")
 
 
 @tasks.command()

@@ -158,8 +158,8 @@ class ClientPort:
             if not self._closed:
                 self.post(Ended(request, entry.row.task_id, entry.row.state, entry.outcome or b"null"))
 
+        self._forget(request)  # a number that is used again names the newer request
         if not entry.ended:
-            self._forget(request)
             self._waits[request] = (entry, ended)
         self._engine.when_ended(entry, ended)
 
@@ -172,7 +172,7 @@ class ClientPort:
         self._start(request, self._follow(request, entry, after))
 
     def _start(self, request: int, work: Coroutine[Any, Any, None]) -> None:
-        self._forget(request)  # a number that is used again names the newer request
+        self._forget(request)
         task = asyncio.get_running_loop().create_task(self._answer(request, work))
         self._followers[request] = task
         task.add_done_callback(partial(self._followed, request))

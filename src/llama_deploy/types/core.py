@@ -271,9 +271,9 @@ class ServiceDefinition(_Model):
     """JSON Schema of the keyword arguments, where it is known."""
     output_schema: dict[str, Any] | None = None
     """JSON Schema of the answer, where it is known."""
-    concurrency: int = 8
+    concurrency: int = Field(default=8, ge=1)
     """Steps that one instance works on at the same time."""
-    run_timeout_s: float = 600.0
+    run_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     """Deadline of one attempt in seconds."""
     retry: RetryPolicy | None = None
     """How failed attempts are tried again. None leaves it to the orchestrator, and to `RetryPolicy()` where that does

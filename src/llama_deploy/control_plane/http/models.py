@@ -20,7 +20,7 @@ BATCH_TASKS_MAX = 1_000
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class TaskRequest(_Body):

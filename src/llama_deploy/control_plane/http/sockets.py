@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
@@ -84,6 +85,9 @@ class _Sender:
 async def connect_instance(socket: WebSocket) -> None:
     """A service instance's connection."""
     plane: ControlPlane = socket.app.state.plane
+    if not _from_here(socket):
+        await socket.close()
+        return
     await socket.accept()
     sender = _Sender(socket)
     port = plane.gateway.attach(sender.send, close=sender.close)
@@ -98,6 +102,9 @@ async def connect_instance(socket: WebSocket) -> None:
 async def connect_client(socket: WebSocket) -> None:
     """A client's connection."""
     plane: ControlPlane = socket.app.state.plane
+    if not _from_here(socket):
+        await socket.close()
+        return
     await socket.accept()
     sender = _Sender(socket)
     port = plane.clients.attach(sender.send, room=sender.room)
@@ -106,6 +113,12 @@ async def connect_client(socket: WebSocket) -> None:
     finally:
         port.close()
         sender.task.cancel()
+
+
+def _from_here(socket: WebSocket) -> bool:
+    """Whether no page of another site opens it: a browser lets any page connect anywhere, and names its origin."""
+    origin = socket.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == socket.headers.get("host")
 
 
 async def _receive(socket: WebSocket, sender: _Sender, take: Callable[[bytes], None]) -> None:

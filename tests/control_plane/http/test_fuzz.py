@@ -1,0 +1,105 @@
+"""Every operation, fuzzed from the app's own OpenAPI document: no 500, no hang, and no answer that is not described."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis import Case
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from llama_deploy.apiserver import Deployment
+from llama_deploy.control_plane import ControlPlane, EngineSettings
+from llama_deploy.control_plane.http.app import build_app
+from llama_deploy.services import HumanService, service
+from llama_deploy.state_stores import MemoryStore
+
+ENDED, WAITING = "ended", "waiting"
+DEADLINE_S = 20
+
+
+@service
+async def shout(text: str) -> str:
+    """Upper case."""
+    return text.upper()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A deployment on a thread of its own, with one task that has ended and one that waits for a person."""
+    ready: list[str] = []
+    started, stop = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        async with Deployment(
+            [shout, HumanService()],
+            store=":memory:",
+            port=0,
+            quiet=True,
+            drain_timeout_s=0.1,
+            settings=EngineSettings(payload_bytes_max=100_000),
+        ) as deployment:
+            await deployment.run("shout", text="hello", task_id=ENDED, session_id="session")
+            await deployment.submit("human", input="?", task_id=WAITING)
+            ready.append(deployment.url)
+            started.set()
+            await asyncio.to_thread(stop.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert started.wait(DEADLINE_S)
+        yield ready[0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+operations = schemathesis.openapi.from_dict(build_app(ControlPlane(store=MemoryStore())).app.openapi())
+thorough = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+described = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+@pytest.mark.slow
+@operations.parametrize()
+@thorough
+def test_whatever_is_sent_is_answered_as_described(case: Case[Any], url: str) -> None:
+    wait_briefly(case)
+    response = case.call(base_url=url, timeout=DEADLINE_S)
+    case.validate_response(response, checks=[*described, negative_data_rejection, unsupported_method])
+
+
+@pytest.mark.slow
+@operations.include(path_regex="task_id|session_id|name").parametrize()
+@thorough
+def test_whatever_is_sent_about_what_exists_is_answered_as_described(case: Case[Any], url: str) -> None:
+    wait_briefly(case)
+    endless = case.path.endswith(("/stream", "/history"))
+    known = {"task_id": ENDED if endless else WAITING, "session_id": "session", "name": "shout"}
+    for name in case.path_parameters or {}:
+        case.path_parameters[name] = known[name]
+    response = case.call(base_url=url, timeout=DEADLINE_S)
+    case.validate_response(response, checks=described)
+
+
+def wait_briefly(case: Case[Any]) -> None:
+    """A time to wait that is allowed, but longer than a test has."""
+    query = case.query or {}
+    try:
+        wait_s = float(query.get("wait_s", 0))
+    except (TypeError, ValueError):
+        return
+    if 0.01 < wait_s <= 3600:
+        query["wait_s"] = 0.01

@@ -213,39 +213,48 @@ class Streams:
     async def follow(self, entry: TaskEntry, first: int = 0) -> AsyncIterator[tuple[int, list[bytes]]]:
         """The task's events from number `first` on as (number of the first, events), until the task has ended."""
         first = max(0, first)
+        while True:
+            with _Bell(entry) as bell:
+                while not entry.stale:
+                    ended = entry.ended
+                    async for number, events in self._committed_from(entry, first):
+                        yield number, events
+                        first = number + len(events)
+                    if ended:
+                        return
+                    await bell.wait()
+            entry = await self._engine.cache.get(entry.row.task_id)  # memory was not what the store says
+
+    async def _committed_from(self, entry: TaskEntry, first: int) -> AsyncIterator[tuple[int, list[bytes]]]:
+        """What is committed of a stream from number `first` on, from memory where it reaches back that far."""
         stream = entry.stream
         if stream is None:
             stream = entry.stream = StreamState(0, {})
-        with _Bell(entry) as bell:
-            while True:
-                ended = entry.ended
-                while first < stream.committed:
-                    batch = _from_tail(stream, first)
-                    if batch:
-                        yield first, batch
-                        first += len(batch)
-                        continue
-                    for chunk in await self._engine.store.load_chunks(entry.row.task_id, first=first, limit=64):
-                        events = [bytes(raw) for raw in _decode_raw_list(chunk.data)][first - chunk.first :]
-                        yield first, events
-                        first += len(events)
-                if ended:
-                    return
-                await bell.wait()
+        while first < stream.committed:
+            batch = _from_tail(stream, first)
+            if batch:
+                yield first, batch
+                first += len(batch)
+                continue
+            for chunk in await self._engine.store.load_chunks(entry.row.task_id, first=first, limit=64):
+                events = [bytes(raw) for raw in _decode_raw_list(chunk.data)][first - chunk.first :]
+                yield first, events
+                first += len(events)
 
     async def follow_history(self, entry: TaskEntry, after: int = 0) -> AsyncIterator[HistoryRow]:
         """The task's history entries with a number above `after`, as they are recorded, until the task has ended."""
-        with _Bell(entry) as bell:
-            while True:
-                ended = entry.ended
-                if after < entry.settled_seq:
-                    for row in await self._engine.store.load_history(entry.row.task_id, after=after, limit=500):
-                        yield row
-                        after = row.seq
-                    continue
-                if ended:
-                    return
-                await bell.wait()
+        while True:
+            with _Bell(entry) as bell:
+                while not entry.stale:
+                    ended = entry.ended
+                    while after < entry.settled_seq:
+                        for row in await self._engine.store.load_history(entry.row.task_id, after=after, limit=500):
+                            yield row
+                            after = row.seq
+                    if ended:
+                        return
+                    await bell.wait()
+            entry = await self._engine.cache.get(entry.row.task_id)
 
 
 class _Bell:

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 from tests.control_plane.http.conftest import Served
+from tests.support import eventually
 
 SSE = {"Accept": "text/event-stream"}
 
@@ -127,6 +128,29 @@ async def test_the_history_is_followed_live(served: Served, live: httpx2.AsyncCl
         assert [json.loads(line)["seq"] async for line in lines.aiter_lines()] == [1, 2]
     again = await live.get("/v1/tasks/g/history", headers={**SSE, "Last-Event-ID": "1"})
     assert [event.id for event in read(again.text)] == ["2", ""]
+
+
+async def test_readers_and_waiters_go_on_when_a_task_has_to_be_loaded_again(
+    served: Served, live: httpx2.AsyncClient
+) -> None:
+    await live.post("/v1/tasks", json={"service": "gate", "input": {"name": "g"}, "task_id": "g"})
+    waiting = asyncio.ensure_future(live.get("/v1/tasks/g/result?wait_s=60"))
+    engine = served.deployment.plane.engine
+    entry = await engine.cache.get("g")
+    await eventually(lambda: entry.ended_callbacks)
+    async with (
+        live.stream("GET", "/v1/tasks/g/stream", headers=SSE) as answer,
+        live.stream("GET", "/v1/tasks/g/history", headers=SSE) as history,
+    ):
+        seen = events(answer.aiter_lines())
+        entries = events(history.aiter_lines())
+        assert (await anext(seen)).data == "before"
+        assert (await anext(entries)).data["kind"] == "submitted"
+        engine.recording.refused(entry)
+        served.open("g")
+        assert [event.data async for event in seen] == ["after", {"state": "completed"}]
+        assert [event.id async for event in entries] == ["2", ""]
+    assert (await waiting).json()["result"]["result"] == "went through"
 
 
 @pytest.mark.parametrize("route", ["", "/result", "/history", "/stream"])

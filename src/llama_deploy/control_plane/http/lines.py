@@ -6,12 +6,11 @@ itself with `Last-Event-ID`. Where the items come from is the routes' affair.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from llama_deploy.control_plane.tasks import TaskEntry
 from llama_deploy.errors import InvalidRequestError
 
 EVENT_STREAM = "text/event-stream"
@@ -54,9 +53,11 @@ def number_of(last_event_id: str | None, *, default: int) -> int:
     return int(last_event_id)
 
 
-def streamed(media: str, name: str, items: AsyncIterator[tuple[int, bytes]], entry: TaskEntry) -> StreamingResponse:
-    """Numbered items of JSON as an answer that ends with the task; `name` is the SSE event's."""
-    lines = _events(name, items, entry) if media == EVENT_STREAM else _lines(items)
+def streamed(
+    media: str, name: str, items: AsyncIterator[tuple[int, bytes]], state: Callable[[], Awaitable[str]]
+) -> StreamingResponse:
+    """Numbered items of JSON as an answer that ends with the task; `name` is the SSE event's, `state` the task's."""
+    lines = _events(name, items, state) if media == EVENT_STREAM else _lines(items)
     return EndlessResponse(lines, media_type=media, headers=HEADERS)
 
 
@@ -65,8 +66,10 @@ async def _lines(items: AsyncIterator[tuple[int, bytes]]) -> AsyncIterator[bytes
         yield item + b"\n"
 
 
-async def _events(name: str, items: AsyncIterator[tuple[int, bytes]], entry: TaskEntry) -> AsyncIterator[bytes]:
+async def _events(
+    name: str, items: AsyncIterator[tuple[int, bytes]], state: Callable[[], Awaitable[str]]
+) -> AsyncIterator[bytes]:
     """SSE; closes with an `end` event that carries the task's state, so that a reader knows not to come back."""
     async for number, item in items:
         yield b"id: %d\nevent: %s\ndata: %s\n\n" % (number, name.encode(), item)
-    yield b'event: end\ndata: {"state":"%s"}\n\n' % entry.row.state.encode()
+    yield b'event: end\ndata: {"state":"%s"}\n\n' % (await state()).encode()

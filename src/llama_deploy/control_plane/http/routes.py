@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -173,7 +174,7 @@ async def get_history(
         async for row in plane.engine.streams.follow_history(entry, start):
             yield row.seq, to_entry(row.seq, row.at, row.kind, row.data).model_dump_json().encode()
 
-    return streamed(media, "entry", items(), entry)
+    return streamed(media, "entry", items(), partial(_state, plane, task_id))
 
 
 @router.get(
@@ -199,7 +200,11 @@ async def get_stream(
             for offset, event in enumerate(events):
                 yield number + offset, event
 
-    return streamed(streaming_type(accept) or NDJSON, "event", items(), entry)
+    return streamed(streaming_type(accept) or NDJSON, "event", items(), partial(_state, plane, task_id))
+
+
+async def _state(plane: ControlPlane, task_id: str) -> str:
+    return (await plane.engine.cache.get(task_id)).row.state
 
 
 @router.post("/tasks/{task_id}/input", tags=["tasks"], responses=answers(400, 404, 409, 413))

@@ -102,7 +102,7 @@ async def decide(
         asked_about = definition if trusted else definition.model_copy(deep=True)
         messages, new_state = _pair(await policy.get_next_messages(asked_about, state))
         delta = private.difference(session, given, new_state, answer if trusted else None)
-        return _interpret(definition, messages, delta)
+        return _interpret(definition, messages, delta, answer)
     except LlamaDeployError:
         raise
     except asyncio.CancelledError as error:
@@ -131,7 +131,9 @@ def _check_state(state: Any) -> None:
         raise OrchestratorError(f"add_result_to_state returned a {type(state).__name__}, not a dict")
 
 
-def _interpret(definition: TaskDefinition, messages: list[Any], delta: Delta) -> Decision:
+def _interpret(
+    definition: TaskDefinition, messages: list[Any], delta: Delta, answer: tuple[TaskResult, bytes] | None
+) -> Decision:
     decision = Decision([], delta, None, None)
     for message in messages:
         if not isinstance(message, QueueMessage):
@@ -144,7 +146,10 @@ def _interpret(definition: TaskDefinition, messages: list[Any], delta: Delta) ->
             decision.sendings.append(sending)
         elif decision.outcome is None:
             decision.notify = sending
-            decision.outcome = _outcome(definition, message.data, data)
+            if answer is not None and data == answer[1]:  # the answer as it is, which was checked when it came
+                decision.outcome = Outcome(answer[0].status, data)
+            else:
+                decision.outcome = _outcome(definition, message.data, data)
     return decision
 
 

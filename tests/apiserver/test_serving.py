@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -163,6 +164,47 @@ async def test_serve_runs_every_service_in_its_own_process_and_stops_cleanly(fol
         assert await serving.ends(signal.SIGTERM) == 0
         assert gone(pid)
         assert (folder / ".llama_deploy" / "demo.db").exists()
+
+
+@pytest.mark.parametrize("command", ["serve", "dev"])
+async def test_the_ready_file_is_there_while_everything_is_ready(folder: Path, command: str) -> None:
+    path = folder / "ready.json"
+    path.write_text("left behind")
+    async with llamactl(command, "--ready-file", "ready.json", folder=folder) as serving:
+        await serving.says("control plane at")
+        assert await eventually(path.exists, DEADLINE_S)
+        assert any("ready. Try: llamactl" in line for line in serving.said)
+        told = json.loads(path.read_text())
+        store = str(folder / ".llama_deploy" / "demo.db")
+        assert told == {"url": await serving.url(), "pid": serving.process.pid, "store": store}
+        async with Client(told["url"]) as client:
+            assert await client.run("shout", text="a") == "A!"
+            task_id = await client.submit("gate", name="a")
+            await entered(folder, "a")
+            serving.process.send_signal(signal.SIGTERM)
+            assert await eventually(lambda: not path.exists(), DEADLINE_S)
+            assert serving.process.returncode is None, "it waits for the step, and is not ready any more"
+            (folder / "a.open").touch()
+            await client.result(task_id)
+        assert await serving.ends() == 0
+
+
+async def test_each_part_has_a_ready_file_of_its_own(folder: Path) -> None:
+    whole, part = folder / "plane.json", folder / "shout.json"
+    only = ("serve", "--only", "control-plane", "--store", ":memory:", "--ready-file", str(whole))
+    async with llamactl(*only, folder=folder) as plane:
+        assert await eventually(whole.exists, DEADLINE_S)
+        url = json.loads(whole.read_text())["url"]
+        at = ("--control-plane", url, "--ready-file", str(part))
+        async with llamactl("serve", "--only", "shout", *at, folder=folder) as shout:
+            assert await eventually(part.exists, DEADLINE_S)
+            assert json.loads(part.read_text()) == {"url": url, "pid": shout.process.pid, "service": "shout"}
+            async with Client(url) as client:
+                assert await client.run("shout", text="a") == "A!"
+            assert await shout.ends(signal.SIGTERM) == 0
+        assert not part.exists()
+        assert await plane.ends(signal.SIGTERM) == 0
+    assert not whole.exists()
 
 
 async def test_a_killed_service_comes_back_and_its_step_is_done(folder: Path) -> None:

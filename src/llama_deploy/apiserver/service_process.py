@@ -9,20 +9,33 @@ import os
 from pathlib import Path
 
 from llama_deploy.apiserver.loader import load_service
+from llama_deploy.apiserver.ready_file import ReadyFile
 from llama_deploy.apiserver.specs import ServiceSpec
 from llama_deploy.runtime.failpoints import arm_from_environment
 from llama_deploy.services import serve_services
 
 
 async def serve_service(
-    spec: ServiceSpec, base_folder: Path, *, control_plane_url: str, drain_timeout_s: float
+    spec: ServiceSpec,
+    base_folder: Path,
+    *,
+    control_plane_url: str,
+    drain_timeout_s: float,
+    ready_file: ReadyFile,
 ) -> None:
     """Serve one service of a deployment in this process until SIGTERM or SIGINT; it keeps trying to connect.
 
     Sets the service's environment variables in this process. When it is asked to end it finishes what it holds within
-    `drain_timeout_s` seconds, and hands the rest back. Raises `ImportPathError` when its code does not load.
+    `drain_timeout_s` seconds, and hands the rest back. `ready_file` is written when it is registered. Raises
+    `ImportPathError` when its code does not load.
     """
     arm_from_environment()
     os.environ.update(spec.environment(base_folder))
     service = load_service(spec, base_folder)
-    await serve_services([service], control_plane_url=control_plane_url, drain_timeout_s=drain_timeout_s)
+    with ready_file:
+        await serve_services(
+            [service],
+            control_plane_url=control_plane_url,
+            drain_timeout_s=drain_timeout_s,
+            on_ready=lambda: ready_file.write(url=control_plane_url, service=spec.name),
+        )

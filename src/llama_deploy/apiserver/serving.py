@@ -19,6 +19,7 @@ from pathlib import Path
 from llama_deploy.apiserver.addresses import local_url
 from llama_deploy.apiserver.deployment import Deployment, open_store
 from llama_deploy.apiserver.loader import load_orchestrator
+from llama_deploy.apiserver.ready_file import ReadyFile
 from llama_deploy.apiserver.reload import Change, FileChanged, Refused, changes
 from llama_deploy.apiserver.specs import DeploymentFile, ServiceSpec
 from llama_deploy.apiserver.supervisor import ChildSpec, ChildState, ChildStatus, Supervisor
@@ -44,16 +45,20 @@ class ServingOptions:
     """Listen beyond loopback although there is no authentication."""
     drain_timeout_s: float = 30.0
     """How long a service may finish what it holds when it is stopped; the rest is handed back."""
+    ready_file: Path | None = None
+    """Written once everything is ready, removed when it stops."""
 
 
 async def serve_control_plane(file: DeploymentFile, options: ServingOptions, report: Report) -> None:
     """Run the control plane of a deployment alone until SIGTERM or SIGINT; its services connect to it by themselves."""
     arm_from_environment()
+    ready_file = ReadyFile(options.ready_file, report)
     async with _control_plane(file, options) as plane:
         report(f"{file.name}: control plane at {plane.url}, data in {plane.store_location}")
         _Instances(plane, file, report, tell_gone=True)
         stop = asyncio.Event()
-        with _signals(stop.set):
+        with _signals(stop.set), ready_file:
+            ready_file.write(url=local_url(plane.url), store=plane.store_location)
             await stop.wait()
         report("stopping")
 
@@ -68,23 +73,32 @@ async def serve_deployment(
     new process. Without, `ServiceStartError` is raised when a service cannot be started.
     """
     arm_from_environment()
+    ready_file = ReadyFile(options.ready_file, report)
     async with _control_plane(file, options) as plane:
         report(f"{file.name}: control plane at {plane.url}, data in {plane.store_location}")
-        return await _Serving(plane, file, options, report, watch=watch).run()
+        return await _Serving(plane, file, options, report, ready_file, watch=watch).run()
 
 
 class _Serving:
     """A deployment that runs: its children, and the watcher of their code."""
 
     def __init__(
-        self, plane: Deployment, file: DeploymentFile, options: ServingOptions, report: Report, *, watch: bool
+        self,
+        plane: Deployment,
+        file: DeploymentFile,
+        options: ServingOptions,
+        report: Report,
+        ready_file: ReadyFile,
+        *,
+        watch: bool,
     ) -> None:
         self._plane = plane
         self._file = file
         self._options = options
         self._report = report
         self._watch = watch
-        self._instances = _Instances(plane, file, report)
+        self._ready_file = ready_file
+        self._instances = _Instances(plane, file, report, on_ready=self._ready)
         self._supervisor = Supervisor(
             self._children(file),
             on_event=self._child_changed,
@@ -99,14 +113,18 @@ class _Serving:
         with _signals(self._signaled):
             watching = asyncio.create_task(self._follow_changes()) if self._watch else None
             try:
-                await self._supervisor.start()
-                return await self._ended
+                with self._ready_file:
+                    await self._supervisor.start()
+                    return await self._ended
             finally:
                 if watching is not None:
                     watching.cancel()
                 await self._supervisor.stop()
                 if self._hurried:
                     raise KeyboardInterrupt
+
+    def _ready(self) -> None:
+        self._ready_file.write(url=local_url(self._plane.url), store=self._plane.store_location)
 
     def _signaled(self) -> None:
         if self._ended.done():
@@ -195,10 +213,19 @@ class _Serving:
 class _Instances:
     """Says when services have instances, and when all of them have."""
 
-    def __init__(self, plane: Deployment, file: DeploymentFile, report: Report, *, tell_gone: bool = False) -> None:
+    def __init__(
+        self,
+        plane: Deployment,
+        file: DeploymentFile,
+        report: Report,
+        *,
+        on_ready: Callable[[], None] = lambda: None,
+        tell_gone: bool = False,
+    ) -> None:
         self._registry = plane.plane.engine.registry
         self._url = local_url(plane.url)
         self._report = report
+        self._on_ready = on_ready
         self._tell_gone = tell_gone
         self._served: set[str] = set()
         self.all_ready = False
@@ -222,6 +249,7 @@ class _Instances:
         if not self.all_ready and served.issuperset(self._names):
             self.all_ready = True
             self._report(f"ready. Try: llamactl {self._example(self._names[0])}    Stop: Ctrl-C")
+            self._on_ready()
 
     def _example(self, name: str) -> str:
         """A command that runs a service, with the arguments that its schema asks for."""

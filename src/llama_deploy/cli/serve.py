@@ -6,7 +6,7 @@ Both say on standard error what happens; standard output stays empty. A child of
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,9 +35,18 @@ def _place_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+_ready_file_option = click.option(
+    "--ready-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    help="Write url, pid and store there as JSON once all is ready; it is removed when it stops.",
+)
+
+
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @_place_options
+@_ready_file_option
 @with_settings
 def dev(settings: Settings, file: Path | None, **options: Any) -> None:
     """Run the deployment in FILE on this machine, and again whenever its code changes.
@@ -48,7 +57,7 @@ def dev(settings: Settings, file: Path | None, **options: Any) -> None:
     from llama_deploy.apiserver.serving import ServingOptions, serve_deployment
 
     deployment = load_deployment_file(file)
-    report = _reporter(settings, deployment)
+    report = _reporter(settings, deployment.notices)
     serving = ServingOptions(**options, drain_timeout_s=DEV_DRAIN_TIMEOUT_S)
     if _run(serve_deployment(deployment, serving, report, watch=True), log_level="WARNING"):
         import os
@@ -75,6 +84,7 @@ def dev(settings: Settings, file: Path | None, **options: Any) -> None:
     metavar="SECONDS",
     help="How long services may finish what they hold when they are stopped.",
 )
+@_ready_file_option
 @click.option("--check", is_flag=True, help="Read FILE and import what it names, and start nothing.")
 @with_settings
 def serve(
@@ -102,12 +112,12 @@ def serve(
         check_deployment(deployment)
         click.echo(f"{deployment.path}: {len(deployment.services)} services can be served", err=True)
     elif only is not None and only != CONTROL_PLANE:
-        _serve_one(deployment, only, _given_url(control_plane_url, settings), options["drain_timeout_s"])
+        _serve_one(deployment, only, _given_url(control_plane_url, settings), settings, options)
     else:
         from llama_deploy.apiserver.serving import ServingOptions, serve_control_plane, serve_deployment
 
         work = serve_deployment if only is None else serve_control_plane
-        _run(work(deployment, ServingOptions(**options), _reporter(settings, deployment)))
+        _run(work(deployment, ServingOptions(**options), _reporter(settings, deployment.notices)))
 
 
 def _given_url(control_plane_url: str | None, settings: Settings) -> str | None:
@@ -115,7 +125,10 @@ def _given_url(control_plane_url: str | None, settings: Settings) -> str | None:
     return control_plane_url or (settings.server if settings.server_given else None)
 
 
-def _serve_one(deployment: DeploymentFile, name: str, url: str | None, drain_timeout_s: float) -> None:
+def _serve_one(
+    deployment: DeploymentFile, name: str, url: str | None, settings: Settings, options: dict[str, Any]
+) -> None:
+    from llama_deploy.apiserver.ready_file import ReadyFile
     from llama_deploy.apiserver.service_process import serve_service
     from llama_deploy.apiserver.specs import CONTROL_PLANE
     from llama_deploy.apiserver.wording import did_you_mean, listed
@@ -129,7 +142,13 @@ def _serve_one(deployment: DeploymentFile, name: str, url: str | None, drain_tim
         )
     spec = deployment.service(name)
     url = url or _url_in_file(deployment)
-    _run(serve_service(spec, deployment.folder, control_plane_url=url, drain_timeout_s=drain_timeout_s))
+    ready_file = ReadyFile(options["ready_file"], _reporter(settings))
+    drain_timeout_s = options["drain_timeout_s"]
+    _run(
+        serve_service(
+            spec, deployment.folder, control_plane_url=url, drain_timeout_s=drain_timeout_s, ready_file=ready_file
+        )
+    )
 
 
 def _url_in_file(deployment: DeploymentFile) -> str:
@@ -147,14 +166,14 @@ def _url_in_file(deployment: DeploymentFile) -> str:
     return local_url(url_of(place.host, place.port))
 
 
-def _reporter(settings: Settings, deployment: DeploymentFile) -> Callable[[str], None]:
-    """Writes progress to standard error, beginning with what the file says in vain."""
+def _reporter(settings: Settings, notices: Sequence[str] = ()) -> Callable[[str], None]:
+    """Writes progress to standard error, beginning with the notices: what the file says in vain."""
 
     def report(text: str) -> None:
         if not settings.quiet:
             click.echo(text, err=True)
 
-    for notice in deployment.notices:
+    for notice in notices:
         report(notice)
     return report
 

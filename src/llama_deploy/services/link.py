@@ -11,7 +11,7 @@ import asyncio
 import random
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -229,13 +229,15 @@ async def serve_services(
     instance_id: str | None = None,
     drain_timeout_s: float = 30.0,
     connect_timeout_s: float | None = None,
+    on_ready: Callable[[], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> bool:
     """Serve functions, workflows or `Service` objects in this process until SIGTERM, SIGINT or `stop`.
 
     Connects to the control plane and stays connected: through its restarts too, since registration is repeated with
     every connection. At the end nothing new is taken and what is held is finished within `drain_timeout_s`, else
-    handed back; true when all was finished. With `connect_timeout_s`, raises `CannotReachError` when there is no
+    handed back; true when all was finished. `on_ready` is called once, when the control plane has registered the
+    services for the first time. With `connect_timeout_s`, raises `CannotReachError` when there is no
     control plane by then; without, it keeps trying.
     """
     runner = Runner([as_service(service) for service in services], instance_id=instance_id)
@@ -253,6 +255,7 @@ async def serve_services(
     handled = _handle_signals(loop, stopping)
     link = Link(runner, control_plane_url)
     link.start()
+    telling = asyncio.create_task(_tell_ready(runner, on_ready)) if on_ready is not None else None
     try:
         if connect_timeout_s is not None:
             try:
@@ -268,9 +271,16 @@ async def serve_services(
             raise ProtocolError(problem.get("what", "refused"), why=problem.get("why", ""), fix=problem.get("fix", ""))
         return await runner.drain(drain_timeout_s if runner.ready.is_set() else 0.1)
     finally:
+        if telling is not None:
+            telling.cancel()
         await link.stop()
         for number in handled:
             loop.remove_signal_handler(number)
+
+
+async def _tell_ready(runner: Runner, on_ready: Callable[[], None]) -> None:
+    await runner.ready.wait()
+    on_ready()
 
 
 def _handle_signals(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> list[signal.Signals]:

@@ -247,6 +247,18 @@ async def test_a_control_plane_that_stops_is_waited_for(plane: FakeControlPlane,
     assert len(plane.paths) == 2
 
 
+async def test_a_submission_that_meets_the_stop_is_made_again(plane: FakeControlPlane, client: Client) -> None:
+    def stopping(fake: FakeControlPlane, peer: Peer, op: ClientOp) -> None:
+        fake.handle = answer
+        peer.refuse(op.request, ShuttingDownError("the control plane is stopping"))
+
+    plane.handle = stopping
+    assert await client.run("s", input="x", task_id="t") == "X"
+    first, second = (op.definition for op in plane.ops if isinstance(op, Submit))
+    assert first == second
+    assert len(plane.peers) == 2
+
+
 async def test_a_refusal_without_a_document_is_told(plane: FakeControlPlane, client: Client) -> None:
     from llama_deploy.messages.frames import Refused
 

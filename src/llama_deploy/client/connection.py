@@ -18,7 +18,13 @@ from typing import Literal
 from llama_deploy.client.problems import TRANSIENT, connection_lost, error_from_refusal
 from llama_deploy.client.requests import Call, Reading, Request
 from llama_deploy.client.transport import Transport
-from llama_deploy.errors import ConnectionLostError, LlamaDeployError, SettingError, WaitTimeoutError
+from llama_deploy.errors import (
+    ConnectionLostError,
+    LlamaDeployError,
+    SettingError,
+    ShuttingDownError,
+    WaitTimeoutError,
+)
 from llama_deploy.messages.frames import Accepted, ClientOp, Ended, Forget, Refused, ReplyOp
 from llama_deploy.types import RetryPolicy
 
@@ -171,11 +177,12 @@ class Connection:
     def _receive(self, ops: list[ReplyOp]) -> None:
         for op in ops:
             request = self._open.get(op.request)
-            if request is None:
-                if op.request == 0 and type(op) is Refused:
-                    self._lose(error_from_refusal(op.problem))
+            if type(op) is Refused and (op.request == 0 or request is not None):
+                error = error_from_refusal(op.problem)
+                if op.request == 0 or (isinstance(error, ShuttingDownError) and self._transport.reconnects):
+                    self._lose(error)  # the request stays open, and is asked again where it is answered
                     return
-            elif request.take(op):
+            if request is not None and request.take(op):
                 self._open.pop(op.request, None)
         self._outage = None
 

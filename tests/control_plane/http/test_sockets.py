@@ -41,7 +41,7 @@ from llama_deploy.messages.frames import (
     encode_frame,
 )
 
-PATHS = ("/v1/connect/instance", "/v1/connect/client")
+PATHS = INSTANCE, CLIENT = "/v1/connect/instance", "/v1/connect/client"
 DEADLINE_S = 5
 
 
@@ -160,9 +160,19 @@ async def test_a_page_of_another_site_cannot_connect(url: str) -> None:
             pass
 
 
-# --- instances --------------------------------------------------------------------------------------------------------
+async def test_a_client_of_another_protocol(url: str) -> None:
+    with pytest.raises(InvalidStatus) as caught:
+        async with opened(url, CLIENT + "?protocol=999"):
+            pass
+    answer = caught.value.response
+    assert answer.status_code == 400
+    assert answer.body is not None
+    problem = json.loads(answer.body)
+    assert problem["code"] == "LD304"
+    assert problem["what"] == f"the client speaks protocol 999, this control plane {PROTOCOL_VERSION}"
 
-INSTANCE, CLIENT = PATHS
+
+# --- instances --------------------------------------------------------------------------------------------------------
 
 
 def hello(instance_id: str = "i", *, protocol: int = PROTOCOL_VERSION, services: Any = (), **rest: Any) -> Hello:

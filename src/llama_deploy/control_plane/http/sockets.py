@@ -11,9 +11,16 @@ from urllib.parse import urlsplit
 import msgspec
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
+from llama_deploy.control_plane.http.problems import problem
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import LlamaDeployError, ProtocolError
-from llama_deploy.messages.frames import Refused, decode_client_frame, decode_instance_frame, frames_of
+from llama_deploy.messages.frames import (
+    PROTOCOL_VERSION,
+    Refused,
+    decode_client_frame,
+    decode_instance_frame,
+    frames_of,
+)
 from llama_deploy.runtime.logs import get_logger
 
 log = get_logger("llama_deploy.http")
@@ -85,8 +92,7 @@ class _Sender:
 async def connect_instance(socket: WebSocket) -> None:
     """A service instance's connection."""
     plane: ControlPlane = socket.app.state.plane
-    if not _from_here(socket):
-        await socket.close()
+    if not await _admitted(socket):
         return
     await socket.accept()
     sender = _Sender(socket)
@@ -102,8 +108,7 @@ async def connect_instance(socket: WebSocket) -> None:
 async def connect_client(socket: WebSocket) -> None:
     """A client's connection."""
     plane: ControlPlane = socket.app.state.plane
-    if not _from_here(socket):
-        await socket.close()
+    if not await _admitted(socket):
         return
     await socket.accept()
     sender = _Sender(socket)
@@ -115,10 +120,25 @@ async def connect_client(socket: WebSocket) -> None:
         sender.task.cancel()
 
 
-def _from_here(socket: WebSocket) -> bool:
-    """Whether no page of another site opens it: a browser lets any page connect anywhere, and names its origin."""
+async def _admitted(socket: WebSocket) -> bool:
+    """Whether the connection is taken; where not, it is answered with the reason.
+
+    A browser lets any page connect anywhere and names its origin, so pages of other sites are turned away. Whoever
+    names a protocol in the address names ours; instances name theirs in `Hello`.
+    """
     origin = socket.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == socket.headers.get("host")
+    if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
+        await socket.close()  # before it was accepted: 403
+        return False
+    protocol = socket.query_params.get("protocol", str(PROTOCOL_VERSION))
+    if protocol != str(PROTOCOL_VERSION):
+        error = ProtocolError(
+            f"the client speaks protocol {protocol}, this control plane {PROTOCOL_VERSION}",
+            fix="use the same version of llama_deploy on both sides",
+        )
+        await socket.send_denial_response(problem(error))
+        return False
+    return True
 
 
 async def _receive(socket: WebSocket, sender: _Sender, take: Callable[[bytes], None]) -> None:

@@ -159,8 +159,8 @@ class Run:
         local = "of the documents' own sentences (with OPENAI_API_KEY or OPENAI_BASE_URL set, a model writes them)"
         say(f"==> summaries: {f'by {model} at {endpoint}' if model else local}")
         async with serving(DEPLOYMENT, store=self._options.store, report=lambda line: say(f"    {line}")) as server:
-            say(f"==> control plane at {server.url}, data in {_shown(Path(server.store))}; starting services")
             await server.ready()
+            say(f"==> control plane at {server.url}, data in {_shown(Path(server.store))}")
             async with asyncio.timeout(JOB_TIMEOUT_S), Client(server.url, reconnect_timeout_s=5.0) as client:
                 return await server.while_running(self._follow(client))
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
 import sys
+import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -22,12 +24,10 @@ COMMAND = (sys.executable, "-m", "llama_deploy.cli", "serve")
 DRAIN_S = 5
 STOP_TIMEOUT_S = 20.0
 """How long it may take to end all of its processes; then it is killed, and they with it."""
+LOOK_AGAIN_S = 0.02
 LAST_LINES_MAX = 25
 LINE_BYTES_MAX = 1_048_576
-
-LISTENING = re.compile(r"control plane at (?P<url>\S+), data in (?P<store>.+)")
-READY = re.compile(r"ready\b")
-ABOUT_A_SERVICE = re.compile(r"[\w-]+: (ready|killed|exit|failed)")
+ABOUT_A_SERVICE = re.compile(r"[\w-]+: ")
 
 Value = TypeVar("Value")
 
@@ -39,20 +39,15 @@ class ServerEndedError(RuntimeError):
 class Server:
     """A running deployment. `report` gets what it says of its services once all of them have been ready."""
 
-    def __init__(self, process: asyncio.subprocess.Process, report: Callable[[str], None]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, ready_file: Path, report: Callable[[str], None]) -> None:
         self.url = ""
         self.store = ""
         """Where the data lives."""
         self._process = process
+        self._ready_file = ready_file
         self._report = report
-        self._listening = asyncio.Event()
-        self._ready = asyncio.Event()
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES_MAX)
         self._reading = asyncio.create_task(self._read())
-
-    async def ready(self) -> None:
-        """Wait until every service has a process that takes work. Raises `ServerEndedError`."""
-        await self.while_running(self._ready.wait())
 
     async def while_running(self, work: Coroutine[Any, Any, Value]) -> Value:
         """Do something that needs the deployment. Raises `ServerEndedError` when that ends first."""
@@ -65,6 +60,12 @@ class Server:
         finally:
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
+
+    async def ready(self) -> None:
+        """Wait until every service has a process that takes work. Raises `ServerEndedError`."""
+        await self.while_running(self._look())
+        told = json.loads(self._ready_file.read_text(encoding="utf-8"))
+        self.url, self.store = told["url"], told["store"]
 
     async def stop(self) -> None:
         """End it and all of its processes; what runs is finished or handed back first. Repeating it does nothing."""
@@ -79,18 +80,17 @@ class Server:
                     await self._process.wait()
         await self._reading
 
+    async def _look(self) -> None:
+        while not self._ready_file.exists():  # noqa: ASYNC110 - a file gives no sign
+            await asyncio.sleep(LOOK_AGAIN_S)
+
     async def _read(self) -> None:
         """Follow what it prints, until it has ended."""
         assert self._process.stderr is not None, "it was started with a pipe"
         async for raw in self._process.stderr:
             line = raw.decode("utf-8", "replace").rstrip()
             self._last_lines.append(line)
-            if found := LISTENING.search(line):
-                self.url, self.store = found["url"], found["store"]
-                self._listening.set()
-            elif READY.match(line):
-                self._ready.set()
-            elif self._ready.is_set() and ABOUT_A_SERVICE.match(line):
+            if self.url and ABOUT_A_SERVICE.match(line):
                 self._report(line)
 
 
@@ -98,21 +98,24 @@ class Server:
 async def serving(file: Path, *, store: str | None, report: Callable[[str], None]) -> AsyncIterator[Server]:
     """Serve a deployment file for as long as the block runs, on a free port, with its data in `store`.
 
-    By default that is where `llamactl` keeps it: in `.llama_deploy/` beside the file. Raises `ServerEndedError`.
+    It yields at once; `ready` waits. By default the data is where `llamactl` keeps it: in `.llama_deploy/` beside the
+    file.
     """
     place = () if store is None else ("--store", store)
-    process = await asyncio.create_subprocess_exec(
-        *(*COMMAND, str(file), "--port", "0", "--drain-timeout", str(DRAIN_S), *place),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        limit=LINE_BYTES_MAX,
-        env={**os.environ, SUPERVISOR_PID: str(os.getpid())},  # it dies with us, even if we are killed
-        process_group=0,  # Ctrl-C comes here alone; how the deployment then ends is decided here
-    )
-    server = Server(process, report)
-    try:
-        await server.while_running(server._listening.wait())  # noqa: SLF001 - its other half
-        yield server
-    finally:
-        await server.stop()
+    with tempfile.TemporaryDirectory(prefix="briefing-") as folder:
+        ready_file = Path(folder) / "ready.json"
+        process = await asyncio.create_subprocess_exec(
+            *(*COMMAND, str(file), "--port", "0", "--drain-timeout", str(DRAIN_S), "--ready-file", str(ready_file)),
+            *place,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LINE_BYTES_MAX,
+            env={**os.environ, SUPERVISOR_PID: str(os.getpid())},  # it dies with us, even if we are killed
+            process_group=0,  # Ctrl-C comes here alone; how the deployment then ends is decided here
+        )
+        server = Server(process, ready_file, report)
+        try:
+            yield server
+        finally:
+            await server.stop()

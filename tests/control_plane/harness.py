@@ -120,7 +120,6 @@ def cut(plane: ControlPlane) -> None:
     store = plane.store
     if isinstance(store, MemoryStore):
         store._handed_over.clear()
-        store._unsettled = 0
     gone: Any = _Gone()
     plane.store = plane.engine.store = gone
     plane.engine.stopping = True
@@ -133,7 +132,7 @@ def cut(plane: ControlPlane) -> None:
     if isinstance(store, SQLiteStore):
         store._settle = lambda *_: None  # type: ignore[method-assign]
         store._pending.clear()
-        plane._crashed_store = store  # type: ignore[attr-defined]
+    plane._crashed_store = store  # type: ignore[attr-defined]
 
 
 async def abandon(plane: ControlPlane) -> None:
@@ -148,8 +147,10 @@ async def abandon(plane: ControlPlane) -> None:
     await plane.sweeper.stop()
     await plane.engine.stop()
     await plane.queue.stop()
-    store: Any = getattr(plane, "_crashed_store", None)
-    if store is not None and not store._closed:
+    store: Any = plane._crashed_store  # type: ignore[attr-defined]
+    if isinstance(store, MemoryStore):
+        store._unsettled = 0
+    elif isinstance(store, SQLiteStore) and not store._closed:
         store._closed = True
         store._commits.put(None)
         await asyncio.to_thread(store._thread.join)
@@ -312,6 +313,13 @@ class LinkedRunner:
 
     def drop(self) -> None:
         """The connection breaks."""
+        self._closed()
+
+    def die(self) -> None:
+        """Its process is gone: nothing that runs here is heard of any more."""
+        self.runner.send = lambda _: None
+        for step_id in list(self.runner.steps):
+            self.runner._stop(step_id, "the process is gone")
         self._closed()
 
     async def stop(self) -> None:

@@ -282,8 +282,7 @@ async def test_a_goodbye_hands_back_at_once() -> None:
 async def test_a_step_that_is_lost_again_and_again_has_a_limit() -> None:
     settings = EngineSettings(attempts_max=3)
     async with world(clock=ManualClock(), settings=settings, orchestrator=SimpleOrchestrator(99)) as made:
-        await FakeInstance(instance_id="keeps the service known", concurrency=0).connect(made.plane)
-        entry = await submit(made.plane)
+        entry = await submit(made.plane, wait_for_service=True)
         for number in range(3):
             instance = FakeInstance(instance_id=str(number))
             await instance.connect(made.plane)
@@ -589,22 +588,24 @@ async def test_a_service_name_that_cannot_be_used(name: str) -> None:
         assert made.plane.engine.registry.services == {}
 
 
-@pytest.mark.parametrize("services", [b"", b"{", b"null", b"[1]", b'[{"service_name": 1}]', b"\xff"])
+@pytest.mark.parametrize(
+    "services",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[1]",
+        b'[{"service_name": 1}]',
+        b"\xff",
+        b'[{"service_name": "x", "description": "", "concurrency": -5}]',
+    ],
+)
 async def test_definitions_that_are_none(services: bytes) -> None:
     async with world() as made:
         instance = FakeInstance()
         instance.attach(made.plane)
         instance.send(Hello(1, "one", services, [], 1, "host"))
         assert (await refused(instance))["code"] == "LD201"
-
-
-async def test_a_service_that_takes_nothing_gets_nothing() -> None:
-    async with world() as made:
-        instance = FakeInstance(concurrency=-5)
-        await instance.connect(made.plane)
-        await submit(made.plane)
-        await quiet(made)
-        assert instance.all(Deliver) == []
 
 
 async def test_operations_about_steps_that_are_none_change_nothing() -> None:

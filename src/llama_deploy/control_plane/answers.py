@@ -263,7 +263,7 @@ class Answers:
         else:
             transition.answered = (step.step_id,)
             del entry.open[step.step_id]
-        self._engine.store.record(transition)
+        self._engine.recording.hand_over(transition)
 
     def _reschedule(self, step: OpenStep, now: float, delay_s: float) -> DeliveryMove:
         """Make the next attempt of a step due after a delay; the same ticket, one attempt higher."""
@@ -272,7 +272,6 @@ class Answers:
         step.claimed_by = None
         step.due_at = now + delay_s
         step.overdue_s = 0.0
-        self._engine.arm_sweeper(step.due_at)
         return DeliveryMove(step.step_id, step.attempt - 1, step.attempt, step.due_at)
 
     def _answer_settled(self, error: LlamaDeployError | None, done: Callable[[], None]) -> None:

@@ -158,9 +158,6 @@ class Recording:
             )
             if sending.delay_s > 0:
                 step.due_at = now + self._engine.jitter(sending.delay_s)
-                self._engine.arm_sweeper(step.due_at)
-            else:
-                self._engine.arm_sweeper(now + self._engine.settings.overdue_s)
             entry.open[step.step_id] = step
             record.messages.append(
                 SentMessage(
@@ -262,6 +259,7 @@ class Recording:
                 recorded(error)
                 return
             entry.settled_seq = seq
+            self._arm_sweeper(transition)
             for write in shared:
                 self._shared_committed(write)
             recorded(None)
@@ -272,6 +270,26 @@ class Recording:
 
         transition.settled = settled
         self._engine.store.record(transition)
+
+    def hand_over(self, transition: Transition) -> None:
+        """Hand a transition to the store that changes deliveries and nothing else."""
+        recorded = transition.settled
+
+        def settled(error: LlamaDeployError | None) -> None:
+            if error is None:
+                self._arm_sweeper(transition)
+            recorded(error)
+
+        transition.settled = settled
+        self._engine.store.record(transition)
+
+    def _arm_sweeper(self, transition: Transition) -> None:
+        """Have the sweeper look when what is committed now falls due; before the commit it would not see it."""
+        for delivery in transition.sent:
+            self._engine.arm_sweeper(delivery.visible_at)
+        for move in transition.moved:
+            if not move.parked:
+                self._engine.arm_sweeper(move.visible_at)
 
     def _shared_committed(self, write: SharedWrite) -> None:
         session = self._engine.cache.sessions.get(write.session_id)

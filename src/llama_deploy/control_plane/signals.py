@@ -161,7 +161,6 @@ class Signals:
             transition.moved = (
                 DeliveryMove(step.step_id, step.attempt, step.attempt, now + engine.settings.overdue_s),
             )
-            engine.arm_sweeper(now + engine.settings.overdue_s)
 
         def recorded(error: LlamaDeployError | None) -> None:
             if error is None:
@@ -319,10 +318,9 @@ class Signals:
             if error is None:
                 engine.publish(entry, [step])
 
-        engine.arm_sweeper(now + engine.settings.overdue_s)
         transition = Transition(settled=settled, moved=(move,))
         if entry.final:  # a notification: the history of an ended task is closed
-            engine.store.record(transition)
+            engine.recording.hand_over(transition)
         else:
             engine.recording.commit(entry, transition, "lost", record, now=now, state=entry.working_state())
 

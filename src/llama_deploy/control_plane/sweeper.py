@@ -21,6 +21,9 @@ from llama_deploy.state_stores.base import DeliveryMove, DeliveryRow, Transition
 
 log = get_logger("llama_deploy.sweeper")
 
+LOOK_AGAIN_S = 0.05
+"""Pause before the sweeper looks again at what was overdue and had a commit on its way."""
+
 
 class Sweeper:
     """Publishes overdue deliveries of one engine."""
@@ -43,7 +46,11 @@ class Sweeper:
         self._armed_for = when
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._engine.clock.call_at(when, self._wake.set)
+        self._timer = self._engine.clock.call_at(when, self._fire)
+
+    def _fire(self) -> None:
+        self._armed_for = float("inf")
+        self._wake.set()
 
     async def start(self) -> int:
         """Take up what an earlier run has left: all of it is overdue, once its instances had time to come back.
@@ -71,11 +78,13 @@ class Sweeper:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            self._armed_for = float("inf")
             try:
                 await self.sweep()
-            except LlamaDeployError as error:
-                log.warning("sweep failed, repeating it", error=str(error))
+            except Exception as error:  # the edge of this task: whatever happened, what is overdue stays overdue
+                if isinstance(error, LlamaDeployError):
+                    log.warning("sweep failed, repeating it", error=str(error))
+                else:
+                    log.exception("sweep failed, repeating it")
                 self.arm(self._engine.clock.now() + 1.0)
 
     async def sweep(self) -> int:
@@ -84,53 +93,72 @@ class Sweeper:
         handled = 0
         while True:
             rows = await engine.store.due_deliveries(engine.clock.now(), limit=engine.settings.sweep_batch_max)
-            if rows:
-                handled += len(rows)
-                await self._handle(rows)
-            if len(rows) < engine.settings.sweep_batch_max:
+            count = await self._handle(rows) if rows else 0
+            handled += count
+            if count == 0 or len(rows) < engine.settings.sweep_batch_max:
                 break
         due = await engine.store.next_due()
-        if due is not None:
-            self.arm(due)
+        if due is not None:  # what is left overdue has a commit on its way that will say when to look again
+            now = engine.clock.now()
+            self.arm(due if due > now else now + LOOK_AGAIN_S)
         return handled
 
-    async def _handle(self, rows: Sequence[DeliveryRow]) -> None:
+    async def _handle(self, rows: Sequence[DeliveryRow]) -> int:
+        """Take care of overdue rows; returns of how many."""
         engine = self._engine
+        loaded = [(row, await engine.cache.load(row.task_id)) for row in rows]
         now = engine.clock.now()
         moves: list[DeliveryMove] = []
-        publications: list[tuple[TaskEntry, OpenStep]] = []
-        for row in rows:
-            entry = await engine.cache.load(row.task_id)
+        publications: list[tuple[TaskEntry, OpenStep, int]] = []
+        lost = 0
+        for row, entry in loaded:  # nothing is awaited from here until the moves are handed over
             step = entry.open.get(row.step_id) if entry is not None else None
-            if entry is None or step is None or step.parked or step.due_at > now or entry.stale:
-                continue  # answered, parked or moved while this sweep was reading
-            if self._overran(step, now):
-                self._signals.lost([step.step_id], step.claimed_by or "", "its run deadline is over")
+            if entry is None or step is None or step.parked or step.attempt != row.attempt or entry.stale:
+                continue  # answered, parked or moved, and on its way to the store
+            if not entry.busy and self._is_lost(entry, step, now):
+                lost += 1
                 continue
-            if self._was_begun(entry, step):
-                self._signals.lost([step.step_id], None, "it was lost together with the control plane")
-                continue
+            moves.append(self._extended(step, now))
             held = step.claimed_by is not None and step.claimed_by in engine.registry.instances
-            if not held and not step.published:
-                publications.append((entry, step))
-            settings = engine.settings
-            step.overdue_s = min(settings.overdue_s_max, step.overdue_s * 2 or settings.overdue_s)
-            wait_s = settings.overdue_s if held else step.overdue_s
-            begun = int(step.started == step.attempt)
-            moves.append(DeliveryMove(step.step_id, step.attempt, step.attempt, now + wait_s, started=begun))
+            if not held and not entry.busy and step.due_at <= now:
+                publications.append((entry, step, step.attempt))
         if moves:
             settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            # A refusal only means that one of them was answered meanwhile: the next sweep looks again.
             engine.store.record(Transition(settled=lambda _: resolve(settled), moved=moves))
             await settled
-        for entry, step in publications:
-            if not step.published and not step.parked and not step.claimed_by:
+        for entry, step, attempt in publications:
+            waits = entry.open.get(step.step_id) is step and not step.parked and not entry.busy
+            if waits and step.attempt == attempt and step.claimed_by not in engine.registry.instances:
                 step.due_at = 0.0
                 engine.publish(entry, [step])
+        return len(moves) + lost
+
+    def _extended(self, step: OpenStep, now: float) -> DeliveryMove:
+        """When to look at a step again: what is not claimed is published again with growing pauses."""
+        settings = self._engine.settings
+        if step.due_at > now:
+            visible_at = step.due_at
+        elif step.claimed_by is not None and step.claimed_by in self._engine.registry.instances:
+            visible_at = now + settings.overdue_s
+        else:
+            step.overdue_s = min(settings.overdue_s_max, step.overdue_s * 2 or settings.overdue_s)
+            visible_at = now + step.overdue_s
+        begun = int(step.started == step.attempt)
+        return DeliveryMove(step.step_id, step.attempt, step.attempt, visible_at, started=begun)
+
+    def _is_lost(self, entry: TaskEntry, step: OpenStep, now: float) -> bool:
+        """Make a step that nobody will answer any more the next attempt."""
+        if self._overran(step, now):
+            self._signals.lost([step.step_id], step.claimed_by, "its run deadline is over")
+            return True
+        if self._was_begun(entry, step):
+            self._signals.lost([step.step_id], None, "it was lost together with the control plane")
+            return True
+        return False
 
     def _was_begun(self, entry: TaskEntry, step: OpenStep) -> bool:
         """Whether an instance of an earlier run has worked on this attempt, and nobody has come back with it."""
-        if step.claimed_by is not None or step.published:
+        if step.claimed_by is not None or step.published or step.due_at > self._engine.clock.now():
             return False
         streamed = entry.stream is not None and entry.stream.count_of(step.step_id, step.attempt) > 0
         return step.started == step.attempt or streamed

@@ -220,15 +220,17 @@ def rebuild(
     row: TaskRow, history: Sequence[HistoryRow], deliveries: Sequence[DeliveryRow], session: SessionState | None
 ) -> TaskEntry:
     """The task as its history and its open deliveries tell it."""
-    records = [(entry.seq, entry.kind, decode_record(entry.data)) for entry in history]
-    definition = TaskDefinition.model_validate(msgspec.json.decode(bytes(records[0][2].definition)))
+    records = [(entry, decode_record(entry.data)) for entry in history]
+    first = records[0][1]
+    definition = TaskDefinition.model_validate(msgspec.json.decode(bytes(first.definition)))
     entry = TaskEntry(row, definition, session)
-    entry.definition_json = bytes(records[0][2].definition)
+    entry.definition_json = bytes(first.definition)
     entry.recorded = True
     entry.settled_seq = row.version
-    by_seq = {seq: record for seq, _, record in records}
+    by_seq = {row.seq: (row, record) for row, record in records}
     for delivery in deliveries:
-        message = by_seq[delivery.seq].messages[delivery.index]
+        sent_by, record = by_seq[delivery.seq]
+        message = record.messages[delivery.index]
         step = OpenStep(
             step_id=delivery.step_id,
             service=delivery.service,
@@ -239,11 +241,12 @@ def rebuild(
             index=delivery.index,
         )
         step.attempt = delivery.attempt
+        step.due_at = sent_by.at + message.delay_s if message.delay_s else 0.0
         step.parked = delivery.parked
         step.started = delivery.attempt if delivery.started else 0
         entry.open[step.step_id] = step
-    for _, kind, record in records:
-        _replay(entry, kind, record)
+    for row_of_entry, record in records:
+        _replay(entry, row_of_entry.kind, record)
     return entry
 
 
@@ -276,5 +279,6 @@ def _replay(entry: TaskEntry, kind: str, record: Record) -> None:
     elif kind == "retrying":
         step.failures += 1
         step.asking = False
+        step.due_at = record.due_at or 0.0
     elif kind == "lost":
         step.asking = False

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import REPOSITORY, Process, free_port, run_client
+from benchmarks.processes import REPOSITORY, Process, run_client, wait_until
 from benchmarks.systems.base import Running, System
 
 LLAMACTL = Path(sys.executable).parent / "llamactl"
@@ -74,16 +74,19 @@ class RunningOurs(Running):
         self.store = folder / "store.sqlite"
         self.control_plane: Process | None = None
         self.services: list[Process] = []
+        self.url = ""
         self._file = file
-        self._port = free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
+        self._ready_file = folder / "ready.json"
 
     def start_control_plane(self) -> None:
-        """Starts it, on the same port and store each time; returns when it listens."""
-        where = ["--port", str(self._port), "--store", str(self.store)]
+        """Starts it, on the same port and store each time; returns when it is ready."""
+        self._ready_file.unlink(missing_ok=True)  # a killed one has left it
+        port = self.url.rpartition(":")[2] or "0"
+        where = ["--port", port, "--store", str(self.store), "--ready-file", str(self._ready_file)]
         argv = [str(LLAMACTL), "serve", str(self._file), "--only", "control-plane", *where]
-        self.control_plane = Process(argv, self.folder / "control-plane.log")
-        self.control_plane.wait_for_port(self._port)
+        process = self.control_plane = Process(argv, self.folder / "control-plane.log")
+        wait_until(lambda: process.check() and self._ready_file.exists(), "the control plane is ready")
+        self.url = json.loads(self._ready_file.read_text())["url"]
 
     def start_service(self) -> Process:
         """Starts one more process with all services; it registers by itself."""

@@ -69,9 +69,20 @@ async def flaky(context: ServiceContext, number: int) -> int:
     return number
 
 
+@service
+async def large(context: ServiceContext, size: int, event: int = 0) -> str:
+    """Streams a large event, and returns a large text."""
+    effect(context)
+    if event:
+        context.stream("x" * event)
+    return "x" * size
+
+
 async def main() -> bool:
     arm_from_environment()
-    return await serve_services([double, gate, tell, block, flaky], control_plane_url=sys.argv[1], drain_timeout_s=20.0)
+    return await serve_services(
+        [double, gate, tell, block, flaky, large], control_plane_url=sys.argv[1], drain_timeout_s=20.0
+    )
 
 
 if __name__ == "__main__":

@@ -345,11 +345,11 @@ def pieces(items: list[bytes]) -> Iterator[tuple[int, list[bytes]]]:
     """Items in order, in pieces that fit into one operation each, with the position of a piece's first item."""
     begin = size = 0
     for position, item in enumerate(items):
-        if size and size + len(item) > FRAME_BYTES_TARGET:
+        if position > begin and size + len(item) > FRAME_BYTES_TARGET:
             yield begin, items[begin:position]
             begin, size = position, 0
         size += len(item)
-    if size:
+    if items:
         yield begin, items[begin:] if begin else items
 
 

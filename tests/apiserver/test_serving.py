@@ -171,9 +171,7 @@ async def test_the_ready_file_is_there_while_everything_is_ready(folder: Path, c
     path = folder / "ready.json"
     path.write_text("left behind")
     async with llamactl(command, "--ready-file", "ready.json", folder=folder) as serving:
-        await serving.says("control plane at")
-        assert await eventually(path.exists, DEADLINE_S)
-        assert any("ready. Try: llamactl" in line for line in serving.said)
+        await serving.says("ready. Try: llamactl")
         told = json.loads(path.read_text())
         store = str(folder / ".llama_deploy" / "demo.db")
         assert told == {"url": await serving.url(), "pid": serving.process.pid, "store": store}
@@ -205,6 +203,30 @@ async def test_each_part_has_a_ready_file_of_its_own(folder: Path) -> None:
         assert not part.exists()
         assert await plane.ends(signal.SIGTERM) == 0
     assert not whole.exists()
+
+
+@pytest.mark.parametrize("command", ["serve", "dev"])
+async def test_it_works_and_stops_when_nobody_reads_what_it_says(folder: Path, command: str) -> None:
+    path = folder / "ready.json"
+    reading, writing = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "llama_deploy.cli", command, "--ready-file", str(path)),
+        cwd=folder,
+        stderr=writing,
+        process_group=0,
+    )
+    os.close(writing)
+    os.close(reading)
+    try:
+        assert await eventually(path.exists, DEADLINE_S)
+        async with Client(json.loads(path.read_text())["url"]) as client:
+            assert await client.run("shout", text="a") == "A!"
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), DEADLINE_S) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 async def test_a_killed_service_comes_back_and_its_step_is_done(folder: Path) -> None:

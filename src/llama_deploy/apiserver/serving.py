@@ -248,8 +248,8 @@ class _Instances:
         self._served = served
         if not self.all_ready and served.issuperset(self._names):
             self.all_ready = True
-            self._report(f"ready. Try: llamactl {self._example(self._names[0])}    Stop: Ctrl-C")
             self._on_ready()
+            self._report(f"ready. Try: llamactl {self._example(self._names[0])}    Stop: Ctrl-C")
 
     def _example(self, name: str) -> str:
         """A command that runs a service, with the arguments that its schema asks for."""

@@ -5,6 +5,7 @@ Both say on standard error what happens; standard output stays empty. A child of
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -171,7 +172,8 @@ def _reporter(settings: Settings, notices: Sequence[str] = ()) -> Callable[[str]
 
     def report(text: str) -> None:
         if not settings.quiet:
-            click.echo(text, err=True)
+            with contextlib.suppress(OSError):  # whoever read it has gone; what is served is for others
+                click.echo(text, err=True)
 
     for notice in notices:
         report(notice)

@@ -8,6 +8,7 @@ that closes. Whatever the connection loses is repeated by the runner after the n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import threading
@@ -81,7 +82,8 @@ class Link(threading.Thread):
 
     async def stop(self) -> None:
         """Send what is waiting, close the connection, end the thread."""
-        self._loop.call_soon_threadsafe(self._stopped.set)
+        with contextlib.suppress(RuntimeError):  # the thread has ended by itself: the instance was refused
+            self._loop.call_soon_threadsafe(self._stopped.set)
         await asyncio.to_thread(self.join, 5.0)
 
     async def _keep_connected(self) -> None:

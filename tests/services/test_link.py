@@ -1,0 +1,210 @@
+"""The link of an instance, against a control plane that misbehaves: it stays, comes back, and ends when it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+from tests.support import eventually
+from websockets.asyncio.server import ServerConnection, serve
+
+from llama_deploy.errors import CannotReachError, InvalidRequestError, ProtocolError, SettingError
+from llama_deploy.messages.frames import (
+    Disowned,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    InstanceOp,
+    Refused,
+    Welcome,
+    decode_instance_frame,
+    encode_frame,
+)
+from llama_deploy.services import serve_services, service
+from llama_deploy.services.link import instance_url
+
+HEARTBEAT_S = 0.02
+Behaviour = Callable[["Plane", ServerConnection], Awaitable[None]]
+
+
+@service
+async def shout(text: str) -> str:
+    """Upper case."""
+    return text.upper()
+
+
+class Plane:
+    """What an instance connects to. It does to each connection what `behave` says."""
+
+    def __init__(self, behave: Behaviour) -> None:
+        self.behave = behave
+        self.connections = 0
+        self.said: list[InstanceOp] = []
+        self.url = ""
+
+    async def serve(self, socket: ServerConnection) -> None:
+        self.connections += 1
+        await self.behave(self, socket)
+
+    async def listen(self, socket: ServerConnection, *, answer: bool = True) -> None:
+        """Be a control plane that works, until the instance leaves."""
+        async for data in socket:
+            assert isinstance(data, bytes)
+            operations = decode_instance_frame(data)
+            self.said.extend(operations)
+            for operation in operations:
+                if isinstance(operation, Hello):
+                    await socket.send(encode_frame([Welcome(HEARTBEAT_S, 5 * HEARTBEAT_S, [])]))
+                elif isinstance(operation, Heartbeat) and answer:
+                    await socket.send(encode_frame([Disowned([])]))
+
+    def heard(self, kind: type) -> int:
+        return sum(isinstance(operation, kind) for operation in self.said)
+
+
+async def works(plane: Plane, socket: ServerConnection) -> None:
+    await plane.listen(socket)
+
+
+@asynccontextmanager
+async def serving(behave: Behaviour) -> AsyncIterator[tuple[Plane, asyncio.Task[bool], asyncio.Event]]:
+    """An instance of a control plane that behaves so."""
+    plane = Plane(behave)
+    async with serve(plane.serve, "127.0.0.1", 0, compression=None) as server:
+        plane.url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+        stop = asyncio.Event()
+        work = asyncio.create_task(
+            serve_services([shout], control_plane_url=plane.url, instance_id="i", drain_timeout_s=1.0, stop=stop)
+        )
+        try:
+            yield plane, work, stop
+        finally:
+            stop.set()
+            await asyncio.gather(work, return_exceptions=True)
+
+
+async def test_it_says_hello_lives_and_says_goodbye() -> None:
+    async with serving(works) as (plane, work, stop):
+        await eventually(lambda: plane.heard(Heartbeat) >= 3)
+        stop.set()
+        assert await work is True
+    assert isinstance(plane.said[0], Hello)
+    assert isinstance(plane.said[-1], Goodbye)
+    assert plane.connections == 1
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    ["text", b"\xc1", b"\x91" * 10_000, b"", encode_frame([["Nonsense"]])],
+    ids=["text", "no msgpack", "nested deeply", "empty", "no operation"],
+)
+async def test_rubbish_ends_the_connection_and_not_the_instance(rubbish: str | bytes) -> None:
+    async def misbehave(plane: Plane, socket: ServerConnection) -> None:
+        if plane.connections == 1:
+            await socket.send(rubbish)
+            await socket.wait_closed()
+        else:
+            await plane.listen(socket)
+
+    async with serving(misbehave) as (plane, work, _):
+        await eventually(lambda: plane.heard(Heartbeat) >= 1)
+        assert not work.done()
+
+
+async def test_a_frame_without_operations_means_nothing() -> None:
+    async def misbehave(plane: Plane, socket: ServerConnection) -> None:
+        await socket.send(encode_frame([]))
+        await plane.listen(socket)
+
+    async with serving(misbehave) as (plane, _, _):
+        await eventually(lambda: plane.heard(Heartbeat) >= 1)
+        assert plane.connections == 1
+
+
+async def test_a_control_plane_that_falls_silent_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    async def fall_silent(plane: Plane, socket: ServerConnection) -> None:
+        await plane.listen(socket, answer=plane.connections > 1)
+
+    async with serving(fall_silent) as (plane, work, _):
+        await eventually(lambda: plane.connections == 2)
+        await eventually(lambda: plane.heard(Hello) == 2)
+        beats = plane.heard(Heartbeat)
+        await eventually(lambda: plane.heard(Heartbeat) > beats + 10)
+        assert plane.connections == 2
+        assert not work.done()
+    assert "the control plane is silent" in caplog.text
+
+
+async def test_a_control_plane_that_drops_every_connection_is_not_hammered() -> None:
+    async def drop(plane: Plane, socket: ServerConnection) -> None:
+        await socket.close()
+
+    async with serving(drop) as (plane, work, stop):
+        began = time.monotonic()
+        await eventually(lambda: plane.connections >= 5)
+        assert time.monotonic() - began > 0.3, "the pauses grow"
+        stop.set()
+        assert await work is True, "it held nothing"
+
+
+async def test_who_is_refused_says_so_and_ends() -> None:
+    async def refuse(plane: Plane, socket: ServerConnection) -> None:
+        error = InvalidRequestError("instance_id 'i' cannot be used", why="somebody has it", fix="take another")
+        await socket.send(encode_frame([Refused(0, msgspec.json.encode(error.to_problem()))]))
+        await socket.close()
+
+    async with serving(refuse) as (plane, work, _):
+        with pytest.raises(ProtocolError) as caught:
+            await asyncio.wait_for(work, 5)
+        assert (caught.value.what, caught.value.why) == ("instance_id 'i' cannot be used", "somebody has it")
+        assert caught.value.fix == "take another"
+        assert plane.connections == 1
+
+
+async def test_an_attempt_to_connect_that_hangs_does_not_hold_up_the_end() -> None:
+    reached = asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reached.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    async with server:
+        stop = asyncio.Event()
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        work = asyncio.create_task(serve_services([shout], control_plane_url=url, stop=stop))
+        await reached.wait()
+        began = time.monotonic()
+        stop.set()
+        assert await work is True
+        assert time.monotonic() - began < 2
+
+
+async def test_who_does_not_want_to_wait_for_ever_is_told(free_port: int) -> None:
+    with pytest.raises(CannotReachError) as caught:
+        await serve_services([shout], control_plane_url=f"http://127.0.0.1:{free_port}", connect_timeout_s=0.2)
+    assert str(free_port) in caught.value.what
+    assert "Connect call failed" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://h:1", "ws://h:1/v1/connect/instance"),
+        ("https://h/", "wss://h/v1/connect/instance"),
+        ("ws://h:1", "ws://h:1/v1/connect/instance"),
+    ],
+)
+def test_the_address_of_a_control_plane(url: str, address: str) -> None:
+    assert instance_url(url) == address
+
+
+@pytest.mark.parametrize("url", ["", "h:1", "ftp://h", "http://"])
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(SettingError):
+        instance_url(url)

@@ -127,7 +127,7 @@ class Sweeper:
             engine.store.record(Transition(settled=lambda _: resolve(settled), moved=moves))
             await settled
         for entry, step, attempt in publications:
-            waits = entry.open.get(step.step_id) is step and not step.parked and not entry.busy
+            waits = entry.open.get(step.step_id) is step and not step.parked and not entry.busy and not entry.stale
             if waits and step.attempt == attempt and step.claimed_by not in engine.registry.instances:
                 step.due_at = 0.0
                 engine.publish(entry, [step])

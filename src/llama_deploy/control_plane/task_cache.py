@@ -41,11 +41,15 @@ class TaskCache:
     def with_entry(self, task_id: str, use: Use, *, failed: Callable[[LlamaDeployError], None] | None = None) -> None:
         """Call `use` with the task, at once when it is in memory, else when it is loaded; `None`: no such task.
 
+        A task whose submission is on its way is waited for: it may turn out to be another one, or none.
         When the store cannot be read, `failed` is told; without it, the task is asked for until the store can be.
         """
         entry = self.tasks.get(task_id)
-        if entry is not None:
+        if entry is not None and entry.recorded:
             use(entry)
+            return
+        if entry is not None:
+            entry.recorded_callbacks.append(lambda *_: self.with_entry(task_id, use, failed=failed))
             return
         waiting = self._loading.get(task_id)
         if waiting is not None:
@@ -75,7 +79,7 @@ class TaskCache:
     async def get(self, task_id: str) -> TaskEntry:
         """The recorded task. Raises `TaskNotFoundError`."""
         entry = await self.load(task_id)
-        if entry is None or not entry.recorded:
+        if entry is None:
             raise TaskNotFoundError(f"there is no task {task_id!r}", fix="llamactl tasks list   shows the newest tasks")
         return entry
 

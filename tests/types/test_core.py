@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from llama_deploy.types import (
     CONTROL_PLANE_NAME,
     EventDefinition,
-    RetryPolicy,
     ServiceDefinition,
     SessionDefinition,
     TaskDefinition,

@@ -70,7 +70,9 @@ def test_the_definition_says_what_the_signature_says() -> None:
     assert definition.output_schema == {"type": "string"}
     configured = add.definition
     assert (configured.service_name, configured.description, configured.concurrency) == ("adder", "Adds.", 2)
-    assert (configured.run_timeout_s, configured.retry.max_retries) == (5.0, 1)
+    assert configured.run_timeout_s == 5.0
+    assert configured.retry is not None
+    assert configured.retry.max_retries == 1
 
 
 def test_what_is_not_annotated_has_an_empty_schema() -> None:

@@ -30,7 +30,7 @@ INSTALLED_BYTES_MAX = 60_000_000
 LIBRARY_MODULES_MAX = 50
 LIBRARY_MUST_NOT_IMPORT = {
     *("asyncio", "click", "fastapi", "httpx2", "llama_index_instrumentation", "msgspec", "pydantic", "sqlite3"),
-    *("starlette", "structlog", "uvicorn", "uvloop", "websockets", "workflows", "yaml"),
+    *("starlette", "uvicorn", "uvloop", "websockets", "workflows", "yaml"),
 }
 
 HELP_MODULES_MAX = 160

@@ -1,35 +1,57 @@
 """Structured logs through the standard `logging`, so that whoever embeds this decides where they go.
 
 `get_logger(name)` gives a logger that takes an event and key-value pairs. Without any set-up only warnings are shown,
-on stderr, as `logging` does it; `configure` is for programs of our own.
+on stderr, as `logging` does it; `configure` is for programs of our own. Nothing else is imported for it: every service
+process pays for what this module needs.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
 from typing import Any
 
-import structlog
+
+class EventLogger:
+    """Logs events in words, each with what it is about as key-value pairs."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def info(self, event: str, **pairs: Any) -> None:
+        """Something happened as it should."""
+        self._log(logging.INFO, event, pairs)
+
+    def warning(self, event: str, *, exception: str = "", **pairs: Any) -> None:
+        """Something happened that should not, and is taken care of; `exception` is a traceback from elsewhere."""
+        self._log(logging.WARNING, event, pairs, trace=exception)
+
+    def error(self, event: str, *, exc_info: BaseException | None = None, **pairs: Any) -> None:
+        """Something failed; with the traceback of the exception, if there is one."""
+        self._log(logging.ERROR, event, pairs, exc_info)
+
+    def exception(self, event: str, *, exc_info: BaseException | None = None, **pairs: Any) -> None:
+        """Something failed; with the traceback of the exception, or of the one that is being handled."""
+        self._log(logging.ERROR, event, pairs, exc_info or sys.exception())
+
+    def _log(
+        self,
+        level: int,
+        event: str,
+        pairs: dict[str, Any],
+        exc_info: BaseException | None = None,
+        *,
+        trace: str = "",
+    ) -> None:
+        if self._logger.isEnabledFor(level):
+            said = " ".join(f"{key}={value}" for key, value in pairs.items())
+            text = (f"{event}  {said}" if said else event) + (f"\n{trace}" if trace else "")
+            self._logger.log(level, "%s", text, exc_info=exc_info, stacklevel=3)
 
 
-def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
-    """The event, its key-value pairs, and its traceback if there is one."""
-    trace = event.pop("exception", None)
-    text = str(event.pop("event", ""))
-    pairs = " ".join(f"{key}={value}" for key, value in event.items())
-    return text + (f"  {pairs}" if pairs else "") + (f"\n{trace}" if trace else "")
-
-
-_PROCESSORS: list[Any] = [structlog.stdlib.filter_by_level, structlog.processors.format_exc_info, _render]
-
-
-def get_logger(name: str) -> Any:
+def get_logger(name: str) -> EventLogger:
     """A logger for one module; `name` as in `logging`."""
-    return structlog.wrap_logger(
-        logging.getLogger(name), processors=_PROCESSORS, wrapper_class=structlog.stdlib.BoundLogger
-    )
+    return EventLogger(name)
 
 
 def configure(level: str = "INFO") -> None:

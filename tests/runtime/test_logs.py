@@ -1,0 +1,48 @@
+"""Logs: an event and its pairs on one line, tracebacks below it, and the level and place that `logging` knows."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from llama_deploy.runtime.logs import get_logger
+
+log = get_logger("llama_deploy.test")
+
+
+def test_an_event_and_its_pairs_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    log.warning("something odd", step_id="a:1", seconds=1.5)
+    log.warning("nothing more to say: 100 %")
+    assert caplog.messages == ["something odd  step_id=a:1 seconds=1.5", "nothing more to say: 100 %"]
+    record = caplog.records[0]
+    assert (record.name, record.levelname, record.funcName) == (
+        "llama_deploy.test",
+        "WARNING",
+        "test_an_event_and_its_pairs_are_one_line",
+    )
+
+
+def test_what_is_below_the_level_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    log.info("quiet")
+    caplog.set_level(logging.INFO, logger="llama_deploy.test")
+    log.info("loud")
+    assert caplog.messages == ["loud"]
+
+
+def test_failures_bring_their_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    error = ValueError("given")
+    log.error("failed", exc_info=error)
+    log.error("failed without one")
+    try:
+        int("handled")
+    except ValueError as handled:
+        log.exception("failed", path="/")
+        log.exception("failed", exc_info=error)
+        expected = [error, None, handled, error]
+    assert [record.exc_info[1] if record.exc_info else None for record in caplog.records] == expected
+
+
+def test_a_traceback_from_elsewhere_stands_below(caplog: pytest.LogCaptureFixture) -> None:
+    log.warning("attempt failed", exception="Traceback\nValueError", attempt=1)
+    assert caplog.messages == ["attempt failed  attempt=1\nTraceback\nValueError"]

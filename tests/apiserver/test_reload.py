@@ -130,6 +130,17 @@ async def test_an_invalid_deployment_file_is_refused_and_read_again(tmp_path: Pa
         assert change.file.name == "new"
 
 
+async def test_code_that_changes_together_with_the_file_is_not_forgotten(tmp_path: Path) -> None:
+    async with watching(tmp_path) as watch:
+        watch.write("one/code.py", "run = 2\n")
+        watch.write("deployment.yml", FILE + '  four: {import-path: "one/code:run"}\n')
+        change = await watch.next()
+        assert isinstance(change, FileChanged)
+        change = await watch.next()
+        assert isinstance(change, ServicesChanged)
+        assert change.services == ("one",)  # `four` starts with the new file anyway
+
+
 async def test_a_new_deployment_file_brings_its_folders(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "elsewhere").mkdir()

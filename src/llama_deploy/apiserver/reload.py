@@ -6,7 +6,7 @@ reported and changes nothing, so that half-typed code never takes down what work
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,17 +91,21 @@ class _Judge:
                 found.append(Refused(error.render()))
             else:
                 if file != self.file:
+                    starting = {service.name for service in file.services if service not in self.file.services}
                     self.file = file
-                    self._pending.clear()
-                    return [FileChanged(file)]
+                    return [FileChanged(file), *self._code(paths, starting)]
         return found + self._code(paths)
 
-    def _code(self, paths: list[Path]) -> list[Change]:
-        """Which services start again: those with changed code, unless a file of theirs is no Python."""
+    def _code(self, paths: list[Path], starting: AbstractSet[str] = frozenset()) -> list[Change]:
+        """Which services start again: those with changed code, unless a file of theirs is no Python.
+
+        `starting` are services that start now anyway.
+        """
         problems = {path: _syntax_problem(path) for path in [*paths, *self._broken - set(paths)]}
         self._broken = {path for path, problem in problems.items() if problem is not None}
         services = self.file.services
         self._pending |= {service.name for service in services if self._concerns_any(service, paths)}
+        self._pending -= starting
         ready = [s.name for s in services if s.name in self._pending and not self._concerns_any(s, self._broken)]
         self._pending -= set(ready)
         found: list[Change] = []

@@ -414,3 +414,16 @@ async def test_dev_starts_everything_again_when_the_orchestrator_changes(folder:
             assert (await client.wait(task_id)).status == "failed"
             assert (await client.get_task(task_id)).state is TaskState.FAILED
         assert await dev.ends(signal.SIGINT) == 0
+
+
+async def test_an_input_that_kills_its_service_fails_and_the_service_outlives_it(folder: Path) -> None:
+    (folder / "services.py").write_text(SERVICES.replace("return text.upper()", "os._exit(3)\n    return text.upper()"))
+    limits = "limits: {attempts-max: 3, reconnect-grace-s: 0.1}\n"
+    (folder / "deployment.yml").write_text(FILE + limits)
+    async with llamactl("serve", folder=folder) as serving:
+        await serving.says("ready. Try: llamactl")
+        async with Client(await serving.url()) as client:
+            outcome = await client.wait(await client.submit("shout", text="a"))
+            assert outcome.error is not None
+            assert outcome.error.code == "LD506"
+            await serving.says("shout: ready", times=4)

@@ -147,6 +147,13 @@ async def test_a_child_that_ends_is_restarted_until_the_budget_is_used_up(tmp_pa
         assert house.status("b").state is ChildState.RUNNING
 
 
+async def test_a_child_that_has_proved_itself_is_restarted_for_as_long_as_it_takes(tmp_path: Path) -> None:
+    async with supervising(spec("raise SystemExit(1)", tmp_path)) as house:
+        house.supervisor.proved("")
+        await house.until(lambda: house.status().restarts > 2 * QUICK.restarts_max)
+        assert ChildState.FAILED not in house.states()
+
+
 async def test_pauses_grow_up_to_the_cap() -> None:
     policy = RestartPolicy(initial_s=0.5, multiplier=2.0, cap_s=3.0)
     assert [policy.pause_s(n) for n in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]

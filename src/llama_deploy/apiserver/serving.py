@@ -98,12 +98,12 @@ class _Serving:
         self._report = report
         self._watch = watch
         self._ready_file = ready_file
-        self._instances = _Instances(plane, file, report, on_ready=self._ready)
         self._supervisor = Supervisor(
             self._children(file),
             on_event=self._child_changed,
             stop_timeout_s=options.drain_timeout_s + STOP_GRACE_S,
         )
+        self._instances = _Instances(plane, file, report, on_ready=self._ready, on_served=self._supervisor.proved)
         self._hurried = False
         self._ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """Why it stops: false for a signal, true to start everything again, or the reason why it cannot run."""
@@ -169,8 +169,10 @@ class _Serving:
         """Act on changes until the control plane has to start again, which takes a new process."""
         try:
             async for change in changes(self._file):
-                if await self._changed(change) and not self._ended.done():
-                    self._ended.set_result(True)
+                if await self._changed(change):
+                    if not self._ended.done():
+                        self._ended.set_result(True)
+                    return
         except OSError as error:
             self._report(f"changes are not watched: {error}")
 
@@ -220,12 +222,14 @@ class _Instances:
         report: Report,
         *,
         on_ready: Callable[[], None] = lambda: None,
+        on_served: Callable[[str], None] = lambda _: None,
         tell_gone: bool = False,
     ) -> None:
         self._registry = plane.plane.engine.registry
         self._url = local_url(plane.url)
         self._report = report
         self._on_ready = on_ready
+        self._on_served = on_served
         self._tell_gone = tell_gone
         self._served: set[str] = set()
         self.all_ready = False
@@ -241,6 +245,7 @@ class _Instances:
     def _look(self) -> None:
         served = {name for name in self._registry.services if self._registry.has_instance(name)}
         for name in sorted(served - self._served):
+            self._on_served(name)
             self._report(f"{name}: ready")
         if self._tell_gone:
             for name in sorted(self._served - served):

@@ -1,8 +1,9 @@
 """Keeps child processes running: one for one, permanent, with backoff and a bounded restart intensity (OTP's words).
 
-A child that ends is started again, whatever its exit code, until it has ended too often in too short a time, or says
-with its exit code that another start cannot help; it has then *failed*, and its siblings go on. What a child does is
-not known here. When this process dies, even by SIGKILL, so do the children (`lifeline.py`).
+A child that ends is started again, whatever its exit code, until it has ended too often in too short a time without
+having been of use, or says with its exit code that another start cannot help; it has then *failed*, and its siblings
+go on. What a child does is not known here. When this process dies, even by SIGKILL, so do the children
+(`lifeline.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class RestartPolicy:
     """How hard a child is kept alive. Times are seconds."""
 
     restarts_max: int = 8
-    """The restart intensity: restarts within `period_s`; one more makes the child a failed one."""
+    """The restart intensity: restarts within `period_s`; one more fails a child that has never been ready."""
     period_s: float = 60.0
     """Over how long restarts are counted."""
     initial_s: float = 0.25
@@ -134,6 +135,13 @@ class Supervisor:
         for child in self._children.values():
             child.kill()
 
+    def proved(self, service: str) -> None:
+        """The children of a service have been of use: when they end, they are started again however often they do.
+
+        What makes them end may be one input, which a control plane gives up in the end; it has to find them for that.
+        """
+        self._house.proved.add(service)
+
     async def restart(self, name: str) -> None:
         """Stop a child and start it again, with a new restart budget; also one that has failed or was stopped.
 
@@ -189,6 +197,8 @@ class _House:
     guard: Guard = field(default_factory=Guard)
     closed: bool = False
     """The supervisor is stopping: nothing is started any more."""
+    proved: set[str] = field(default_factory=set)
+    """Services whose children are started again without a limit."""
 
 
 class _Child:
@@ -285,7 +295,7 @@ class _Child:
         now = clock.now()
         while self._restarted_at and self._restarted_at[0] <= now - policy.period_s:
             self._restarted_at.popleft()
-        if len(self._restarted_at) >= policy.restarts_max:
+        if len(self._restarted_at) >= policy.restarts_max and self.spec.service not in self._house.proved:
             self._become(ChildState.FAILED)
             return
         self._pause_s = policy.pause_s(len(self._restarted_at))

@@ -124,8 +124,8 @@ class System:
 
     async def start(self, *, instances: int = 1) -> list[Child]:
         """Start everything and wait until it is ready; the instances."""
+        started = [await self.start_instance() for _ in range(instances)]  # they wait for it
         await self.start_plane()
-        started = [await self.start_instance() for _ in range(instances)]
         async with self.client() as client:
             await self.instances_are(client, instances)
         return started

@@ -43,12 +43,13 @@ async def gate(context: ServiceContext, folder: str) -> str:
 
 
 @service(concurrency=4)
-async def tell(context: ServiceContext, events: int) -> int:
-    """Streams numbers, slowly enough to be interrupted."""
+async def tell(context: ServiceContext, events: int, folder: str) -> int:
+    """Streams numbers, slowly enough to be interrupted, and ends once the file `open` is in the folder."""
     effect(context)
     for number in range(events):
         context.stream({"attempt": context.attempt, "number": number})
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.005)
+    await eventually((Path(folder) / "open").exists, 60)
     return events
 
 

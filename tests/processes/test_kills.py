@@ -156,7 +156,7 @@ async def test_a_handler_that_blocks_its_loop_longer_than_the_lease_keeps_its_st
 async def test_a_stream_has_no_gap_across_crashes(system: System) -> None:
     first, *_ = await system.start(instances=1)
     async with system.client() as client:
-        task_id = await client.submit("tell", events=150, task_id="s")
+        task_id = await client.submit("tell", events=150, folder=str(system.folder), task_id="s")
         seen: list[int] = []
         first_attempt: list[int] = []
 
@@ -173,6 +173,7 @@ async def test_a_stream_has_no_gap_across_crashes(system: System) -> None:
         await eventually(lambda: len(seen) > 60, 30)
         await first.kill()
         await system.start_instance()
+        (system.folder / "open").touch()
         await reading
         assert seen == list(range(len(seen)))
         assert first_attempt == list(range(len(first_attempt)))

@@ -47,10 +47,11 @@ bench: setup ## measure speed, cost and memory; writes benchmarks/results
 	@$(BIN)/python -m compileall -q src
 	@exec $(BIN)/python -m benchmarks
 
-docs: setup ## bring docs/errors.md and docs/settings.md up to date; run the docs' snippets, follow their links
-	@echo "==> writing docs/errors.md and docs/settings.md"
+docs: setup ## bring the docs' generated pages up to date; run the docs' snippets, follow their links
+	@echo "==> writing docs/errors.md, docs/settings.md and docs/openapi.json"
 	@$(BIN)/python scripts/errors_page.py
 	@$(BIN)/python scripts/settings_page.py
+	@$(BIN)/python scripts/openapi_document.py
 	@echo "==> checking the docs"
 	@exec $(BIN)/python -m pytest -q tests/docs
 

@@ -6,7 +6,8 @@ reported and changes nothing, so that half-typed code never takes down what work
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Set as AbstractSet
+from collections.abc import AsyncIterator, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -93,7 +95,8 @@ def test_the_server_comes_from_the_option_nearest_to_the_command(
 def test_a_url_that_is_none_is_refused(llamactl: Llamactl) -> None:
     ran = llamactl("-s", "localhost:8000", "status")
     assert ran.code == 2
-    assert "localhost:8000" in ran.err
+    assert "did you mean http://localhost:8000 ?" in ran.err
+    assert "for example http://127.0.0.1:8000" in llamactl("-s", "ftp://localhost", "status").err
 
 
 # --- explain, version, init -------------------------------------------------------------------------------------------
@@ -298,6 +301,15 @@ def test_watch_shows_the_history_and_exits_like_the_task(ctl: Llamactl) -> None:
     assert ctl("tasks", "watch", failed).code == 1
 
 
+@pytest.mark.parametrize(("command", "count"), [("watch", 2), ("events", 3)])
+def test_a_followed_task_is_one_document_in_json_and_yaml(ctl: Llamactl, command: str, count: int) -> None:
+    task_id = ctl("run", "count", "-a", "to", "3", "-o", "name").out.strip()
+    document = ctl("tasks", command, task_id, "-o", "json").json
+    assert (len(document["items"]), document["next"]) == (count, None)
+    assert yaml.safe_load(ctl("tasks", command, task_id, "-o", "yaml").out) == document
+    assert ctl("tasks", "events", task_id, "-o", "name").out.split() == ["0", "1", "2"]
+
+
 def test_watch_follows_a_task_until_it_ends(server: str, ctl: Llamactl) -> None:
     task_id = ask_clerk(server)
     answered = threading.Thread(target=_answer, args=(server, task_id))
@@ -336,6 +348,30 @@ def test_send_answers_a_task_that_asks(
     assert (result["value"] if result["kind"] == "json" else result["result"]) == answer
     again = ctl("tasks", "send", task_id, *args)
     assert again.code == 5
+
+
+def test_send_prints_the_task_for_programs(server: str, ctl: Llamactl) -> None:
+    task_id = ask_clerk(server)
+    assert ctl("tasks", "send", task_id, "yes", "-o", "json").json["task_id"] == task_id
+    task_id = ask_clerk(server)
+    assert ctl("tasks", "send", task_id, "yes", "-o", "name").out.strip() == task_id
+
+
+def test_cancel_goes_on_with_the_others_when_one_cannot_be_canceled(server: str, ctl: Llamactl) -> None:
+    ended = ctl("run", "shout", "-a", "text", "hello", "-o", "name").out.strip()
+    open_task = ask_clerk(server)
+    ran = ctl("tasks", "cancel", ended, "nothing", open_task, "-o", "name")
+    assert (ran.code, ran.out.split()) == (5, [open_task])
+    assert ended in ran.err
+    assert "there is no task 'nothing'" in ran.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_cannot_be_written_is_told_without_a_traceback() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "llama_deploy.cli", "version"]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (2, "Error: the output cannot be written: No space left on device\n")
 
 
 def test_cancel_stops_a_task_with_a_reason(ctl: Llamactl) -> None:

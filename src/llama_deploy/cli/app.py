@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the task failed, 2 usage or invalid file, 3 cannot reach t
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ INTERRUPTED = 130
 USAGE = 2
 PIPE_CLOSED = 141
 """What a shell reports for a program that SIGPIPE ended: the reader of our output has gone."""
+
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What a write to standard output says when the disk behind it is full or broken."""
 
 COMMANDS = {
     "init": ("llama_deploy.cli.init:init", "Write a deployment file and two services to start from."),
@@ -66,7 +70,17 @@ def run_command(args: Sequence[str]) -> int:
     except SystemExit:  # what click makes of a closed pipe, and of nothing else
         return PIPE_CLOSED
     except BrokenPipeError:
-        # The interpreter flushes standard output once more when it exits; let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_output()
         return PIPE_CLOSED
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        _leave_output()
+        click.echo(f"Error: the output cannot be written: {error.strerror}", err=True)
+        return USAGE
     return value if isinstance(value, int) else 0
+
+
+def _leave_output() -> None:
+    """The interpreter flushes standard output once more when it exits; let that go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

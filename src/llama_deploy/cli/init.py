@@ -93,7 +93,7 @@ def init(settings: Settings, folder: Path, name: str | None) -> None:
     existing = [file for file in files if (folder / file).exists()]
     if existing:
         raise ProjectExistsError(
-            f"{folder.resolve()} has {' and '.join(existing)} already",
+            f"{folder.resolve()} has {_listed(existing)} already",
             why="Nothing was written.",
             fix="llamactl init OTHER_FOLDER   start in another folder",
             files=existing,
@@ -123,3 +123,9 @@ def _name_of(folder: Path) -> str:
     import re
 
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-.")[:100] or "demo"
+
+
+def _listed(names: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

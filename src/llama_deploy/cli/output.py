@@ -67,8 +67,13 @@ class Printer:
 
     def item(self, document: Mapping[str, Any], *, text: Callable[[], str]) -> None:
         """One of a series that is printed as it comes: a line of JSON for programs, `text` for people."""
-        self.line(compact(document) if self.form in {"json", "jsonl"} else text())
+        self.line(compact(document) if self.form == "jsonl" else text())
         sys.stdout.flush()
+
+    @property
+    def line_by_line(self) -> bool:
+        """Whether a series can be printed as it comes; in the other forms it is one document."""
+        return self.for_people or self.form == "jsonl"
 
     def table(
         self,

@@ -187,6 +187,10 @@ async def print_events(client: Client, printer: Printer, task_id: str, *, first:
     """Print a task's stream events as they come, until it has ended."""
     from llama_deploy.cli.output import shown
 
+    if not printer.line_by_line:
+        events = [event async for event in client.stream(task_id, first=first)]
+        printer.table([{"index": event.index, "data": event.data} for event in events], [], name="index")
+        return
     async for event in client.stream(task_id, first=first):
         data = event.data
         printer.item({"index": event.index, "data": data}, text=lambda data=data: shown(data))  # type: ignore[misc]

@@ -111,7 +111,13 @@ def serve(
     deployment = load_deployment_file(file)
     if check:
         check_deployment(deployment)
-        click.echo(f"{deployment.path}: {len(deployment.services)} services can be served", err=True)
+        if settings.output not in {"text", "wide"}:
+            from llama_deploy.cli.output import Printer
+
+            names = [service.name for service in deployment.services]
+            document = {"name": deployment.name, "file": str(deployment.path), "services": names}
+            Printer(settings).record(document, name=deployment.name)
+        click.echo(f"{deployment.path}: {_counted(len(deployment.services))} can be served", err=True)
     elif only is not None and only != CONTROL_PLANE:
         _serve_one(deployment, only, _given_url(control_plane_url, settings), settings, options)
     else:
@@ -192,3 +198,7 @@ def _run(work: Coroutine[Any, Any, Value], *, log_level: str = "INFO") -> Value:
     tune_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
+
+
+def _counted(services: int) -> str:
+    return "1 service" if services == 1 else f"{services} services"

@@ -103,9 +103,12 @@ async def _watch(client: Client, printer: Printer, task_id: str) -> None:
     from llama_deploy.cli.output import document_of
     from llama_deploy.cli.run import follow, print_result
 
-    if printer.form in {"json", "jsonl", "yaml"}:
+    if printer.form == "jsonl":
         async for entry in client.history(task_id, follow=True):
             printer.item(document_of(entry), text=str)
+    elif printer.form in {"json", "yaml"}:
+        entries = [document_of(entry) async for entry in client.history(task_id, follow=True)]
+        printer.table(entries, [], name="seq")
     elif printer.for_people:
         await follow(client, task_id, on_stderr=False)
     result = await client.wait(task_id)
@@ -181,12 +184,19 @@ def send(settings: Settings, task_id: str, value: str, step_id: str | None, *, t
     VALUE is JSON if it can be read as JSON, and text otherwise; - reads it from standard input.
     """
     from llama_deploy.cli.calls import json_or_text, read_stdin, with_client
-    from llama_deploy.cli.output import Printer
+    from llama_deploy.cli.output import Printer, document_of
 
     said = read_stdin() if value == "-" else value
     answer = said if text else json_or_text(said)
-    with_client(settings, lambda client: client.send_input(task_id, answer, step_id=step_id))
-    Printer(settings).progress(f"Recorded. Follow the task: llamactl tasks watch {task_id}")
+    printer = Printer(settings)
+
+    async def work(client: Client) -> None:
+        await client.send_input(task_id, answer, step_id=step_id)
+        if not printer.for_people:
+            printer.record(document_of(await client.get_task(task_id), without={"result"}), name=task_id)
+
+    with_client(settings, work)
+    printer.progress(f"Recorded. Follow the task: llamactl tasks watch {task_id}")
 
 
 @tasks.command()
@@ -194,12 +204,31 @@ def send(settings: Settings, task_id: str, value: str, step_id: str | None, *, t
 @click.option("--reason", metavar="TEXT", help="Why; it stands in the task's history.")
 @with_settings
 def cancel(settings: Settings, task_ids: tuple[str, ...], reason: str | None) -> None:
-    """Cancel tasks; one that is canceled already stays as it is."""
+    """Cancel tasks; one that is canceled already stays as it is.
+
+    What cannot be canceled does not keep the others from it; the exit code is that of the first such task.
+    """
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Column, Printer, document_of
+    from llama_deploy.errors import Category, LlamaDeployError
 
-    async def work(client: Client) -> list[dict[str, Any]]:
-        return [document_of(await client.cancel(task_id, reason=reason)) for task_id in task_ids]
+    canceled: list[dict[str, Any]] = []
+    refusals: list[LlamaDeployError] = []
 
+    async def work(client: Client) -> None:
+        for task_id in task_ids:
+            try:
+                canceled.append(document_of(await client.cancel(task_id, reason=reason), without={"result"}))
+            except LlamaDeployError as error:
+                refusals.append(error)
+                if error.category not in {Category.NOT_FOUND, Category.CONFLICT}:
+                    return
+
+    with_client(settings, work)
     columns = [Column("task_id", "TASK"), Column("service", "SERVICE"), Column("state", "STATE")]
-    Printer(settings).table(with_client(settings, work), columns, name="task_id")
+    if canceled or not refusals:
+        Printer(settings).table(canceled, columns, name="task_id")
+    for error in refusals[1:]:
+        click.echo(error.render(), err=True)
+    if refusals:
+        raise refusals[0]

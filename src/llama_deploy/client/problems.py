@@ -70,7 +70,7 @@ def _foreign(status: int, address: str) -> LlamaDeployError:
     return ProtocolError(
         f"what answers{f' at {address}' if address else ''} is not a control plane of this version",
         why=f"It answered with HTTP {status} and without an error of ours.",
-        fix="check the address: `llamactl status` shows which one is used, `--control-plane` or `url=` sets it",
+        fix="check the address: `llamactl status` shows which one is used, `-s`, `--control-plane` or `url=` sets it",
         status=status,
     )
 

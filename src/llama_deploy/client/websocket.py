@@ -142,10 +142,19 @@ def _checked(url: str) -> SplitResult:
         raise SettingError(
             f"{url!r} is not the URL of a control plane",
             why="It starts with http:// or https:// and names a host, and a port where it is not the scheme's own.",
-            fix='for example url="http://127.0.0.1:8000"',
+            fix=f"did you mean http://{url} ?" if _is_address(url) else "for example http://127.0.0.1:8000",
             setting="url",
         )
     return urlsplit(url)
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is a URL that lacks nothing but its scheme."""
+    try:
+        parts = urlsplit(f"http://{text}")
+        return "://" not in text and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

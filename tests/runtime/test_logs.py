@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from llama_deploy.runtime.logs import get_logger
+from llama_deploy.runtime.logs import configure, get_logger
 
 log = get_logger("llama_deploy.test")
 
@@ -46,3 +46,17 @@ def test_failures_bring_their_traceback(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_traceback_from_elsewhere_stands_below(caplog: pytest.LogCaptureFixture) -> None:
     log.warning("attempt failed", exception="Traceback\nValueError", attempt=1)
     assert caplog.messages == ["attempt failed  attempt=1\nTraceback\nValueError"]
+
+
+def test_shown_lines_have_their_time_in_utc(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("llama_deploy")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logger.level)
+    monkeypatch.setattr(logger, "propagate", logger.propagate)
+    monkeypatch.setattr("time.time", lambda: 1_795_357_895.25)
+    monkeypatch.setattr("time.localtime", lambda *_: pytest.fail("a log is in UTC"))
+    configure("INFO")
+    logging.getLogger("llama_deploy.test").info("something happened")
+    assert capsys.readouterr().err == "2026-11-22T14:31:35.250Z INFO    llama_deploy.test: something happened\n"

@@ -36,6 +36,10 @@ def test_a_plain_exception() -> None:
     assert error.traceback.endswith("ValueError: bad number\n")
 
 
+def test_an_exception_without_a_message_says_so() -> None:
+    assert error_from_exception(raised(ValueError())).message == "(no message)"
+
+
 @pytest.mark.parametrize(
     ("exc", "code", "retryable"),
     [

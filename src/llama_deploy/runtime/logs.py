@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from typing import Any
 
 
@@ -55,9 +56,13 @@ def get_logger(name: str) -> EventLogger:
 
 
 def configure(level: str = "INFO") -> None:
-    """Show logs of this package on stderr, one line each, from `level` on."""
+    """Show logs of this package on stderr, one line each with its time in UTC, from `level` on."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    formatter = logging.Formatter(
+        "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
+    )
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
     logger = logging.getLogger("llama_deploy")
     logger.handlers[:] = [handler]
     logger.setLevel(level)

@@ -61,7 +61,7 @@ def _is_retryable(exc: BaseException) -> bool:
 
 def _message(exc: BaseException) -> str:
     try:
-        message = str(exc) or type(exc).__qualname__
+        message = str(exc) or "(no message)"
     except Exception:  # noqa: BLE001 - a broken __str__ must not hide the failure
         message = f"{type(exc).__qualname__} (its message cannot be shown)"
     return _shortened(message)

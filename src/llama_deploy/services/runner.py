@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from llama_deploy.errors import ResultNotSerialisableError, RunTimeoutError, ServiceRaisedError
+from llama_deploy.errors import ArgumentsError, ResultNotSerialisableError, RunTimeoutError, ServiceRaisedError
 from llama_deploy.messages.frames import (
     FRAME_BYTES_TARGET,
     PROTOCOL_VERSION,
@@ -78,8 +78,8 @@ class RunningStep:
         self.deadline: asyncio.Timeout | None = None
         self.answer: Answer | Park | None = None
         """What was answered and is not acknowledged."""
-        self.asked: AskInput | None = None
-        """The question to a person that is not answered yet."""
+        self.asked: dict[int, AskInput] = {}
+        """Questions to a person that are not answered yet, by the number of the input that will answer them."""
         self.events: list[bytes] = []
         """Stream events that are not committed."""
         self.committed = delivery.events_from
@@ -185,8 +185,8 @@ class Runner:
             else:
                 self._post_events(step, step.committed, step.events)
             step.unsent = 0
-            if step.answer is None and step.asked is not None:
-                self._post(step.asked)
+            for question in step.asked.values() if step.answer is None else ():
+                self._post(question)
         if self.draining:
             self._stop_taking()
 
@@ -355,8 +355,9 @@ class Runner:
                 return  # the attempt has ended without waiting for the answer
             if step.deadline is not None:
                 step.deadline.reschedule(None)
-            step.asked = AskInput(step.delivery.step_id, step.attempt, encoded)
-            self._post(step.asked)
+            number = max(len(step.delivery.inputs), *step.asked, 0) + 1
+            step.asked[number] = AskInput(step.delivery.step_id, step.attempt, encoded, number)
+            self._post(step.asked[number])
 
         self._loop.call_soon_threadsafe(post)
 
@@ -364,11 +365,10 @@ class Runner:
         step = self.steps.get(operation.step_id)
         if step is None or step.context is None or operation.number <= len(step.delivery.inputs):
             return  # gone, or known: inputs are repeated after a connection was lost
-        if step.deadline is not None and step.task is not None and step.deadline.when() is None:
+        step.asked.pop(operation.number, None)
+        waits = step.deadline is not None and step.task is not None and step.deadline.when() is None
+        if waits and step.deadline is not None and not step.asked:
             step.deadline.reschedule(self._loop.time() + (step.delivery.run_timeout_s or 1e9))
-        if step.asked is not None:  # not asked again, where that was about to be said
-            self._outgoing = [waiting for waiting in self._outgoing if waiting is not step.asked]
-            step.asked = None
         step.delivery.inputs.append(operation.value)
         step.context.inputs.put_nowait(_decode(operation.value))
 
@@ -437,6 +437,7 @@ def _failed(step: RunningStep, error: BaseException) -> TaskResult:
         step_id=step.delivery.step_id,
         attempt=step.attempt,
         error=f"{found.type}: {found.message}",
-        exception=(found.traceback or "").rstrip(),
+        # Where the input was refused, no code of the service has run.
+        exception="" if isinstance(error, ArgumentsError) else (found.traceback or "").rstrip(),
     )
     return TaskResult(task_id="", history=[], result=found.message, status="failed", error=found)

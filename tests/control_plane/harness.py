@@ -291,8 +291,14 @@ class LinkedRunner:
         if not self._started:
             await self.runner.start()
             self._started = True
-        port = plane.gateway.attach(self._receive, close=self._closed, in_process=True)
-        self._port = port
+        opened: list[Port] = []
+
+        def close() -> None:
+            if opened and self._port is opened[0]:
+                self._closed()
+
+        port = self._port = plane.gateway.attach(self._receive, close=close, in_process=True)
+        opened.append(port)
         self.runner.send = self._send
         port.receive(_through_frame([self.runner.hello()]))
         async with asyncio.timeout(DEADLINE_S):

@@ -122,7 +122,7 @@ class Answers:
             finished_at=finished_at,
         )
         transition = Transition(settled=lambda error: self._answer_settled(error, done))
-        step.asking = False
+        step.stop_asking()
         if step.notification:
             self._settle_notification(entry, step, result, transition)
             return
@@ -270,6 +270,8 @@ class Answers:
         step.attempt += 1
         step.published = False
         step.claimed_by = None
+        step.parked = 0
+        step.prompt = step.resume = step.snapshot = None
         step.due_at = now + delay_s
         step.overdue_s = 0.0
         return DeliveryMove(step.step_id, step.attempt - 1, step.attempt, step.due_at)

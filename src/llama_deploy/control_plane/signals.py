@@ -27,7 +27,7 @@ from llama_deploy.errors import (
     TaskEndedError,
 )
 from llama_deploy.messages.frames import Answer, AskInput, Park
-from llama_deploy.state_stores.base import DeliveryMove, SessionRow, Transition
+from llama_deploy.state_stores.base import DeliveryMove, SessionRow, StreamChunk, Transition
 from llama_deploy.types import TaskResult, generate_id
 
 
@@ -71,7 +71,10 @@ class Signals:
         nothing asks, or several steps do and `step_id` does not say which; `TaskEndedError`, `TaskNotFoundError`.
         """
         entry = await self._engine.cache.get(task_id)
-        encoded = msgspec.json.encode(value)
+        try:
+            encoded = msgspec.json.encode(value)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise InvalidRequestError("the input has no JSON form", why=str(error)) from error
         if len(encoded) > self._engine.settings.payload_bytes_max:
             raise too_large("input", len(encoded), self._engine.settings.payload_bytes_max)
         found: list[str] = []
@@ -140,10 +143,19 @@ class Signals:
                 attempt=step.attempt,
                 tag=step.tag,
             )
-            engine.answers.conclude(entry, step, result, lambda: settled(None), by=by or "person", finished_at=now)
+            used: list[bool] = []
+
+            def take() -> tuple[StreamChunk, ...]:  # called when the answer is recorded, and not when it is not wanted
+                used.append(True)
+                return ()
+
+            def done() -> None:
+                settled(None if used else ended_error(entry))
+
+            by = by or "person"
+            engine.answers.conclude(entry, step, result, done, chunks=take, by=by, finished_at=now)
             return
-        step.asking = False
-        step.inputs.append(encoded)
+        step.take_input(encoded)
         number = len(step.inputs)
         record = Record(
             state="",
@@ -185,12 +197,14 @@ class Signals:
                 self._engine.recording.take_back(step, str(refusal))
                 self._engine.answers.conclude(entry, step, step_failure(entry, step, refusal), done)
                 return
-            if step.asking:
-                done()
+            number = op.number or len(step.inputs) + 1
+            if number <= len(step.inputs) or number in step.questions:
+                done()  # repeated after a reconnect: it is answered, or known
                 return
-            step.asking = True
-            step.prompt = op.prompt
-            record = Record(state="", step_id=step.step_id, service=step.service, prompt=msgspec.Raw(op.prompt))
+            step.ask(number, op.prompt)
+            record = Record(
+                state="", step_id=step.step_id, service=step.service, prompt=msgspec.Raw(op.prompt), number=number
+            )
             transition = Transition(settled=lambda error: None if error else done())
             self._engine.recording.commit(
                 entry, transition, "input_requested", record, now=self._engine.clock.now(), state="input_required"
@@ -218,6 +232,7 @@ class Signals:
                 engine.answers.conclude(entry, step, result, lambda: done(0), by=step.claimed_by)
                 return
             chunks = engine.streams.take_for_answer(entry, step, answer) if op.events else ()
+            step.stop_asking()
             step.asking = True
             step.prompt = op.prompt
             step.resume = op.resume
@@ -289,7 +304,7 @@ class Signals:
         if port is not None:  # still connected: it is to stop, and has its place back
             port.cancel(step_id, reason)
         step.claimed_by = None
-        step.asking = False
+        step.stop_asking()
         now = engine.clock.now()
         if step.attempt >= engine.settings.attempts_max:
             error = AttemptsExhaustedError(

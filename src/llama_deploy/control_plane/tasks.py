@@ -38,6 +38,7 @@ class OpenStep:
         "parked",
         "prompt",
         "published",
+        "questions",
         "resume",
         "seq",
         "service",
@@ -76,10 +77,32 @@ class OpenStep:
         self.asking = False
         """A person is being asked."""
         self.prompt: bytes | None = None
+        self.questions: dict[int, bytes] = {}
+        """What a running attempt has asked and nobody has answered: prompts, by the number of the input they wait for.
+        """
         self.resume: str | None = None
         self.snapshot: bytes | None = None
         self.inputs: list[bytes] = []
         self.consumed = 0
+
+    def ask(self, number: int, prompt: bytes) -> None:
+        """A running attempt asks; the oldest open question is the one that is shown."""
+        self.questions[number] = prompt
+        self.asking = True
+        self.prompt = next(iter(self.questions.values()))
+
+    def take_input(self, value: bytes) -> None:
+        """A person has answered."""
+        self.inputs.append(value)
+        for number in [number for number in self.questions if number <= len(self.inputs)]:
+            del self.questions[number]
+        self.asking = bool(self.questions)
+        self.prompt = next(iter(self.questions.values()), None)
+
+    def stop_asking(self) -> None:
+        """Nobody waits for an answer any more."""
+        self.asking = False
+        self.questions.clear()
 
     @property
     def notification(self) -> bool:
@@ -267,18 +290,20 @@ def _replay(entry: TaskEntry, kind: str, record: Record) -> None:
     step = entry.open.get(record.step_id or "")
     if step is None:
         return
-    if kind == "input_requested":
+    if kind == "input_requested" and record.resume is None:
+        step.ask(record.number, bytes(record.prompt))
+    elif kind == "input_requested":
+        step.stop_asking()
         step.asking = True
         step.prompt = bytes(record.prompt)
         step.resume = record.resume
-        step.snapshot = record.snapshot if record.resume else step.snapshot
+        step.snapshot = record.snapshot
         step.consumed = record.consumed
     elif kind == "input":
-        step.asking = False
-        step.inputs.append(bytes(record.input))
+        step.take_input(bytes(record.input))
     elif kind == "retrying":
         step.failures += 1
-        step.asking = False
+        step.stop_asking()
         step.due_at = record.due_at or 0.0
     elif kind == "lost":
-        step.asking = False
+        step.stop_asking()

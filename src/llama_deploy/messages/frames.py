@@ -98,11 +98,13 @@ class Park(_Op, frozen=True):
 
 
 class AskInput(_Op, frozen=True):
-    """The step asks a person for input and keeps running while it waits."""
+    """The step asks a person for input and keeps running while it waits. Repeated after a reconnect."""
 
     step_id: str
     attempt: int
     prompt: bytes
+    number: int = 0
+    """Which of the step's inputs will be the answer, counted from 1; by it a repeated question is recognised."""
 
 
 class Heartbeat(_Op, frozen=True):

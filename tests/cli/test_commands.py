@@ -14,6 +14,7 @@ import yaml
 from tests.cli.conftest import STARTED, Llamactl, ask_clerk
 
 from llama_deploy.apiserver import load_deployment_file
+from llama_deploy.cli.status import _text as status_text
 from llama_deploy.client import SyncClient
 
 
@@ -412,3 +413,8 @@ def test_status_says_where_the_data_is_and_who_serves(server: str, ctl: Llamactl
     assert "memory" in text
     assert "shout (1)" in text
     assert ctl("status", "-o", "json").json["ready"] is True
+
+
+def test_a_store_that_cannot_be_written_is_not_called_ready() -> None:
+    document = {"url": "http://here", "ready": True, "store": {"location": "demo.db", "healthy": False}}
+    assert "not ready: the store cannot be written" in status_text(document, [])

@@ -47,7 +47,7 @@ def _text(document: dict[str, Any], services: list[ServiceView]) -> str:
         {
             "name": document.get("name"),
             "url": document["url"],
-            "state": ready if store.get("healthy", True) else f"{ready}, the store cannot be written",
+            "state": ready if store.get("healthy", True) else "not ready: the store cannot be written",
             "since": document.get("started_at"),
             "data": store.get("location"),
             "tasks": counts,

@@ -93,10 +93,11 @@ def test_the_schema_explains_every_setting() -> None:
     assert "A setting." not in {described["description"] for described in properties.values()}
 
 
-def test_the_control_plane_gets_them_and_takes_notice_of_no_change_while_it_runs(tmp_path: Path) -> None:
-    options = ServingOptions(store=":memory:")
+async def test_the_control_plane_gets_them_and_takes_notice_of_no_change_while_it_runs(tmp_path: Path) -> None:
+    options = ServingOptions(store=":memory:", port=0)
     before, after = load(tmp_path, " {attempts-max: 3}"), load(tmp_path, " {attempts-max: 4}")
-    assert _control_plane(before, options).plane.engine.settings.attempts_max == 3
+    async with _control_plane(before, options) as plane:
+        assert plane.control_plane.engine.settings.attempts_max == 3
     assert _of_control_plane(before) != _of_control_plane(after)
 
 

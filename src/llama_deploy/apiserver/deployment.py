@@ -13,13 +13,13 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 
 from llama_deploy.apiserver.addresses import url_of
+from llama_deploy.apiserver.stores import open_store
 from llama_deploy.client import Client, InProcessTransport
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.gateway import Port
@@ -28,10 +28,7 @@ from llama_deploy.messages.frames import decode_deliver
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.runtime import Clock
 from llama_deploy.services import Runner, as_service
-from llama_deploy.state_stores import MemoryStore, SQLiteStore, StateStore
-
-DATA_FOLDER = ".llama_deploy"
-"""Where stores live by default, below the folder of the deployment."""
+from llama_deploy.state_stores import StateStore
 
 
 class Deployment:
@@ -133,7 +130,7 @@ class Deployment:
     def _bind(self) -> socket.socket | None:
         if self._listen is None:
             return None
-        from llama_deploy.control_plane.http.server import bind
+        from llama_deploy.control_plane.http.listener import bind
 
         host, port, allow_remote = self._listen
         listener = bind(host, port, allow_remote=allow_remote)
@@ -186,16 +183,3 @@ class LocalInstance:
             await self.runner.drain(timeout_s)
             await asyncio.sleep(0)  # the goodbye is on its way with this turn of the loop
             self._port.closed()
-
-
-def open_store(
-    store: str | os.PathLike[str] | StateStore | None, *, name: str = "default", folder: Path | None = None
-) -> StateStore:
-    """The store that a setting names: a path, `":memory:"`, a `StateStore`, or nothing for the default place."""
-    if isinstance(store, StateStore):
-        return store
-    if store is None:
-        return SQLiteStore((folder or Path()) / DATA_FOLDER / f"{name}.db")
-    if str(store) == ":memory:":
-        return MemoryStore()
-    return SQLiteStore(store)

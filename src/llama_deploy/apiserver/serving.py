@@ -10,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_deploy.apiserver.addresses import local_url
-from llama_deploy.apiserver.deployment import Deployment, open_store
+from llama_deploy.apiserver.addresses import local_url, url_of
 from llama_deploy.apiserver.loader import load_orchestrator
 from llama_deploy.apiserver.ready_file import ReadyFile
 from llama_deploy.apiserver.reload import Change, FileChanged, Refused, changes
-from llama_deploy.apiserver.specs import DeploymentFile, ServiceSpec
+from llama_deploy.apiserver.specs import ControlPlaneSpec, DeploymentFile, ServiceSpec
+from llama_deploy.apiserver.stores import open_store
 from llama_deploy.apiserver.supervisor import ChildSpec, ChildState, ChildStatus, Supervisor
-from llama_deploy.client.async_client import DEFAULT_URL
+from llama_deploy.control_plane import ControlPlane
+from llama_deploy.control_plane.http.listener import bind
 from llama_deploy.errors import ServiceStartError
 from llama_deploy.runtime.failpoints import arm_from_environment
 
@@ -57,10 +59,11 @@ async def serve_control_plane(file: DeploymentFile, options: ServingOptions, rep
         report(f"{file.name}: control plane at {plane.url}, data in {plane.store_location}")
         _Instances(plane, file, report, tell_gone=True)
         stop = asyncio.Event()
-        with _signals(stop.set), ready_file:
-            ready_file.write(url=local_url(plane.url), store=plane.store_location)
-            await stop.wait()
-        report("stopping")
+        async with plane.serving():
+            with _signals(stop.set), ready_file:
+                ready_file.write(url=local_url(plane.url), store=plane.store_location)
+                await stop.wait()
+            report("stopping")
 
 
 async def serve_deployment(
@@ -84,7 +87,7 @@ class _Serving:
 
     def __init__(
         self,
-        plane: Deployment,
+        plane: _Listening,
         file: DeploymentFile,
         options: ServingOptions,
         report: Report,
@@ -104,6 +107,7 @@ class _Serving:
             stop_timeout_s=options.drain_timeout_s + STOP_GRACE_S,
         )
         self._instances = _Instances(plane, file, report, on_ready=self._ready, on_served=self._supervisor.proved)
+        self._watching: asyncio.Task[None] | None = None
         self._hurried = False
         self._ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """Why it stops: false for a signal, true to start everything again, or the reason why it cannot run."""
@@ -111,17 +115,25 @@ class _Serving:
     async def run(self) -> bool:
         """Run until something ends it, and stop every child then."""
         with _signals(self._signaled):
-            watching = asyncio.create_task(self._follow_changes()) if self._watch else None
+            self._watching = asyncio.create_task(self._follow_changes()) if self._watch else None
             try:
-                with self._ready_file:
-                    await self._supervisor.start()
-                    return await self._ended
+                await self._supervisor.start()
+                async with self._plane.serving():  # while the services start
+                    try:
+                        with self._ready_file:
+                            return await self._ended
+                    finally:  # they hand back what they hold, so it is served until they have ended
+                        await self._stop_children()
             finally:
-                if watching is not None:
-                    watching.cancel()
-                await self._supervisor.stop()
+                await self._stop_children()
                 if self._hurried:
                     raise KeyboardInterrupt
+
+    async def _stop_children(self) -> None:
+        """Repeating it does nothing."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._supervisor.stop()
 
     def _ready(self) -> None:
         self._ready_file.write(url=local_url(self._plane.url), store=self._plane.store_location)
@@ -217,7 +229,7 @@ class _Instances:
 
     def __init__(
         self,
-        plane: Deployment,
+        plane: _Listening,
         file: DeploymentFile,
         report: Report,
         *,
@@ -225,7 +237,7 @@ class _Instances:
         on_served: Callable[[str], None] = lambda _: None,
         tell_gone: bool = False,
     ) -> None:
-        self._registry = plane.plane.engine.registry
+        self._registry = plane.control_plane.engine.registry
         self._url = local_url(plane.url)
         self._report = report
         self._on_ready = on_ready
@@ -261,7 +273,8 @@ class _Instances:
         definition = self._registry.definition(name)
         schema = (definition.input_schema if definition is not None else None) or {}
         required = schema.get("required") or list(schema.get("properties", {}))[:1]
-        server = "" if self._url == DEFAULT_URL else f"-s {self._url} "
+        usual = ControlPlaneSpec()
+        server = "" if self._url == url_of(usual.host, usual.port) else f"-s {self._url} "
         return " ".join([f"{server}run", name, *(f"-a {argument} ..." for argument in required)])
 
 
@@ -278,25 +291,51 @@ def _signals(received: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _control_plane(file: DeploymentFile, options: ServingOptions) -> Deployment:
-    """The control plane of a deployment, listening, without services of its own."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Listening:
+    """A control plane whose store is open and whose port is bound; whoever connects waits until it is served."""
+
+    control_plane: ControlPlane
+    listener: socket.socket
+    url: str
+
+    @property
+    def store_location(self) -> str:
+        """Where the data lives."""
+        return self.control_plane.store.location
+
+    def serving(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Serve it for as long as the block runs. The web framework is imported now, while services start."""
+        from llama_deploy.control_plane.http.server import serving
+
+        return serving(self.control_plane, self.listener)
+
+
+@contextlib.asynccontextmanager
+async def _control_plane(file: DeploymentFile, options: ServingOptions) -> AsyncIterator[_Listening]:
+    """The control plane of a deployment, without services of its own."""
     if options.store is not None:
         store = open_store(options.store)
     elif file.store is None or file.store == ":memory:":
         store = open_store(file.store, name=file.name, folder=file.folder)
     else:
         store = open_store(file.folder / file.store)
-    return Deployment(
-        name=file.name,
+    control_plane = ControlPlane(
         store=store,
         orchestrator=load_orchestrator(file.orchestrator, file.folder),
         default_service=file.default_service or (file.services[0].name if len(file.services) == 1 else None),
-        host=options.host or file.control_plane.host,
-        port=file.control_plane.port if options.port is None else options.port,
-        allow_remote=options.allow_remote,
         settings=file.limits,
-        quiet=True,
+        name=file.name,
     )
+    host = options.host or file.control_plane.host
+    port = file.control_plane.port if options.port is None else options.port
+    with bind(host, port, allow_remote=options.allow_remote) as listener:
+        await control_plane.start()
+        try:
+            url = url_of(host, listener.getsockname()[1])
+            yield _Listening(control_plane=control_plane, listener=listener, url=url)
+        finally:
+            await control_plane.stop()
 
 
 def _of_control_plane(file: DeploymentFile) -> tuple[object, ...]:

@@ -13,7 +13,8 @@ import pytest
 from llama_deploy.apiserver import Deployment
 from llama_deploy.control_plane import EngineSettings
 from llama_deploy.control_plane.http.app import build_app
-from llama_deploy.control_plane.http.server import bind, serving
+from llama_deploy.control_plane.http.listener import bind
+from llama_deploy.control_plane.http.server import serving
 from llama_deploy.errors import NonRetryableError
 from llama_deploy.services import HumanService, ServiceContext, service
 

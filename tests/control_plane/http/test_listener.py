@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from llama_deploy.control_plane.http.server import bind
+from llama_deploy.control_plane.http.listener import bind
 from llama_deploy.errors import PortInUseError, SettingError, UnsafeListenError
 
 

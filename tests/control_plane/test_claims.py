@@ -120,3 +120,20 @@ async def test_a_step_that_takes_everything_along_does_not_go_on_for_ever(store:
         result = await outcome(made.plane, entry.row.task_id)
         assert result.error is not None
         assert result.error.code == "LD506"
+
+
+async def test_a_step_is_taken_away_when_its_run_deadline_and_the_grace_are_over() -> None:
+    async with world(clock=ManualClock(), settings=PATIENT) as made:
+        first = FakeInstance(run_timeout_s=2.0)
+        await first.connect(made.plane)
+        entry = await submit(made.plane)
+        delivery = await first.delivery()
+        transitions = made.plane.store.statistics.transitions
+        made.manual.advance(PATIENT.claim_recorded_after_s)
+        await until(lambda: made.plane.store.statistics.transitions == transitions + 1)
+        made.manual.advance(2.0 + PATIENT.run_timeout_grace_s - PATIENT.claim_recorded_after_s - 0.1)
+        assert entry.open[delivery.step_id].attempt == 1
+        made.manual.advance(0.1)
+        again = await first.delivery(2)
+        assert (again.step_id, again.attempt) == (delivery.step_id, 2)
+        assert (await history(made.plane, entry))[-1].reason == "its run deadline is over"

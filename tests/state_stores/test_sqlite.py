@@ -341,3 +341,11 @@ async def test_a_canceled_write_disturbs_nobody(tmp_path: Path) -> None:
     await store.put_service("b", b"{}")
     assert set(await store.load_services()) == {"a", "b"}
     await store.close()
+
+
+async def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "store.db")
+    await store.open()
+    await record(store, **submission("t"))
+    assert {item.name: item.stat().st_mode & 0o077 for item in tmp_path.iterdir() if item.stat().st_mode & 0o077} == {}
+    await store.close()

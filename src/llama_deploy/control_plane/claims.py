@@ -8,6 +8,7 @@ as attempt 1.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,18 @@ class Claims:
         if self._timer is None:
             self._arm()
 
+    def run_ends_at(self, step: OpenStep) -> float:
+        """When whoever holds a step should have answered, grace included; a person's time does not count."""
+        if step.claimed_by is None or step.asking:
+            return math.inf
+        definition = self._engine.registry.definition(step.service)
+        run_timeout_s = definition.run_timeout_s if definition is not None else 600.0
+        return step.claimed_at + run_timeout_s + self._engine.settings.run_timeout_grace_s
+
+    def look_again_at(self, step: OpenStep, now: float) -> float:
+        """When a step that is held now is to be looked at again."""
+        return min(now + self._engine.settings.overdue_s, max(now, self.run_ends_at(step)))
+
     def stop(self) -> None:
         """Record nothing more."""
         if self._timer is not None:
@@ -55,7 +68,8 @@ class Claims:
             held = step.claimed_by is not None and step.attempt == attempt and not step.parked
             if held and not entry.stale and entry.open.get(step.step_id) is step and step.started != attempt:
                 step.started = attempt
-                visible_at = now + engine.settings.overdue_s
+                visible_at = self.look_again_at(step, now)
+                engine.arm_sweeper(visible_at)
                 moves.append(DeliveryMove(step.step_id, attempt, attempt, visible_at, started=1))
         if moves:
             engine.store.record(Transition(settled=_unless_answered, moved=moves))

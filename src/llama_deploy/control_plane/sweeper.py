@@ -139,7 +139,7 @@ class Sweeper:
         if step.due_at > now:
             visible_at = step.due_at
         elif step.claimed_by is not None and step.claimed_by in self._engine.registry.instances:
-            visible_at = now + settings.overdue_s
+            visible_at = self._engine.claims.look_again_at(step, now)
         else:
             step.overdue_s = min(settings.overdue_s_max, step.overdue_s * 2 or settings.overdue_s)
             visible_at = now + step.overdue_s
@@ -148,7 +148,7 @@ class Sweeper:
 
     def _is_lost(self, entry: TaskEntry, step: OpenStep, now: float) -> bool:
         """Make a step that nobody will answer any more the next attempt."""
-        if self._overran(step, now):
+        if self._engine.claims.run_ends_at(step) <= now:
             self._signals.lost([step.step_id], step.claimed_by, "its run deadline is over")
             return True
         if self._was_begun(entry, step):
@@ -162,11 +162,3 @@ class Sweeper:
             return False
         streamed = entry.stream is not None and entry.stream.count_of(step.step_id, step.attempt) > 0
         return step.started == step.attempt or streamed
-
-    def _overran(self, step: OpenStep, now: float) -> bool:
-        """Whether an instance holds a step for longer than the step may run, and a grace."""
-        if step.claimed_by is None or step.asking:
-            return False
-        definition = self._engine.registry.definition(step.service)
-        run_timeout_s = definition.run_timeout_s if definition is not None else 600.0
-        return now - step.claimed_at > run_timeout_s + self._engine.settings.run_timeout_grace_s

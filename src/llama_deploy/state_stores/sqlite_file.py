@@ -26,8 +26,9 @@ APPLICATION_ID = 0x4C444550
 def open_connection(path: Path, synchronous: str) -> sqlite3.Connection:
     """The writing connection, with the file checked and migrated; nothing is changed where this raises."""
     try:
-        if path.exists():  # SQLite opens a file that it may only read, and leaves its own files beside it
-            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        # SQLite opens a file that it may only read, and leaves its own files beside it; and what tasks carry is nobody
+        # else's business, so a new file is its owner's alone.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise _read_only_error(path, str(error)) from error
     try:

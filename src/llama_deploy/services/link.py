@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI, WebSocketException
 
 from llama_deploy.errors import CannotReachError, LlamaDeployError, ProtocolError, SettingError
 from llama_deploy.messages.frames import (
@@ -131,7 +131,8 @@ class Link(threading.Thread):
 
     async def _serve(self, connection: ClientConnection) -> None:
         self._outgoing.clear()
-        await connection.send(encode_frame([self._runner.hello()]))
+        with contextlib.suppress(ConnectionClosed):  # what was said before is still to be read
+            await connection.send(encode_frame([self._runner.hello()]))
         self._connection = connection
         self._heard_at = self._loop.time()
         heartbeat: asyncio.Task[None] | None = None

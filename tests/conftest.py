@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +23,22 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+SLOW = (
+    "control_plane/http/test_sockets.py",
+    "control_plane/test_conflicts.py",
+    "control_plane/test_recovery.py",
+    "docs/test_snippets.py",
+    "examples/",
+    "processes/",
+)
+"""Where tests start programs, or go through many crashes: `make test` runs them, `make test-fast` does not."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow by the place where it stands."""
+    root = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(root).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)

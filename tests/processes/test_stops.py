@@ -24,6 +24,7 @@ async def some_effects(system: System, count: int) -> None:
 async def test_the_control_plane_stops_cleanly_under_load(
     system: System, record_property: Callable[[str, object], None]
 ) -> None:
+    system.settings["recovery_grace_s"] = 2.0
     instance, *_ = await system.start(instances=1)
     async with system.client() as client:
         ids = [f"t{n}" for n in range(300)]

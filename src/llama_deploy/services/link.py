@@ -37,9 +37,9 @@ from llama_deploy.services.runner import Runner
 
 log = get_logger("llama_deploy.link")
 
-RECONNECT_S = (0.05, 1.0)
-"""First and longest pause between attempts to connect; doubled each time, up to half of it taken off at random. The
-longest is what a control plane that starts again waits for its instances (`recovery_grace_s`)."""
+RECONNECT_S = (0.05, 0.5)
+"""First and longest pause between attempts to connect; doubled each time, up to half of it taken off at random. A
+control plane that starts again waits twice the longest for its instances (`recovery_grace_s`)."""
 
 CONNECT_TIMEOUT_S = 5.0
 """How long one attempt to connect may take."""

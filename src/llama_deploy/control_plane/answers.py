@@ -15,7 +15,7 @@ from llama_deploy.control_plane.decisions import Decision, Outcome, encode_resul
 from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import failure, too_large
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
-from llama_deploy.errors import AttemptsExhaustedError, InvalidRequestError, LlamaDeployError
+from llama_deploy.errors import AttemptsExhaustedError, CommitConflictError, InvalidRequestError, LlamaDeployError
 from llama_deploy.messages.frames import Answer
 from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import DeliveryMove, StreamChunk, Transition
@@ -60,14 +60,14 @@ class Answers:
         self._engine.statistics.answers += 1
         excess = self._engine.streams.refusal(entry, step, op.attempt, op.events_from, op.events)
         result = self._read(entry, step, op, excess)
-        if result.status == "failed" and op.attempt < step.attempt:
-            self._late(entry, done)  # a failure of an attempt that was given up already
+        if op.attempt > step.attempt or (result.status == "failed" and op.attempt < step.attempt):
+            self._late(entry, done)  # a failure of an attempt that was given up already; or nothing that was ever sent
             return
         self.conclude(
             entry,
             step,
             result,
-            done,
+            self._engine.recording.or_again(op.step_id, partial(self.answer, instance_id, op, done), done),
             chunks=partial(self._engine.streams.take_for_answer, entry, step, op) if excess is None else tuple,
             by=instance_id,
             started_at=op.started_at,
@@ -98,7 +98,7 @@ class Answers:
         entry: TaskEntry,
         step: OpenStep,
         result: TaskResult,
-        done: Callable[[], None],
+        settled: Callable[[LlamaDeployError | None], None],
         *,
         chunks: Callable[[], tuple[StreamChunk, ...]] = tuple,
         by: str | None = None,
@@ -107,7 +107,8 @@ class Answers:
     ) -> None:
         """A step has a result, good or bad: retry it, or fold it into the policy and record what that decides.
 
-        `chunks` takes the stream events that commit with that; it is called when it is recorded, and not before.
+        `settled` is called after the commit, or with the error where that was refused and all starts over. `chunks`
+        takes the stream events that commit with it; it is called when it is recorded, and not before.
         """
         retry_delay_s = self._retry_delay(step, result) if result.status == "failed" else None
         encoded = encode_result(result)
@@ -121,7 +122,7 @@ class Answers:
             started_at=started_at,
             finished_at=finished_at,
         )
-        transition = Transition(settled=lambda error: self._answer_settled(error, done))
+        transition = Transition(settled=lambda error: self._answer_settled(error, settled))
         step.stop_asking()
         if step.notification:
             self._settle_notification(entry, step, result, transition)
@@ -136,8 +137,11 @@ class Answers:
             return
 
         def decided(decision: Decision | LlamaDeployError) -> None:
+            if entry.stale:
+                settled(CommitConflictError("the task was loaded again while its policy was thinking"))
+                return
             if entry.final or step.step_id not in entry.open:  # canceled while the policy was thinking
-                self._late(entry, done)
+                self._late(entry, lambda: settled(None))
                 return
             transition.chunks = chunks()
             if isinstance(decision, Decision):
@@ -276,7 +280,8 @@ class Answers:
         step.overdue_s = 0.0
         return DeliveryMove(step.step_id, step.attempt - 1, step.attempt, step.due_at)
 
-    def _answer_settled(self, error: LlamaDeployError | None, done: Callable[[], None]) -> None:
+    @staticmethod
+    def _answer_settled(error: LlamaDeployError | None, settled: Callable[[LlamaDeployError | None], None]) -> None:
         if error is None:
             failpoint("engine.after_record")
-            done()
+        settled(error)

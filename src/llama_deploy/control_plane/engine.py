@@ -104,7 +104,9 @@ class Engine:
         retries: int | None = None,
     ) -> None:
         """Ask the policy; `decided` is called at once where it never waits, else when it has answered."""
-        if self.policy.synchronous and (entry.session is None or not entry.session.lock.locked()):
+        session = entry.session
+        at_once = session is None or not (session.stale or session.lock.locked())
+        if self.policy.synchronous and at_once:
             try:
                 decision = drive(decide(self.policy, entry.definition, entry.private, entry.session, answer))
             except LlamaDeployError as error:
@@ -124,42 +126,51 @@ class Engine:
         retries: int,
     ) -> None:
         """A policy that takes time: decided outside of any commit, again when what it was based on has moved."""
-        session = entry.session
         decision: Decision | LlamaDeployError = OrchestratorError("no decision")
         conflicts = failures = 0
-        locked = False
-        while True:
-            if session is not None and not locked and (conflicts >= CONFLICTS_BEFORE_LOCK or session.lock.locked()):
-                await session.lock.acquire()
-                locked = True
-            try:
-                async with asyncio.timeout(self.settings.decision_timeout_s):
-                    decision = await decide(self.policy, entry.definition, entry.private, session, answer)
-            except TimeoutError:
-                decision = OrchestratorError(
-                    f"the orchestrator {type(self.policy).__name__} did not decide in time",
-                    why=f"decision_timeout_s is {self.settings.decision_timeout_s:g}",
-                )
-            except LlamaDeployError as error:
-                decision = error
-            if isinstance(decision, Decision):
-                if session is None or self._holds(session, decision.delta):
-                    break
-                conflicts += 1
-                self.statistics.decisions_repeated += 1
-                continue
-            failures += 1
-            if failures > retries:
-                break
-            await self.sleep(self.settings.decision_retry_s * 2 ** (failures - 1))
-        entry.busy = False
+        locked: SessionState | None = None
         try:
-            if not entry.stale:
-                decided(decision)
+            while failures <= retries:
+                session = await self.cache.session_of(entry)
+                if session is not None and locked is not session:
+                    if locked is not None:
+                        locked.lock.release()
+                    locked = None
+                    if conflicts >= CONFLICTS_BEFORE_LOCK or session.lock.locked():
+                        await session.lock.acquire()
+                        locked = session
+                        continue  # it may have been loaded again meanwhile
+                decision = await self._ask(entry, session, answer)
+                if not isinstance(decision, Decision):
+                    failures += 1
+                    if failures <= retries:
+                        await self.sleep(self.settings.decision_retry_s * 2 ** (failures - 1))
+                elif session is None or (not session.stale and self._holds(session, decision.delta)):
+                    break
+                else:
+                    conflicts += 1
+                    self.statistics.decisions_repeated += 1
+            entry.busy = False
+            decided(decision)
         finally:
-            if locked and session is not None:
-                session.lock.release()
-        self.drain(entry)
+            if locked is not None:
+                locked.lock.release()
+            self.drain(entry)
+
+    async def _ask(
+        self, entry: TaskEntry, session: SessionState | None, answer: tuple[TaskResult, bytes] | None
+    ) -> Decision | LlamaDeployError:
+        """Ask the policy once, within its deadline; what it raises is its answer."""
+        try:
+            async with asyncio.timeout(self.settings.decision_timeout_s):
+                return await decide(self.policy, entry.definition, entry.private, session, answer)
+        except TimeoutError:
+            return OrchestratorError(
+                f"the orchestrator {type(self.policy).__name__} did not decide in time",
+                why=f"decision_timeout_s is {self.settings.decision_timeout_s:g}",
+            )
+        except LlamaDeployError as error:
+            return error
 
     def _holds(self, session: SessionState, delta: Delta) -> bool:
         """Whether every shared key that was read or is written still has the version that the policy saw."""
@@ -167,8 +178,12 @@ class Engine:
 
     def drain(self, entry: TaskEntry) -> None:
         """Work on what arrived for a task while it was being decided on."""
-        while entry.mailbox and not entry.busy:
-            entry.mailbox.popleft()()
+        try:
+            while entry.mailbox and not entry.busy:
+                entry.mailbox.popleft()()
+        finally:
+            if entry.mailbox and not entry.busy:  # one of them raised: the others have their turn all the same
+                asyncio.get_running_loop().call_soon(self.drain, entry)
 
     def in_turn(self, entry: TaskEntry, work: Callable[[], None]) -> None:
         """Run `work` now, or after the decision that is being made."""

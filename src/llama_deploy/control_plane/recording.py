@@ -6,6 +6,8 @@ taken, deliveries sent. Nothing is published and nobody is woken before the stor
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,6 +28,10 @@ log = get_logger("llama_deploy.engine")
 
 ENVELOPE_BYTES_MAX = 65_536
 """What the system itself puts around a payload (ids, names, counts) does not count towards the payload's limit."""
+REFUSALS_MAX = 5
+"""What a step says is not tried to be recorded any more after so many refused commits in a row."""
+REFUSED_PAUSE_S = 0.05
+"""Pause after the second of them; it doubles."""
 
 
 class Recording:
@@ -33,6 +39,8 @@ class Recording:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._refusals: Counter[str] = Counter()
+        """Steps about which a commit was refused, and how often in a row."""
 
     def record_decision(
         self,
@@ -248,12 +256,19 @@ class Recording:
         transition.task = row
         transition.entry = HistoryRow(row.task_id, row.version, now, kind, encode_record(record))
         recorded = transition.settled
+        session = entry.session if transition.shared else None
+        if session is not None:
+            session.changing()
         seq = row.version
         shared = transition.shared
         to_publish = [step for sent in transition.sent if not (step := entry.open[sent.step_id]).due_at]
 
         def settled(error: LlamaDeployError | None) -> None:
+            if session is not None:
+                session.changed()
             if error is not None:
+                if session is not None:
+                    self._engine.cache.forget_session(session)
                 if seq > 1:
                     self.refused(entry)
                 recorded(error)
@@ -298,7 +313,7 @@ class Recording:
             cell.committed = max(cell.committed, write.expected_version + 1)
 
     def refused(self, entry: TaskEntry) -> None:
-        """A guard failed: memory is not what the store says. Load the task again; instances repeat their answers."""
+        """A guard failed: memory is not what the store says. The task is loaded again; what was refused starts over."""
         if entry.stale:
             return
         self._engine.statistics.conflicts += 1
@@ -307,17 +322,47 @@ class Recording:
 
         async def reload() -> None:
             entry.notify()
-            if entry.session is not None:
-                await self._engine.cache.load_session(entry.session.session_id, again=True)
-            fresh = await self._engine.cache.load(entry.row.task_id)
+            fresh = await self._engine.cache.load(entry.row.task_id, patient=True)
             if fresh is None:
                 return
+            for step_id, step in fresh.open.items():
+                before = entry.open.get(step_id)
+                if before is not None and before.attempt == step.attempt and step.claimed_by is None:
+                    step.claimed_by, step.claimed_at = before.claimed_by, before.claimed_at
+                    step.published, step.overdue_s = before.published, before.overdue_s
+            self._engine.when_ended(fresh, entry.end_like)
             for callback in entry.ended_callbacks:
                 self._engine.when_ended(fresh, callback)
-            fresh.watchers |= entry.watchers
-            for work in entry.mailbox:
-                self._engine.in_turn(fresh, work)
-            self._engine.publish(fresh, [s for s in fresh.open.values() if not s.parked and not s.due_at])
-            fresh.notify()
+            while entry.mailbox:  # each of them sees that the entry is stale, and starts over
+                entry.mailbox.popleft()()
+            if fresh.settled_seq == fresh.row.version and not fresh.busy:  # else a commit is on its way that publishes, or moves
+                now = self._engine.clock.now()
+                waiting = [s for s in fresh.open.values() if not s.parked and not s.published and s.due_at <= now]
+                self._engine.publish(fresh, waiting)
 
         self._engine.spawn(reload())
+
+    def or_again(
+        self, step_id: str, again: Callable[[], None], done: Callable[[], None]
+    ) -> Callable[[LlamaDeployError | None], None]:
+        """What follows a commit about a step: `done`; or `again` where it was refused, after a pause from then on."""
+
+        def settled(error: LlamaDeployError | None) -> None:
+            if error is None:
+                self._refusals.pop(step_id, None)
+                done()
+                return
+            self._refusals[step_id] += 1
+            count = self._refusals[step_id]
+            if count == 1:
+                again()
+            elif count <= REFUSALS_MAX:
+                self._engine.spawn(self._later(REFUSED_PAUSE_S * 2**count, again))
+            else:
+                log.error("what a step said cannot be recorded; it runs again when it is overdue", step_id=step_id)
+
+        return settled
+
+    async def _later(self, pause_s: float, again: Callable[[], None]) -> None:
+        await self._engine.sleep(pause_s)
+        again()

@@ -62,6 +62,11 @@ def too_large(what: str, size: int, limit: int) -> LimitExceededError:
     )
 
 
+def clean(text: str, length_max: int = 2_000) -> str:
+    """Text of a person as it can be recorded: encodable, and not too long."""
+    return text[:length_max].encode("utf-8", "backslashreplace").decode()
+
+
 def check_id(name: str, value: Any, length_max: int) -> None:
     """Raise `InvalidRequestError` for an id that is empty, too long, not printable, or no segment of an address."""
     if value is None:

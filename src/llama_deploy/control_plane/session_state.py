@@ -72,6 +72,12 @@ class SessionState:
         self.lock = asyncio.Lock()
         """Held while a decision is made that met too many conflicts; others wait meanwhile."""
         self.unfinished = 0
+        self.pending = 0
+        """Changes that are on their way to the store."""
+        self.stale = False
+        """A change was refused: this is not what the store says, and must not be used any more."""
+        self._settled = asyncio.Event()
+        self._settled.set()
         self.recorded = False
         """Whether the session's row is known to be in the store."""
 
@@ -85,6 +91,21 @@ class SessionState:
             self.values.pop(key, None)
         else:
             self.values[key] = _decode(encoded)
+
+    def changing(self) -> None:
+        """A change is handed to the store."""
+        self.pending += 1
+        self._settled.clear()
+
+    def changed(self) -> None:
+        """A change is committed, or refused."""
+        self.pending -= 1
+        if self.pending == 0:
+            self._settled.set()
+
+    async def settled(self) -> None:
+        """Wait until nothing is on its way to the store any more."""
+        await self._settled.wait()
 
     def version(self, key: str) -> int:
         """The key's newest version, 0 for a key that never was."""

@@ -16,10 +16,11 @@ import msgspec
 from llama_deploy.control_plane.decisions import Outcome, encode_result
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.records import Record
-from llama_deploy.control_plane.refusals import check_id, failure, resolve, step_failure, too_large
+from llama_deploy.control_plane.refusals import check_id, clean, failure, resolve, step_failure, too_large
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import (
     AttemptsExhaustedError,
+    CommitConflictError,
     InvalidRequestError,
     LlamaDeployError,
     NoInputExpectedError,
@@ -29,6 +30,11 @@ from llama_deploy.errors import (
 from llama_deploy.messages.frames import Answer, AskInput, Park
 from llama_deploy.state_stores.base import DeliveryMove, SessionRow, StreamChunk, Transition
 from llama_deploy.types import TaskResult, generate_id
+
+Settled = Callable[[LlamaDeployError | None], None]
+
+REFUSALS_MAX = 5
+"""A change that somebody asked for is given up after so many refused commits."""
 
 
 class Signals:
@@ -45,9 +51,9 @@ class Signals:
         Repeating it on a canceled task does nothing. Raises `TaskNotFoundError`, and `TaskEndedError` for a task
         that ended otherwise.
         """
-        entry = await self._engine.cache.get(task_id)
+        reason, by = clean(reason), clean(by)
 
-        def work(settled: Callable[[LlamaDeployError | None], None]) -> None:
+        def work(entry: TaskEntry, settled: Settled) -> None:
             if entry.final:
                 settled(None if entry.row.state == "canceled" else ended_error(entry))
                 return
@@ -59,8 +65,7 @@ class Signals:
             transition = Transition(settled=settled)
             self._engine.recording.end(entry, transition, "canceled", record, outcome, now=self._engine.clock.now())
 
-        await self._record_in_turn(entry, work, even_if_busy=True)
-        return entry
+        return await self._record_in_turn(task_id, work, even_if_busy=True)
 
     # --- input ------------------------------------------------------------------------------------------------------
 
@@ -70,7 +75,7 @@ class Signals:
         When it returns, the input is in the history and survives any crash. Raises `NoInputExpectedError` when
         nothing asks, or several steps do and `step_id` does not say which; `TaskEndedError`, `TaskNotFoundError`.
         """
-        entry = await self._engine.cache.get(task_id)
+        by = clean(by)
         try:
             encoded = msgspec.json.encode(value)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -79,7 +84,7 @@ class Signals:
             raise too_large("input", len(encoded), self._engine.settings.payload_bytes_max)
         found: list[str] = []
 
-        def work(settled: Callable[[LlamaDeployError | None], None]) -> None:
+        def work(entry: TaskEntry, settled: Settled) -> None:
             try:
                 step = self._asking_step(entry, step_id, value)
             except LlamaDeployError as error:
@@ -88,8 +93,8 @@ class Signals:
             found.append(step.step_id)
             self._take_input(entry, step, encoded, by, settled)
 
-        await self._record_in_turn(entry, work)
-        return found[0]
+        await self._record_in_turn(task_id, work)
+        return found[-1]
 
     def _asking_step(self, entry: TaskEntry, step_id: str | None, value: Any) -> OpenStep:
         if entry.final:
@@ -126,7 +131,7 @@ class Signals:
         step: OpenStep,
         encoded: bytes,
         by: str,
-        settled: Callable[[LlamaDeployError | None], None],
+        settled: Settled,
     ) -> None:
         engine = self._engine
         now = engine.clock.now()
@@ -149,8 +154,8 @@ class Signals:
                 used.append(True)
                 return ()
 
-            def done() -> None:
-                settled(None if used else ended_error(entry))
+            def done(error: LlamaDeployError | None) -> None:
+                settled(error if error is not None or used else ended_error(entry))
 
             by = by or "person"
             engine.answers.conclude(entry, step, result, done, chunks=take, by=by, finished_at=now)
@@ -195,7 +200,8 @@ class Signals:
             refusal = self._unfit_prompt(op.prompt)
             if refusal is not None:
                 self._engine.recording.take_back(step, str(refusal))
-                self._engine.answers.conclude(entry, step, step_failure(entry, step, refusal), done)
+                again = self._engine.recording.or_again(op.step_id, partial(self.ask, op, done), done)
+                self._engine.answers.conclude(entry, step, step_failure(entry, step, refusal), again)
                 return
             number = op.number or len(step.inputs) + 1
             if number <= len(step.inputs) or number in step.questions:
@@ -205,7 +211,8 @@ class Signals:
             record = Record(
                 state="", step_id=step.step_id, service=step.service, prompt=msgspec.Raw(op.prompt), number=number
             )
-            transition = Transition(settled=lambda error: None if error else done())
+            again = self._engine.recording.or_again(op.step_id, partial(self.ask, op, done), done)
+            transition = Transition(settled=again)
             self._engine.recording.commit(
                 entry, transition, "input_requested", record, now=self._engine.clock.now(), state="input_required"
             )
@@ -226,10 +233,11 @@ class Signals:
             engine = self._engine
             now = engine.clock.now()
             answer = events_of(op)
+            settled = engine.recording.or_again(op.step_id, partial(self.park, op, done), partial(done, 0))
             refusal = self._unfit(entry, step, op)
             if refusal is not None:
                 result = step_failure(entry, step, refusal)
-                engine.answers.conclude(entry, step, result, lambda: done(0), by=step.claimed_by)
+                engine.answers.conclude(entry, step, result, settled, by=step.claimed_by)
                 return
             chunks = engine.streams.take_for_answer(entry, step, answer) if op.events else ()
             step.stop_asking()
@@ -251,7 +259,7 @@ class Signals:
                 consumed=op.consumed,
             )
             move = DeliveryMove(step.step_id, step.attempt, step.attempt, now, step.parked)
-            transition = Transition(settled=lambda error: None if error else done(0), moved=(move,), chunks=chunks)
+            transition = Transition(settled=settled, moved=(move,), chunks=chunks)
             engine.recording.commit(entry, transition, "input_requested", record, now=now, state="input_required")
 
         self._with_step(op.step_id, op.attempt, work, lambda: done(0))
@@ -297,8 +305,12 @@ class Signals:
     def _lose(self, entry: TaskEntry, step_id: str, holder: str | None, reason: str) -> None:
         engine = self._engine
         step = entry.open.get(step_id)
-        if entry.stale or step is None or step.parked or step.claimed_by != holder:
+        if entry.stale:
+            self.lost([step_id], holder, reason)
             return
+        if step is None or step.parked or step.claimed_by != holder:
+            return
+        again = partial(self.lost, [step_id], None, reason)  # loaded again, nobody holds it
         engine.statistics.lost += 1
         port = engine.registry.instances.get(holder) if holder is not None else None
         if port is not None:  # still connected: it is to stop, and has its place back
@@ -314,7 +326,8 @@ class Signals:
             )
             result = failure(entry.row.task_id, error)
             result.step_id, result.service, result.attempt, result.tag = step_id, step.service, step.attempt, step.tag
-            engine.answers.conclude(entry, step, result, lambda: None, by=holder)
+            settled = engine.recording.or_again(step_id, again, lambda: None)
+            engine.answers.conclude(entry, step, result, settled, by=holder)
             return
         step.attempt += 1
         step.published = False
@@ -329,10 +342,7 @@ class Signals:
             by=holder,
         )
 
-        def settled(error: LlamaDeployError | None) -> None:
-            if error is None:
-                engine.publish(entry, [step])
-
+        settled = engine.recording.or_again(step_id, again, lambda: engine.publish(entry, [step]))
         transition = Transition(settled=settled, moved=(move,))
         if entry.final:  # a notification: the history of an ended task is closed
             engine.recording.hand_over(transition)
@@ -365,6 +375,9 @@ class Signals:
 
         def use(entry: TaskEntry | None) -> None:
             def turn() -> None:
+                if entry is not None and entry.stale:
+                    self._with_step(step_id, attempt, work, unwanted)
+                    return
                 step = entry.open.get(step_id) if entry is not None and not entry.final else None
                 if entry is None or step is None or step.attempt != attempt:
                     unwanted()
@@ -379,21 +392,35 @@ class Signals:
         self._engine.cache.with_entry(step_id.rpartition(":")[0], use)
 
     async def _record_in_turn(
-        self,
-        entry: TaskEntry,
-        work: Callable[[Callable[[LlamaDeployError | None], None]], None],
-        *,
-        even_if_busy: bool = False,
-    ) -> None:
-        """Run `work` in the task's turn (or at once) and wait until what it recorded is committed."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self, task_id: str, work: Callable[[TaskEntry, Settled], None], *, even_if_busy: bool = False
+    ) -> TaskEntry:
+        """Run `work` in the task's turn (or at once) and wait until what it recorded is committed.
 
-        settled = partial(resolve, future)
-        if even_if_busy:
-            work(settled)
-        else:
-            self._engine.in_turn(entry, lambda: work(settled))
-        await future
+        Where the commit is refused because the task was not what memory said, it is loaded and all starts over.
+        """
+        for attempt in range(1, REFUSALS_MAX + 1):
+            entry = await self._engine.cache.get(task_id)
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            turn = partial(_work_unless_stale, entry, work, partial(resolve, future))
+            if even_if_busy:
+                turn()
+            else:
+                self._engine.in_turn(entry, turn)
+            try:
+                await future
+            except CommitConflictError:
+                if attempt == REFUSALS_MAX:
+                    raise
+            else:
+                return entry
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _work_unless_stale(entry: TaskEntry, work: Callable[[TaskEntry, Settled], None], settled: Settled) -> None:
+    if entry.stale:
+        settled(CommitConflictError("the task was loaded again"))
+    else:
+        work(entry, settled)
 
 
 def ended_error(entry: TaskEntry) -> TaskEndedError:

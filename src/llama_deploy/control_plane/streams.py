@@ -42,7 +42,7 @@ class Streams:
 
         def use(entry: TaskEntry | None) -> None:
             step = entry.open.get(step_id) if entry is not None else None
-            if entry is None or step is None or attempt < step.attempt or step.notification:
+            if entry is None or step is None or attempt != step.attempt or step.notification:
                 done(first + len(events))
                 return
             refusal = self.refusal(entry, step, attempt, first, events)
@@ -87,10 +87,10 @@ class Streams:
         """A running attempt streams what cannot be taken: it is stopped, and has failed."""
         step = entry.open.get(step_id)
         if entry.stale or step is None or step.attempt != attempt:
-            return
+            return  # its events come again, with its answer at the latest
         holder = step.claimed_by
         self._engine.recording.take_back(step, str(refusal))
-        self._engine.answers.conclude(entry, step, step_failure(entry, step, refusal), lambda: None, by=holder)
+        self._engine.answers.conclude(entry, step, step_failure(entry, step, refusal), lambda _: None, by=holder)
 
     def _take(self, entry: TaskEntry, step: OpenStep, attempt: int, first: int, events: Sequence[bytes]) -> StreamState:
         """Number what is new and put it in line for the next commit; a new attempt opens with a marker."""

@@ -185,6 +185,8 @@ class Submissions:
             session.unfinished += 1
 
         def decided(decision: Decision | LlamaDeployError) -> None:
+            if entry.stale:
+                return
             if isinstance(decision, Decision):
                 try:
                     self._record_submission(entry, decision, refusals)
@@ -254,7 +256,7 @@ class Submissions:
                 found = await self._find_by_key(key, definition)
             session = entry.session
             if found is None and session is not None:
-                session = await self._engine.cache.load_session(session.session_id, again=True)
+                session = await self._engine.cache.load_session(session.session_id)
         except LlamaDeployError as failure:
             done(None, failure)
             return

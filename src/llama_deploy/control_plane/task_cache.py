@@ -14,7 +14,7 @@ import msgspec
 
 from llama_deploy.control_plane.session_state import SessionState
 from llama_deploy.control_plane.tasks import StreamState, TaskEntry, rebuild
-from llama_deploy.errors import LlamaDeployError, SessionNotFoundError, TaskNotFoundError
+from llama_deploy.errors import LlamaDeployError, TaskNotFoundError
 from llama_deploy.runtime.logs import get_logger
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ Use = Callable[[TaskEntry | None], None]
 
 LOAD_AGAIN_S = 1.0
 """Pause before a task is asked for again from a store that could not be read."""
+
+LEAVING_SESSIONS_MAX = 100
+"""Sessions whose last changes are committed are forgotten once there are more of them."""
 
 
 class TaskCache:
@@ -37,6 +40,8 @@ class TaskCache:
         self.ended_tasks: OrderedDict[str, TaskEntry] = OrderedDict()
         self._loading: dict[str, list[tuple[Use, Callable[[LlamaDeployError], None] | None]]] = {}
         self._idle_sessions: OrderedDict[str, SessionState] = OrderedDict()
+        self._leaving_sessions: dict[str, SessionState] = {}
+        """Sessions that left memory while changes of them were on their way to the store."""
 
     def with_entry(self, task_id: str, use: Use, *, failed: Callable[[LlamaDeployError], None] | None = None) -> None:
         """Call `use` with the task, at once when it is in memory, else when it is loaded; `None`: no such task.
@@ -125,33 +130,50 @@ class TaskCache:
             session.unfinished += 1
         return entry
 
-    async def load_session(self, session_id: str, *, again: bool = False, must_exist: bool = False) -> SessionState:
-        """The session's shared state, from memory or the store; an unknown session is an empty one.
-
-        With `must_exist` an unknown session raises `SessionNotFoundError`.
-        """
+    async def load_session(self, session_id: str) -> SessionState:
+        """The session's shared state, from memory or the store; an unknown session is an empty one."""
+        while (earlier := self._leaving_sessions.get(session_id)) is not None:
+            await earlier.settled()  # what is on its way to the store is part of what is to be read
+            self._leaving_sessions.pop(session_id, None)
         session = self.sessions.get(session_id)
-        if session is None or again:
-            row = await self._engine.store.load_session(session_id)
-            values = await self._engine.store.load_shared(session_id)
-            session = self.sessions.get(session_id)
-            if session is None:
-                session = self.sessions[session_id] = SessionState(session_id)
-            elif not again:
-                return session
-            session.recorded = row is not None
-            for value in values:
-                session.put(value.key, value.value, value.version, committed=True)
-            self._idle_sessions[session_id] = session
-            self._evict_sessions()
-        if must_exist and not session.recorded:
-            raise SessionNotFoundError(f"there is no session {session_id!r}")
+        if session is not None:
+            return session
+        row = await self._engine.store.load_session(session_id)
+        values = await self._engine.store.load_shared(session_id)
+        if session_id in self.sessions or session_id in self._leaving_sessions:
+            return await self.load_session(session_id)
+        session = self.sessions[session_id] = SessionState(session_id)
+        session.recorded = row is not None
+        for value in values:
+            session.put(value.key, value.value, value.version, committed=True)
+        self._idle_sessions[session_id] = session
+        self._evict_sessions()
         return session
 
-    def forget_session(self, session_id: str) -> None:
-        """Drop a session's shared state from memory; unfinished tasks of it keep what they have."""
-        self.sessions.pop(session_id, None)
-        self._idle_sessions.pop(session_id, None)
+    async def session_of(self, entry: TaskEntry) -> SessionState | None:
+        """The session of a task, loaded again where memory was found to be wrong; waits until the store can be read."""
+        while entry.session is not None and entry.session.stale:
+            try:
+                session = await self.load_session(entry.session.session_id)
+            except LlamaDeployError as error:
+                log.warning("a session cannot be loaded, trying again", error=str(error))
+                await self._engine.sleep(LOAD_AGAIN_S)
+                continue
+            if not entry.final and not entry.stale:
+                session.unfinished += 1
+                self.leave_session(entry)
+            entry.session = session
+        return entry.session
+
+    def forget_session(self, session: SessionState) -> None:
+        """Drop a session whose state in memory is not what the store says; whoever needs it next loads it."""
+        if session.stale:
+            return
+        session.stale = True
+        if self.sessions.get(session.session_id) is session:
+            del self.sessions[session.session_id]
+            self._idle_sessions.pop(session.session_id, None)
+        self._leaving_sessions[session.session_id] = session
 
     def forget(self, entry: TaskEntry) -> None:
         """Drop an entry that is not what the store says, or was never recorded; it must not be used any more."""
@@ -168,15 +190,21 @@ class TaskCache:
         if session is None:
             return
         session.unfinished -= 1
-        if session.unfinished == 0:
+        if session.unfinished == 0 and not session.stale:
             self._idle_sessions[session.session_id] = session
             self._evict_sessions()
 
     def _evict_sessions(self) -> None:
         while len(self._idle_sessions) > self._engine.settings.sessions_cached_max:
             session_id, session = self._idle_sessions.popitem(last=False)
-            if session.unfinished == 0 and all(c.version == c.committed for c in session.cells.values()):
-                self.sessions.pop(session_id, None)
+            if session.unfinished:
+                continue  # it comes back when its last task ends
+            del self.sessions[session_id]
+            if session.pending:
+                session.stale = True
+                self._leaving_sessions[session_id] = session
+        if len(self._leaving_sessions) > LEAVING_SESSIONS_MAX:
+            self._leaving_sessions = {key: one for key, one in self._leaving_sessions.items() if one.pending}
 
     def keep_ended(self, entry: TaskEntry) -> None:
         """Keep an ended task in memory for a while, with everything that only an unfinished one needs let go."""

@@ -190,6 +190,10 @@ class TaskEntry:
         )
         return self.row
 
+    def end_like(self, other: TaskEntry) -> None:
+        """The entry that took the place of this stale one has ended: whoever still waits with this one sees that."""
+        self.row, self.outcome, self.settled_seq = other.row, other.outcome, other.settled_seq
+
     def working_state(self) -> str:
         """`input_required` while a person is asked by any open step, else `working`."""
         if self.row.state != "input_required":  # whoever begins to ask says so: no need to look at a thousand steps

@@ -335,7 +335,7 @@ class Recording:
                 self._engine.when_ended(fresh, callback)
             while entry.mailbox:  # each of them sees that the entry is stale, and starts over
                 entry.mailbox.popleft()()
-            if fresh.settled_seq == fresh.row.version and not fresh.busy:  # else a commit is on its way that publishes, or moves
+            if fresh.settled_seq == fresh.row.version and not fresh.busy:  # else a commit is on its way that publishes
                 now = self._engine.clock.now()
                 waiting = [s for s in fresh.open.values() if not s.parked and not s.published and s.due_at <= now]
                 self._engine.publish(fresh, waiting)

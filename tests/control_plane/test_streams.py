@@ -77,12 +77,12 @@ async def follow(plane: ControlPlane, task_id: str, first: int = 0, *, slowly: b
         assert number == first + len(found)
         found += [msgspec.json.decode(event) for event in events]
         if slowly:
-            for _ in range(20):
+            for _ in range(5):
                 await asyncio.sleep(0)
     return found
 
 
-@pytest.mark.parametrize("pause", [1, 100, 100_000])
+@pytest.mark.parametrize("pause", [10, 1_000, 100_000])
 async def test_ten_thousand_events_are_numbered_densely(pause: int, store: Path | None) -> None:
     async with world(store) as made:
         local = LinkedRunner([tell])

@@ -23,7 +23,7 @@ from llama_deploy.apiserver.stores import open_store
 from llama_deploy.client import Client, InProcessTransport
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.gateway import Port
-from llama_deploy.errors import SettingError
+from llama_deploy.errors import ServiceStartError, SettingError
 from llama_deploy.messages.frames import decode_deliver
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.runtime import Clock
@@ -167,12 +167,28 @@ class LocalInstance:
         self._port: Port | None = None
 
     async def start(self) -> None:
-        """Start the services and wait until they are registered."""
+        """Start the services and wait until they are registered. Raises `ServiceStartError` where they are refused."""
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def refused(problem: dict[str, Any]) -> None:
+            if not settled.done():
+                settled.set_exception(ServiceStartError(problem["what"], why=problem["why"], fix=problem["fix"]))
+
+        self.runner.refused = refused
         await self.runner.start()
         port = self._port = self._plane.gateway.attach(self._receive, close=self.runner.disconnected, in_process=True)
         self.runner.send = port.receive
         port.receive([self.runner.hello()])
-        await self.runner.ready.wait()
+        ready = asyncio.ensure_future(self.runner.ready.wait())
+        answers: list[asyncio.Future[Any]] = [ready, settled]
+        try:
+            await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+            if settled.done():
+                await self.runner.drain(0.0)
+                await settled
+        finally:
+            for answer in answers:
+                answer.cancel()
 
     def _receive(self, operations: list[Any]) -> None:
         self.runner.receive([decode_deliver(op) if isinstance(op, msgspec.Raw) else op for op in operations])

@@ -43,7 +43,7 @@ class ControlPlane:
     ) -> None:
         self.name = name
         self.store = store
-        self.queue = queue or SimpleMessageQueue(depth_max=QUEUE_DEPTH_MAX)
+        self.queue = queue or SimpleMessageQueue(depth_max=QUEUE_DEPTH_MAX, clock=clock)
         self.engine = Engine(
             store=store,
             queue=self.queue,

@@ -6,7 +6,10 @@ import socket
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+settings.register_profile("no clock decides", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock decides")
 pytest.register_assert_rewrite("llama_deploy.testing")  # the assertions of the conformance suites speak too
 
 

@@ -58,7 +58,7 @@ class Plane:
             self.said.extend(operations)
             for operation in operations:
                 if isinstance(operation, Hello):
-                    await socket.send(encode_frame([Welcome(HEARTBEAT_S, 5 * HEARTBEAT_S, [])]))
+                    await socket.send(encode_frame([Welcome(HEARTBEAT_S, 50 * HEARTBEAT_S, [])]))
                 elif isinstance(operation, Heartbeat) and answer:
                     await socket.send(encode_frame([Disowned([])]))
 

@@ -279,6 +279,20 @@ async def test_a_goodbye_hands_back_at_once() -> None:
         assert "handed it back" in (lost.reason or "")
 
 
+async def test_what_is_handed_back_on_purpose_never_ends_a_task() -> None:
+    async with world(settings=EngineSettings(attempts_max=3)) as made:
+        entry = await submit(made.plane, wait_for_service=True)
+        for number in range(5):
+            instance = FakeInstance(instance_id=str(number))
+            await instance.connect(made.plane)
+            assert (await instance.delivery()).attempt == number + 1
+            instance.send(Goodbye())
+        last = FakeInstance(instance_id="last")
+        await last.connect(made.plane)
+        last.answer(await last.delivery())
+        assert (await outcome(made.plane, entry)).attempt == 6
+
+
 async def test_a_step_that_is_lost_again_and_again_has_a_limit() -> None:
     settings = EngineSettings(attempts_max=3)
     async with world(clock=ManualClock(), settings=settings, orchestrator=SimpleOrchestrator(99)) as made:
@@ -469,6 +483,20 @@ async def test_a_cancel_reaches_exactly_the_holder() -> None:
         waiting = await submit(made.plane)
         await made.plane.signals.cancel(waiting.row.task_id)
         assert made.plane.queue.statistics("echo").waiting == 0
+
+
+async def test_a_heartbeat_during_the_commit_of_an_answer_disowns_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path / "s.db") as made:
+        instance = FakeInstance()
+        await instance.connect(made.plane)
+        await submit(made.plane)
+        step = await instance.delivery()
+        instance.answer(step)
+        instance.send(Heartbeat([HeldStep(step.step_id, 1)]))
+        assert (await instance.got(Disowned)).step_ids == []
+        await instance.acknowledged(step)
+        instance.send(Heartbeat([HeldStep(step.step_id, 1)]))
+        assert (await instance.got(Disowned, 2)).step_ids == [step.step_id]
 
 
 async def test_a_heartbeat_is_answered_with_what_is_not_the_instances_any_more() -> None:

@@ -382,7 +382,9 @@ class Port:
                 continue
             entry = self._engine.cache.tasks.get(step.step_id.rpartition(":")[0])
             known = entry.open.get(step.step_id) if entry is not None else None
-            if entry is not None and (known is None or known.attempt != step.attempt):
+            if entry is None or entry.settled_seq < entry.row.version:
+                continue  # not known, or not yet: what makes it another's may be on its way to the store
+            if known is None or known.attempt != step.attempt:
                 disowned.append(step.step_id)
         self.post(Disowned(disowned))
 
@@ -401,7 +403,8 @@ class Port:
         held = list(self.held)
         self._shut()
         self._engine.registry.unregister(self, lost=False)
-        self._gateway.signals.lost(held, self.instance_id, f"instance {self.instance_id} handed it back")
+        reason = f"instance {self.instance_id} handed it back"
+        self._gateway.signals.lost(held, self.instance_id, reason, on_purpose=True)
         self.close()
 
     # --- ending -----------------------------------------------------------------------------------------------------

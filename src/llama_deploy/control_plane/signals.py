@@ -287,30 +287,31 @@ class Signals:
 
     # --- loss -------------------------------------------------------------------------------------------------------
 
-    def lost(self, step_ids: Sequence[str], holder: str | None, reason: str) -> None:
+    def lost(self, step_ids: Sequence[str], holder: str | None, reason: str, *, on_purpose: bool = False) -> None:
         """What `holder` held becomes the next attempt, at once: it is gone, or has overrun a deadline.
 
+        What is handed back `on_purpose` never ends a task, however many attempts there were: nothing went wrong.
         `None` stands for whoever held a step when an earlier control plane stopped, and has not come back.
         """
         for step_id in step_ids:
-            self._engine.cache.with_entry(step_id.rpartition(":")[0], self._loss_of(step_id, holder, reason))
+            use = partial(self._lose_in_turn, step_id, holder, reason, on_purpose=on_purpose)
+            self._engine.cache.with_entry(step_id.rpartition(":")[0], use)
 
-    def _loss_of(self, step_id: str, holder: str | None, reason: str) -> Callable[[TaskEntry | None], None]:
-        def use(entry: TaskEntry | None) -> None:
-            if entry is not None:
-                self._engine.in_turn(entry, lambda: self._lose(entry, step_id, holder, reason))
+    def _lose_in_turn(
+        self, step_id: str, holder: str | None, reason: str, entry: TaskEntry | None, *, on_purpose: bool
+    ) -> None:
+        if entry is not None:
+            self._engine.in_turn(entry, partial(self._lose, entry, step_id, holder, reason, on_purpose=on_purpose))
 
-        return use
-
-    def _lose(self, entry: TaskEntry, step_id: str, holder: str | None, reason: str) -> None:
+    def _lose(self, entry: TaskEntry, step_id: str, holder: str | None, reason: str, *, on_purpose: bool) -> None:
         engine = self._engine
         step = entry.open.get(step_id)
         if entry.stale:
-            self.lost([step_id], holder, reason)
+            self.lost([step_id], holder, reason, on_purpose=on_purpose)
             return
         if step is None or step.parked or step.claimed_by != holder:
             return
-        again = partial(self.lost, [step_id], None, reason)  # loaded again, nobody holds it
+        again = partial(self.lost, [step_id], None, reason, on_purpose=on_purpose)  # loaded again, nobody holds it
         engine.statistics.lost += 1
         port = engine.registry.instances.get(holder) if holder is not None else None
         if port is not None:  # still connected: it is to stop, and has its place back
@@ -318,7 +319,7 @@ class Signals:
         step.claimed_by = None
         step.stop_asking()
         now = engine.clock.now()
-        if step.attempt >= engine.settings.attempts_max:
+        if step.attempt >= engine.settings.attempts_max and not on_purpose:
             error = AttemptsExhaustedError(
                 f"step {step_id} was lost in each of its {step.attempt} attempts",
                 why=f"last: {reason}",

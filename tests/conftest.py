@@ -29,14 +29,27 @@ def free_port() -> int:
 
 
 SLOW = (
+    "apiserver/test_reload.py",
+    "apiserver/test_supervisor.py",
+    "client/test_end_to_end.py",
+    "control_plane/http/test_fuzz.py",
+    "control_plane/http/test_refusals.py",
     "control_plane/http/test_sockets.py",
     "control_plane/test_conflicts.py",
     "control_plane/test_recovery.py",
+    "control_plane/test_shared_state.py",
+    "control_plane/test_streams.py",
     "docs/test_snippets.py",
     "examples/",
+    "orchestrators/test_properties.py",
     "processes/",
+    "services/test_link.py",
+    "services/test_workflow_people.py",
+    "test_install.py",
+    "test_package.py",
 )
-"""Where tests start programs, or go through many crashes: `make test` runs them, `make test-fast` does not."""
+"""Where tests start programs, wait for real time, or go through very many cases: `make test` runs them, and
+`make test-fast` does not."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -157,7 +157,7 @@ async def test_a_stream_has_no_gap_across_crashes(system: System) -> None:
     system.settings["recovery_grace_s"] = 3.0
     first, *_ = await system.start(instances=1)
     async with system.client() as client:
-        task_id = await client.submit("tell", events=150, folder=str(system.folder), task_id="s")
+        task_id = await client.submit("tell", events=400, folder=str(system.folder), task_id="s")
         seen: list[int] = []
         first_attempt: list[int] = []
 
@@ -184,7 +184,7 @@ async def test_a_stream_has_no_gap_across_crashes(system: System) -> None:
         assert attempts == list(range(2, 2 + len(attempts))), "each further attempt says so, once"
         assert attempts
         numbers = [e.data["number"] for e in again if e.data["attempt"] == attempts[-1] and "number" in e.data]
-        assert numbers == list(range(150))
+        assert numbers == list(range(400))
 
 
 async def test_retries_survive_kills_of_the_control_plane(system: System) -> None:

@@ -130,9 +130,8 @@ async def test_an_instance_without_a_control_plane_stops_too(system: System) -> 
         await client.submit("gate", folder=str(system.folder), task_id="g")
         await some_effects(system, 1)
     await system.plane.kill()
-    began = time.monotonic()
+    await eventually(lambda: "cannot reach the control plane" in instance.said(), 20)
     assert await instance.terminate() == 4, "what it held was not finished"
-    assert time.monotonic() - began < 3
     await system.start_plane()
     await system.start_instance()
     (system.folder / "open").touch()

@@ -34,6 +34,7 @@ from llama_deploy.types import (
     ServiceView,
     SessionPage,
     SessionView,
+    TaskOptions,
     TaskPage,
     TaskResult,
     TaskState,
@@ -118,6 +119,7 @@ class Client:
         wait_for_service: bool = ...,
         idempotency_key: str | None = ...,
         metadata: Mapping[str, str] | None = ...,
+        options: TaskOptions | Mapping[str, Any] | None = ...,
         **kwargs: Any,
     ) -> Output: ...
 
@@ -135,6 +137,7 @@ class Client:
         wait_for_service: bool = ...,
         idempotency_key: str | None = ...,
         metadata: Mapping[str, str] | None = ...,
+        options: TaskOptions | Mapping[str, Any] | None = ...,
         **kwargs: Any,
     ) -> Any: ...
 
@@ -151,6 +154,7 @@ class Client:
         wait_for_service: bool = False,
         idempotency_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        options: TaskOptions | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Submit a task for `service`, wait until it has ended, and return its output.
@@ -172,6 +176,7 @@ class Client:
             wait_for_service=wait_for_service,
             idempotency_key=idempotency_key,
             metadata=metadata,
+            options=options,
         )
         ended = await self._connection.outcome(task_id, body, timeout_s=self._seconds(timeout_s))
         return output_of(ended, output_type)
@@ -188,6 +193,7 @@ class Client:
         wait_for_service: bool = False,
         idempotency_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        options: TaskOptions | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> str:
         """Submit a task and return its id as soon as it is recorded: from then on it reaches exactly one outcome.
@@ -204,6 +210,7 @@ class Client:
             wait_for_service=wait_for_service,
             idempotency_key=idempotency_key,
             metadata=metadata,
+            options=options,
         )
         return await self._connection.submit(task_id, body, timeout_s=self._seconds(timeout_s))
 
@@ -218,6 +225,7 @@ class Client:
         timeout_s: float | None = None,
         wait_for_service: bool = False,
         metadata: Mapping[str, str] | None = None,
+        options: TaskOptions | Mapping[str, Any] | None = None,
     ) -> list[str]:
         """Submit one task per input, all at once, and return their ids in the same order.
 
@@ -238,6 +246,7 @@ class Client:
                 wait_for_service=wait_for_service,
                 idempotency_key=None,
                 metadata=metadata,
+                options=options,
             )
             for task_id, value in zip(ids, values, strict=True)
         ]

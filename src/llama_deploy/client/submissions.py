@@ -10,10 +10,12 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
+from pydantic import ValidationError
 
 from llama_deploy.errors import InvalidRequestError, LimitExceededError
 from llama_deploy.messages.frames import OPERATION_BYTES_MAX
 from llama_deploy.messages.values import encode_json
+from llama_deploy.types.options import TaskOptions
 
 
 class _Definition(msgspec.Struct, omit_defaults=True, gc=False):
@@ -26,6 +28,7 @@ class _Definition(msgspec.Struct, omit_defaults=True, gc=False):
     wait_for_service: bool = False
     idempotency_key: str | None = None
     metadata: Mapping[str, str] | None = None
+    options: Mapping[str, Any] | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -66,15 +69,18 @@ def definition(
     wait_for_service: bool,
     idempotency_key: str | None,
     metadata: Mapping[str, str] | None,
+    options: TaskOptions | Mapping[str, Any] | None = None,
 ) -> bytes:
     """JSON of a `TaskDefinition`.
 
-    Raises `InvalidRequestError` for metadata and ids that are not text, and `LimitExceededError` above
-    `OPERATION_BYTES_MAX`.
+    Raises `InvalidRequestError` for metadata and ids that are not text and for options that do not fit, and
+    `LimitExceededError` above `OPERATION_BYTES_MAX`.
     """
     if metadata is not None and not all(isinstance(part, str) for item in metadata.items() for part in item):
         raise InvalidRequestError("`metadata` maps text to text", fix="pass numbers and the like as text")
     fields = _Definition(input, task_id, service, session_id, wait_for_service, idempotency_key, metadata or None)
+    if options is not None:
+        fields.options = _options(options)
     try:
         encoded = _encode(fields)
     except UnicodeEncodeError as error:
@@ -88,3 +94,13 @@ def definition(
             limit=OPERATION_BYTES_MAX,
         )
     return encoded
+
+
+def _options(options: TaskOptions | Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they travel, checked here: a mistake is told where it was made."""
+    try:
+        checked = options if isinstance(options, TaskOptions) else TaskOptions.model_validate(dict(options))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise InvalidRequestError("the task's options do not fit", why="; ".join(problems)) from error
+    return checked.model_dump(mode="json", exclude_defaults=True)

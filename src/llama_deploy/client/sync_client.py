@@ -28,6 +28,7 @@ from llama_deploy.types import (
     ServiceView,
     SessionPage,
     SessionView,
+    TaskOptions,
     TaskPage,
     TaskResult,
     TaskState,
@@ -85,6 +86,7 @@ class SyncClient:
         wait_for_service: bool = ...,
         idempotency_key: str | None = ...,
         metadata: Mapping[str, str] | None = ...,
+        options: TaskOptions | Mapping[str, Any] | None = ...,
         **kwargs: Any,
     ) -> Output: ...
 
@@ -102,6 +104,7 @@ class SyncClient:
         wait_for_service: bool = ...,
         idempotency_key: str | None = ...,
         metadata: Mapping[str, str] | None = ...,
+        options: TaskOptions | Mapping[str, Any] | None = ...,
         **kwargs: Any,
     ) -> Any: ...
 
@@ -118,6 +121,7 @@ class SyncClient:
         wait_for_service: bool = False,
         idempotency_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        options: TaskOptions | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Submit a task, wait until it has ended, and return its output. See `Client.run`."""
@@ -132,6 +136,7 @@ class SyncClient:
                 wait_for_service=wait_for_service,
                 idempotency_key=idempotency_key,
                 metadata=metadata,
+                options=options,
                 **kwargs,
             )
         )
@@ -148,6 +153,7 @@ class SyncClient:
         wait_for_service: bool = False,
         idempotency_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        options: TaskOptions | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> str:
         """Submit a task and return its id once it is recorded. See `Client.submit`."""
@@ -161,6 +167,7 @@ class SyncClient:
                 wait_for_service=wait_for_service,
                 idempotency_key=idempotency_key,
                 metadata=metadata,
+                options=options,
                 **kwargs,
             )
         )
@@ -176,6 +183,7 @@ class SyncClient:
         timeout_s: float | None = None,
         wait_for_service: bool = False,
         metadata: Mapping[str, str] | None = None,
+        options: TaskOptions | Mapping[str, Any] | None = None,
     ) -> list[str]:
         """Submit one task per input, all at once. See `Client.submit_many`."""
         return self._portal.call(
@@ -187,6 +195,7 @@ class SyncClient:
                 timeout_s=timeout_s,
                 wait_for_service=wait_for_service,
                 metadata=metadata,
+                options=options,
             )
         )
 

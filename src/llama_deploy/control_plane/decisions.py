@@ -18,7 +18,7 @@ from llama_deploy.control_plane.tasks import FINAL
 from llama_deploy.errors import LlamaDeployError, OrchestratorError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator, get_result_key
-from llama_deploy.types import ActionTypes, TaskDefinition, TaskResult
+from llama_deploy.types import ActionTypes, StepOptions, TaskDefinition, TaskResult
 
 T = TypeVar("T")
 
@@ -49,6 +49,7 @@ class Sending(msgspec.Struct, frozen=True):
     tag: str | None
     step_id: str | None
     delay_s: float
+    options: StepOptions | None = None
 
 
 class Decision(msgspec.Struct):
@@ -141,7 +142,9 @@ def _interpret(
         action = ActionTypes.NEW_TASK if message.action is None else ActionTypes(message.action)
         data = encode_policy_value(message.data, f"the data of a message for {message.type!r}")
         _check_message(message)
-        sending = Sending(message.type, action.value, data, message.tag, message.step_id, message.delay_s)
+        sending = Sending(
+            message.type, action.value, data, message.tag, message.step_id, message.delay_s, message.options
+        )
         if action is not ActionTypes.COMPLETED_TASK:
             decision.sendings.append(sending)
         elif decision.outcome is None:
@@ -160,6 +163,8 @@ def _check_message(message: QueueMessage) -> None:
         raise OrchestratorError(
             f"delay_s of a message for {message.type!r} is {delay_s!r}", why=f"it must be 0 to {DELAY_S_MAX:g} seconds"
         )
+    if not isinstance(message.options, StepOptions | None):
+        raise OrchestratorError(f"options of a message for {message.type!r} are no StepOptions")
     for name in ("type", "tag", "step_id"):
         text = getattr(message, name)
         if text is None and name != "type":

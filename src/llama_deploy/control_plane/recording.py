@@ -14,7 +14,7 @@ import msgspec
 
 from llama_deploy.control_plane.decisions import Decision, Outcome, encode_result, outcome_from_state
 from llama_deploy.control_plane.records import Record, SentMessage, StateChange, encode_record
-from llama_deploy.control_plane.refusals import failure, too_large
+from llama_deploy.control_plane.refusals import error_code, failure, too_large
 from llama_deploy.control_plane.session_state import Delta
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import LimitExceededError, LlamaDeployError, NoProgressError
@@ -164,19 +164,21 @@ class Recording:
                 seq=seq,
                 index=index,
             )
+            step.options = sending.options
             if sending.delay_s > 0:
                 step.due_at = now + self._engine.jitter(sending.delay_s)
             entry.open[step.step_id] = step
-            record.messages.append(
-                SentMessage(
-                    step_id=step.step_id,
-                    service=step.service,
-                    action=step.action,
-                    data=msgspec.Raw(step.body),
-                    tag=step.tag,
-                    delay_s=sending.delay_s,
-                )
+            message = SentMessage(
+                step_id=step.step_id,
+                service=step.service,
+                action=step.action,
+                data=msgspec.Raw(step.body),
+                tag=step.tag,
+                delay_s=sending.delay_s,
             )
+            if sending.options is not None:
+                message.options = msgspec.Raw(sending.options.model_dump_json(exclude_defaults=True).encode())
+            record.messages.append(message)
             visible_at = step.due_at or now + self._engine.settings.overdue_s
             rows.append(DeliveryRow(step.step_id, task_id, step.service, 1, visible_at, seq, index))
         transition.sent = rows
@@ -211,7 +213,15 @@ class Recording:
 
         transition.settled = settled
         self.commit(
-            entry, transition, kind, record, now=now, state=outcome.state, steps=len(sendings or []), ended=True
+            entry,
+            transition,
+            kind,
+            record,
+            now=now,
+            state=outcome.state,
+            steps=len(sendings or []),
+            ended=True,
+            error="" if outcome.state == "completed" else error_code(outcome.result),
         )
 
     def _task_ended(self, entry: TaskEntry, outcome: bytes, abandoned: list[OpenStep]) -> None:
@@ -244,6 +254,7 @@ class Recording:
         state: str,
         steps: int = 0,
         ended: bool = False,
+        error: str = "",
     ) -> None:
         """Hand one transition of a task to the store, with its history entry and its new row.
 
@@ -252,7 +263,7 @@ class Recording:
         record.state = state
         transition.expected_version = entry.row.version
         service = entry.row.service or (record.messages[0].service if record.messages else "")
-        row = entry.bump(now, state=state, steps=steps, service=service, ended=ended)
+        row = entry.bump(now, state=state, steps=steps, service=service, ended=ended, error=error)
         transition.task = row
         transition.entry = HistoryRow(row.task_id, row.version, now, kind, encode_record(record))
         recorded = transition.settled
@@ -263,15 +274,15 @@ class Recording:
         shared = transition.shared
         to_publish = [step for sent in transition.sent if not (step := entry.open[sent.step_id]).due_at]
 
-        def settled(error: LlamaDeployError | None) -> None:
+        def settled(refusal: LlamaDeployError | None) -> None:
             if session is not None:
                 session.changed()
-            if error is not None:
+            if refusal is not None:
                 if session is not None:
                     self._engine.cache.forget_session(session)
                 if seq > 1:
                     self.refused(entry)
-                recorded(error)
+                recorded(refusal)
                 return
             entry.settled_seq = seq
             self._arm_sweeper(transition)

@@ -29,6 +29,8 @@ class SentMessage(msgspec.Struct, omit_defaults=True, gc=False):
     data: Json
     tag: str | None = None
     delay_s: float = 0.0
+    options: Json = NOTHING
+    """JSON of the message's `StepOptions`."""
 
 
 class StateChange(msgspec.Struct, omit_defaults=True):
@@ -119,6 +121,7 @@ def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
                     "action": message.action,
                     "tag": message.tag,
                     "delay_s": message.delay_s,
+                    "options": _value(message.options),
                     "data": _value(message.data),
                 }
                 for message in record.messages

@@ -35,9 +35,18 @@ def step_failure(entry: TaskEntry, step: OpenStep, error: LlamaDeployError) -> T
     return result
 
 
+def error_code(outcome: bytes) -> str:
+    """The code of the error in the JSON of a final `TaskResult`, empty where there is none."""
+    error = msgspec.json.decode(outcome).get("error")
+    return str(error.get("code") or "")[:20] if isinstance(error, dict) else ""
+
+
 def digest(definition: TaskDefinition) -> str:
-    """What makes two submissions the same request: input, service and session."""
-    parts = msgspec.json.encode([definition.input, definition.agent_id, definition.session_id])
+    """What makes two submissions the same request: input, service, session and options."""
+    asked: list[Any] = [definition.input, definition.agent_id, definition.session_id]
+    if definition.options is not None:
+        asked.append(definition.options.model_dump(mode="json", exclude_defaults=True))
+    parts = msgspec.json.encode(asked)
     return hashlib.blake2b(parts, digest_size=16).hexdigest()
 
 
@@ -45,7 +54,7 @@ def conflict(what: str, task_id: str) -> TaskConflictError:
     """The refusal of a different request under a known id or key."""
     return TaskConflictError(
         f"{what} was used for a different request",
-        why=f"it belongs to task {task_id}, whose input, service or session differ",
+        why=f"it belongs to task {task_id}, whose input, service, session or options differ",
         fix="use a new id or key for a new request",
         task_id=task_id,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -14,7 +15,7 @@ from llama_deploy.control_plane.records import Record, decode_record
 from llama_deploy.control_plane.session_state import Delta, PrivateState, SessionState
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, TaskRow
-from llama_deploy.types import TaskDefinition
+from llama_deploy.types import StepOptions, TaskDefinition
 
 FINAL = frozenset({"completed", "failed", "canceled", "rejected"})
 
@@ -34,6 +35,7 @@ class OpenStep:
         "failures",
         "index",
         "inputs",
+        "options",
         "overdue_s",
         "parked",
         "prompt",
@@ -59,6 +61,8 @@ class OpenStep:
         """JSON of the message's data."""
         self.seq = seq
         self.index = index
+        self.options: StepOptions | None = None
+        """What the decision said about this step alone."""
         self.attempt = 1
         self.due_at = 0.0
         """Not before this time, seconds since the epoch; 0 when it may go at once."""
@@ -174,7 +178,9 @@ class TaskEntry:
         for watcher in tuple(self.watchers):
             watcher()
 
-    def bump(self, now: float, *, state: str, steps: int = 0, service: str = "", ended: bool = False) -> TaskRow:
+    def bump(
+        self, now: float, *, state: str, steps: int = 0, service: str = "", ended: bool = False, error: str = ""
+    ) -> TaskRow:
         """The row after one more history entry; it becomes the entry's row."""
         row = self.row
         self.row = TaskRow(
@@ -187,12 +193,23 @@ class TaskEntry:
             row.created_at,
             now,
             now if ended else row.ended_at,
+            row.origin,
+            0 if ended else row.paused,
+            error,
         )
         return self.row
 
     def end_like(self, other: TaskEntry) -> None:
         """The entry that took the place of this stale one has ended: whoever still waits with this one sees that."""
         self.row, self.outcome, self.settled_seq = other.row, other.outcome, other.settled_seq
+
+    def option(self, step: OpenStep, name: str) -> Any:
+        """One of `StepOptions` for a step: what its decision said, else what the task's options say, else `None`."""
+        for options in (step.options, self.definition.options):
+            value = getattr(options, name) if options is not None else None
+            if value is not None:
+                return value
+        return None
 
     def working_state(self) -> str:
         """`input_required` while a person is asked by any open step, else `working`."""
@@ -267,6 +284,8 @@ def rebuild(
             seq=delivery.seq,
             index=delivery.index,
         )
+        if bytes(message.options):
+            step.options = StepOptions.model_validate_json(bytes(message.options))
         step.attempt = delivery.attempt
         step.due_at = sent_by.at + message.delay_s if message.delay_s else 0.0
         step.parked = delivery.parked

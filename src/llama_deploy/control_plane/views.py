@@ -56,6 +56,9 @@ class Views:
             updated_at=row.updated_at,
             ended_at=row.ended_at,
             hops=row.steps,
+            paused=bool(row.paused),
+            origin=row.origin or None,
+            error=row.error or None,
         )
 
     def _waiting_for(self, entry: TaskEntry) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.types.core import ActionTypes, generate_id
+from llama_deploy.types.options import StepOptions
 
 
 class QueueMessageStats(BaseModel):
@@ -51,3 +52,5 @@ class QueueMessage(BaseModel):
     """The orchestrator's own word for the step; it comes back on the result."""
     delay_s: float = 0.0
     """Seconds to wait after recording the message before it may be delivered."""
+    options: StepOptions | None = None
+    """Deadlines, retries, priority and key of this step alone; what it does not say, the task's options do."""

@@ -8,7 +8,8 @@ and bytes; what they mean (states, policies, retries) is the engine's business.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -31,6 +32,12 @@ class TaskRow(msgspec.Struct, frozen=True, gc=False):
     created_at: float
     updated_at: float
     ended_at: float | None = None
+    origin: str = ""
+    """What the task came from (`Origin.text`), empty for a task that a client submitted; it never changes."""
+    paused: int = 0
+    """1 while no step of the task is handed out."""
+    error: str = ""
+    """The code of the error that the task ended with."""
 
 
 class HistoryRow(msgspec.Struct, frozen=True, gc=False):
@@ -118,6 +125,30 @@ class StreamChunk(msgspec.Struct, frozen=True, gc=False):
     """JSON array of the events."""
 
 
+class DeadLetterRow(msgspec.Struct, frozen=True, gc=False):
+    """A step that was given up: its deliveries or its attempts ran out. Its message stands in the task's history."""
+
+    step_id: str
+    task_id: str
+    service: str
+    attempt: int
+    at: float
+    code: str
+    """The code of its last error."""
+    message: str
+    redriven: str = ""
+    """The id of the task in which it was sent again, empty while it was not."""
+
+
+class BlobPart(msgspec.Struct, frozen=True, gc=False):
+    """A part of a content that is kept by its hash."""
+
+    hash: str
+    """SHA-256 of the whole content, in hex."""
+    position: int
+    data: bytes
+
+
 class SessionRow(msgspec.Struct, frozen=True, gc=False):
     """A session that somebody named or created."""
 
@@ -148,14 +179,44 @@ class Transition(msgspec.Struct, kw_only=True, gc=False):
     """Inserted if no such session exists; nothing happens if one does."""
     idempotency: tuple[str, str] | None = None
     """Key and digest of the request; refused when the key exists."""
+    dead: Sequence[DeadLetterRow] = ()
+    """Steps that were given up; one that stands there already is replaced."""
+    blobs: Mapping[str, bytes] = {}
+    """Large contents of this transition by hash; one that is there already is not written again."""
+    blob_uses: Sequence[str] = ()
+    """Hashes of contents that `task` needs for as long as it is kept; a content that is not there refuses it all."""
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """One condition on a column of a task's row."""
+
+    column: Literal[
+        "task_id",
+        "session_id",
+        "service",
+        "state",
+        "error",
+        "origin",
+        "paused",
+        "steps",
+        "created_at",
+        "updated_at",
+        "ended_at",
+    ]
+    operator: Literal["in", "prefix", "lt", "le", "gt", "ge"] = "in"
+    """`in`: one of the values. `prefix`: text that begins with one of them. The others: below, above the one value."""
+    values: tuple[str | float, ...]
+    negated: bool = False
+    """Rows for which the condition does not hold; a row without an end has no `ended_at` and matches neither way."""
 
 
 class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which tasks a list shows; `None` means any."""
+    """Which tasks a list shows; `None` means any. All of it must hold."""
 
     states: tuple[str, ...] | None = None
     service: str | None = None
     session_id: str | None = None
+    conditions: tuple[Condition, ...] = ()
     oldest_first: bool = False
 
 

@@ -265,12 +265,12 @@ class SQLiteStore(SQLiteReads):
                 if item.expected_version == 0:
                     inserted.append(
                         (row.task_id, row.session_id, row.service, row.state, row.version, row.steps)
-                        + (row.created_at, row.updated_at, row.ended_at)
+                        + (row.created_at, row.updated_at, row.ended_at, row.origin, row.paused, row.error)
                     )
                 else:
                     updated.append(
                         (row.service, row.state, row.version, row.steps, row.updated_at, row.ended_at)
-                        + (row.task_id, item.expected_version)
+                        + (row.paused, row.error, row.task_id, item.expected_version)
                     )
             entry = item.entry
             if entry is not None:

@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 CURSOR_DIGITS_MAX = 18
 
+TASK_COLUMNS = ", ".join(TaskRow.__struct_fields__)
+
 
 class SQLiteReads(StateStore):
     """Everything of the store's contract that only reads."""
@@ -167,9 +169,8 @@ def _list_statement(where: TaskFilter, limit: int, cursor: int | None) -> tuple[
         clauses.append("number > ?" if where.oldest_first else "number < ?")
         parameters.append(cursor)
     condition = f"WHERE {' AND '.join(clauses)} " if clauses else ""
-    columns = "number, task_id, session_id, service, state, version, steps, created_at, updated_at, ended_at"
     order = "ASC" if where.oldest_first else "DESC"
-    sql = f"SELECT {columns} FROM tasks {condition}ORDER BY number {order} LIMIT ?"  # noqa: S608 - no user text
+    sql = f"SELECT number, {TASK_COLUMNS} FROM tasks {condition}ORDER BY number {order} LIMIT ?"  # noqa: S608 - no user text
     return sql, (*parameters, limit + 1)
 
 

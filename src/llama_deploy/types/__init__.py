@@ -26,6 +26,7 @@ from llama_deploy.types.core import (
     ToolCallResult,
     generate_id,
 )
+from llama_deploy.types.options import Origin, StepOptions, TaskOptions, Webhook
 from llama_deploy.types.retry import RetryPolicy
 from llama_deploy.types.state import FINAL_STATES, LEGAL_TRANSITIONS, TaskState, check_transition
 
@@ -71,6 +72,7 @@ __all__ = [
     "InstanceView",
     "MessageRole",
     "NewTask",
+    "Origin",
     "RetryPolicy",
     "ServiceDefinition",
     "ServicePage",
@@ -78,8 +80,10 @@ __all__ = [
     "SessionDefinition",
     "SessionPage",
     "SessionView",
+    "StepOptions",
     "TaskDefinition",
     "TaskError",
+    "TaskOptions",
     "TaskPage",
     "TaskResult",
     "TaskResultView",
@@ -89,6 +93,7 @@ __all__ = [
     "ToolCall",
     "ToolCallBundle",
     "ToolCallResult",
+    "Webhook",
     "check_transition",
     "generate_id",
 ]

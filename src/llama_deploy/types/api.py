@@ -35,6 +35,12 @@ class TaskView(_View):
     """Steps sent so far. Further attempts of a step are not hops."""
     waiting_for: str | None = None
     """Why the task waits, in words; None while it works and when it has ended."""
+    paused: bool = False
+    """Whether its steps are held back until somebody has it go on."""
+    origin: str | None = None
+    """What it came from: `child:<task id>`, `retry:<task id>`, `schedule:<name>`; None for what a client submitted."""
+    error: str | None = None
+    """The code of the error that it ended with."""
     prompt: Any | None = None
     """What a person is asked, while the state is `input_required`."""
     result: TaskResult | None = None

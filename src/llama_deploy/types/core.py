@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import uuid_utils
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
+from llama_deploy.types.options import TaskOptions
 from llama_deploy.types.retry import RetryPolicy
 
 CONTROL_PLANE_NAME = "control_plane"
@@ -107,6 +108,8 @@ class TaskDefinition(_Model):
     """Submitting again under the same key returns the task of the first submission."""
     metadata: dict[str, str] = Field(default_factory=dict)
     """The client's own labels; carried, never interpreted."""
+    options: TaskOptions | None = None
+    """Deadlines, retries, a later start, priority; None is the rule."""
 
     if TYPE_CHECKING:
         service_id: str | None = None

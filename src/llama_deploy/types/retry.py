@@ -7,7 +7,7 @@ an attempt adds both, the clock and the jitter.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +33,11 @@ class RetryPolicy(BaseModel):
     """The longest backoff in seconds. What a service asks for with `retry_after_s` may be longer."""
     jitter: float = Field(default=0.2, ge=0, le=1)
     """Share of the delay by which the scheduler spreads it at random, so that many failures do not return as one."""
+    non_retryable: tuple[str, ...] = ()
+    """Names of exception classes (`ValueError`, `openai.AuthenticationError`'s last part) and codes of errors (`LD505`)
+    after which no attempt is made again."""
+    when_exhausted: Literal["fail", "pause"] = "fail"
+    """What follows the last failure: the step fails, or its task pauses until a person has it go on."""
 
     def next_delay(self, failures: int) -> float:
         """Seconds to wait after the `failures`-th failure, counted from 1, without jitter."""
@@ -49,10 +54,14 @@ class RetryPolicy(BaseModel):
         Gives up when `error` says that it is not retryable, and after `max_retries` retries. A service's
         `retry_after_s` is the least that is waited, up to `RETRY_AFTER_S_MAX`. No error counts as a retryable one.
         """
-        if failures > self.max_retries or (error is not None and not error.retryable):
+        if failures > self.max_retries or (error is not None and self.is_final(error)):
             return None
         delay_s = self.next_delay(failures)
         asked_s = error.retry_after_s if error is not None else None
         if asked_s is None or math.isnan(asked_s):
             return delay_s
         return max(delay_s, min(asked_s, RETRY_AFTER_S_MAX))
+
+    def is_final(self, error: TaskError) -> bool:
+        """Whether no attempt follows `error`, by its own word or by this policy's."""
+        return not error.retryable or error.type in self.non_retryable or error.code in self.non_retryable

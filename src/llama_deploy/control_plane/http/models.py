@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.control_plane.http.problems import Problem
-from llama_deploy.types import TaskDefinition, TaskView
+from llama_deploy.types import TaskDefinition, TaskOptions, TaskView
 
 REASON_CHARACTERS_MAX = 10_000
 
@@ -35,6 +35,7 @@ class TaskRequest(_Body):
     idempotency_key: str | None = None
     wait_for_service: bool = Field(default=False, description="Wait visibly instead of refusing when nobody serves it.")
     metadata: dict[str, str] = Field(default_factory=dict)
+    options: TaskOptions | None = Field(default=None, description="Deadlines, retries, a later start, priority.")
 
     def definition(self) -> TaskDefinition:
         """The task as the engine takes it."""
@@ -46,6 +47,7 @@ class TaskRequest(_Body):
             "idempotency_key": self.idempotency_key,
             "wait_for_service": self.wait_for_service,
             "metadata": self.metadata,
+            "options": self.options,
         }
         if self.task_id is not None:
             fields["task_id"] = self.task_id

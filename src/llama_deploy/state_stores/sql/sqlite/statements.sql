@@ -2,11 +2,12 @@
 -- the store compares the number of changed rows with the number of transitions.
 
 -- name: insert_task
-INSERT OR IGNORE INTO tasks (task_id, session_id, service, state, version, steps, created_at, updated_at, ended_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT OR IGNORE INTO tasks
+(task_id, session_id, service, state, version, steps, created_at, updated_at, ended_at, origin, paused, error)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: update_task
-UPDATE tasks SET service = ?, state = ?, version = ?, steps = ?, updated_at = ?, ended_at = ?
+UPDATE tasks SET service = ?, state = ?, version = ?, steps = ?, updated_at = ?, ended_at = ?, paused = ?, error = ?
 WHERE task_id = ? AND version = ?;
 
 -- name: insert_history
@@ -42,7 +43,7 @@ SELECT version FROM session_state WHERE session_id = ? AND key = ?;
 INSERT OR IGNORE INTO idempotency (key, task_id, digest) VALUES (?, ?, ?);
 
 -- name: load_task
-SELECT task_id, session_id, service, state, version, steps, created_at, updated_at, ended_at
+SELECT task_id, session_id, service, state, version, steps, created_at, updated_at, ended_at, origin, paused, error
 FROM tasks WHERE task_id = ?;
 
 -- name: load_deliveries

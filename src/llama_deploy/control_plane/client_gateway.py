@@ -42,12 +42,12 @@ class ClientGateway:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.ports: set[ClientPort] = set()
+        self.ports: dict[ClientPort, None] = {}
 
     def attach(self, send: Callable[[list[Any]], None], *, room: Callable[[], Any] | None = None) -> ClientPort:
         """A new connection. `room()` is awaited before each batch of a stream: a slow client slows its streams."""
         port = ClientPort(self, send, room)
-        self.ports.add(port)
+        self.ports[port] = None
         return port
 
     def stop(self) -> None:
@@ -107,7 +107,7 @@ class ClientPort:
     def close(self) -> None:
         """The connection has ended. Repeating it does nothing."""
         self._closed = True
-        self._gateway.ports.discard(self)
+        self._gateway.ports.pop(self, None)
         for request in [*self._waits, *self._followers]:
             self._forget(request)
 

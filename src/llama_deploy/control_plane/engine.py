@@ -92,7 +92,7 @@ class Engine:
         self.arm_sweeper: Callable[[float], None] = lambda _: None
         """Set by the sweeper: something falls due at that time."""
         self.stopping = False
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: dict[asyncio.Task[None], None] = {}
         self._random = random.Random(seed)  # noqa: S311 - jitter, not a secret
 
     def decide(
@@ -249,13 +249,13 @@ class Engine:
 
         def watch() -> None:
             if entry.settled_seq >= version or entry.stale:
-                entry.watchers.discard(watch)
+                entry.watchers.pop(watch, None)
                 callback()
 
         if entry.settled_seq >= version:
             callback()
         else:
-            entry.watchers.add(watch)
+            entry.watchers[watch] = None
 
     async def wait_settled(self, entry: TaskEntry) -> None:
         """Wait until all that was decided for a task so far is committed or refused."""
@@ -287,11 +287,11 @@ class Engine:
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the flow; what it raises is logged, and the engine goes on."""
         task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
+        self._background[task] = None
         task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
+        self._background.pop(task, None)
         if not task.cancelled() and task.exception() is not None:
             log.error("background work failed", exc_info=task.exception())
 

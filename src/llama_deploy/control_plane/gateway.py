@@ -62,7 +62,7 @@ class Gateway:
     def __init__(self, engine: Engine, signals: Signals) -> None:
         self.engine = engine
         self.signals = signals
-        self.ports: set[Port] = set()
+        self.ports: dict[Port, None] = {}
         self._lease_timer: Timer | None = None
         self._lease_due_at = 0.0
         self._dropped: dict[str, Timer] = {}
@@ -70,7 +70,7 @@ class Gateway:
     def attach(self, send: Send, *, close: Callable[[], None], in_process: bool = False) -> Port:
         """A new connection. `close` ends it from this side; the transport calls `Port.closed` when it has ended."""
         port = Port(self, send, close, in_process=in_process)
-        self.ports.add(port)
+        self.ports[port] = None
         self.watch_leases()
         return port
 
@@ -425,7 +425,7 @@ class Port:
     def _shut(self) -> None:
         self.flush()
         self._is_closed = True
-        self._gateway.ports.discard(self)
+        self._gateway.ports.pop(self, None)
         for subscription in self._subscriptions.values():
             subscription.close()
         self._subscriptions.clear()

@@ -28,7 +28,10 @@ QUEUE_DEPTH_MAX = 1_000_000
 
 
 class ControlPlane:
-    """Decides, records, and has work carried out. `start` and `stop` it on one event loop."""
+    """Decides, records, and has work carried out. `start` and `stop` it on one event loop.
+
+    A `seed` makes the jitter of its delays repeatable, for simulations.
+    """
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class ControlPlane:
         clock: Clock | None = None,
         default_service: str | None = None,
         name: str = "default",
+        seed: int | None = None,
     ) -> None:
         self.name = name
         self.store = store
@@ -51,6 +55,7 @@ class ControlPlane:
             settings=settings,
             clock=clock,
             default_service=default_service,
+            seed=seed,
         )
         self.signals = Signals(self.engine)
         self.sweeper = Sweeper(self.engine, self.signals)

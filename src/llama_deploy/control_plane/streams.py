@@ -153,12 +153,12 @@ class Streams:
 
         def watch() -> None:
             if entry.settled_seq >= seq or entry.stale:
-                entry.watchers.discard(watch)
+                entry.watchers.pop(watch, None)
                 if not entry.stale:
                     self._show(entry, chunks)
                     self._acknowledge(acknowledge, counts)
 
-        entry.watchers.add(watch)
+        entry.watchers[watch] = None
 
     @staticmethod
     def _taken(stream: StreamState) -> tuple[_Waiting, dict[tuple[str, int], tuple[int, int]]]:
@@ -265,11 +265,11 @@ class _Bell:
         self._event = asyncio.Event()
 
     def __enter__(self) -> Self:
-        self._entry.watchers.add(self._event.set)
+        self._entry.watchers[self._event.set] = None
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._entry.watchers.discard(self._event.set)
+        self._entry.watchers.pop(self._event.set, None)
 
     async def wait(self) -> None:
         await self._event.wait()

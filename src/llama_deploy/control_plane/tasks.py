@@ -159,8 +159,8 @@ class TaskEntry:
         """Called once the submission is committed, with the task (this one, unless it was known already), or refused.
         """
         self.ended_callbacks: list[Callable[[TaskEntry], None]] = []
-        self.watchers: set[Callable[[], None]] = set()
-        """Called after each commit that concerns the task: history, stream, end."""
+        self.watchers: dict[Callable[[], None], None] = {}
+        """Called after each commit that concerns the task (history, stream, end), in the order of asking."""
         self.stream: StreamState | None = None
 
     @property

@@ -51,17 +51,16 @@ CLOSE_TIMEOUT_S = 2.0
 class Link(threading.Thread):
     """Keeps one runner connected to one control plane."""
 
-    def __init__(self, runner: Runner, url: str) -> None:
+    def __init__(self, runner: Runner, url: str, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(name="llama-deploy-link", daemon=True)
         self._runner = runner
         self._url = instance_url(url)
         self._work_loop = asyncio.get_running_loop()
-        self._loop = asyncio.new_event_loop()
+        self._loop = loop or asyncio.new_event_loop()
         self._outgoing: list[Any] = []
         self._connection: ClientConnection | None = None
         self._flushing = False
         self._stopped = asyncio.Event()
-        self._random = random.Random()  # noqa: S311 - jitter, not a secret
         self._heard_at = 0.0
         self._pause_s = RECONNECT_S[0]
         self.failure = ""
@@ -102,25 +101,25 @@ class Link(threading.Thread):
             self._connection = None
             self._work_loop.call_soon_threadsafe(self._runner.disconnected)
             try:
-                async with asyncio.timeout(self._pause_s * self._random.uniform(0.5, 1.0)):
+                async with asyncio.timeout(self._pause_s * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter, no secret
                     await self._stopped.wait()
             except TimeoutError:
                 self._pause_s = min(RECONNECT_S[1], self._pause_s * 2)
 
+    async def _open(self) -> ClientConnection:
+        """Open a connection; a simulation has its own."""
+        return await connect(
+            self._url,
+            max_size=FRAME_BYTES_MAX,
+            compression=None,
+            ping_interval=None,
+            open_timeout=CONNECT_TIMEOUT_S,
+            close_timeout=CLOSE_TIMEOUT_S,
+        )
+
     async def _connect(self) -> ClientConnection | None:
         """A new connection, `None` when it is stopped meanwhile: one that hangs must not hold up the end."""
-
-        async def attempt() -> ClientConnection:
-            return await connect(
-                self._url,
-                max_size=FRAME_BYTES_MAX,
-                compression=None,
-                ping_interval=None,
-                open_timeout=CONNECT_TIMEOUT_S,
-                close_timeout=CLOSE_TIMEOUT_S,
-            )
-
-        connecting, stopped = asyncio.create_task(attempt()), asyncio.create_task(self._stopped.wait())
+        connecting, stopped = asyncio.create_task(self._open()), asyncio.create_task(self._stopped.wait())
         try:
             await asyncio.wait((connecting, stopped), return_when=asyncio.FIRST_COMPLETED)
             return await connecting if connecting.done() else None

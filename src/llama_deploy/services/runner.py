@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -41,7 +40,7 @@ from llama_deploy.messages.frames import (
     Welcome,
     pieces,
 )
-from llama_deploy.runtime import failpoint
+from llama_deploy.runtime import Clock, SystemClock, failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services.base import Parked, Service, StepContext, encode_value
 from llama_deploy.services.encoding import check_size
@@ -91,9 +90,12 @@ class RunningStep:
 class Runner:
     """One instance: serves a set of services over one link."""
 
-    def __init__(self, services: Sequence[Service], *, instance_id: str | None = None) -> None:
+    def __init__(
+        self, services: Sequence[Service], *, instance_id: str | None = None, clock: Clock | None = None
+    ) -> None:
         self.services = {service.definition.service_name: service for service in services}
         self.instance_id = instance_id or generate_id()
+        self._clock = clock or SystemClock()
         self.steps: dict[str, RunningStep] = {}
         self.send: Callable[[list[Any]], None] = lambda _: None
         """Set by the link: sends operations, in order, without waiting."""
@@ -208,7 +210,7 @@ class Runner:
     async def _run(self, step: RunningStep) -> None:
         """One attempt from beginning to answer. Whatever user code does ends here, and is answered."""
         delivery = step.delivery
-        started_at = time.time()
+        started_at = self._clock.now()
         result: TaskResult | Parked
         try:
             service = self._service(delivery.service)
@@ -270,11 +272,11 @@ class Runner:
         if self.steps.get(delivery.step_id) is not step:
             return
         try:
-            step.answer = _encoded(step, result, started_at)
+            step.answer = _encoded(step, result, started_at, self._clock.now())
         except (TypeError, ValueError, ArithmeticError, RecursionError, ResultNotSerialisableError) as error:
             if not isinstance(error, ResultNotSerialisableError):
                 error = ResultNotSerialisableError("the service's result cannot be recorded", why=str(error))
-            step.answer = _encoded(step, _failed(step, error), started_at)
+            step.answer = _encoded(step, _failed(step, error), started_at, self._clock.now())
         step.task = None
         self._post_answer(step, step.answer)
 
@@ -412,7 +414,7 @@ class Runner:
         return finished
 
 
-def _encoded(step: RunningStep, result: TaskResult | Parked, started_at: float) -> Answer | Park:
+def _encoded(step: RunningStep, result: TaskResult | Parked, started_at: float, finished_at: float) -> Answer | Park:
     """The operation that carries a result. Raises where it has no JSON form, or is no result at all."""
     step_id = step.delivery.step_id
     if isinstance(result, Parked):
@@ -425,7 +427,7 @@ def _encoded(step: RunningStep, result: TaskResult | Parked, started_at: float) 
         )
     encoded = _encode(result.model_dump())
     check_size(encoded)
-    return Answer(step_id, step.attempt, encoded, started_at, time.time())
+    return Answer(step_id, step.attempt, encoded, started_at, finished_at)
 
 
 def _failed(step: RunningStep, error: BaseException) -> TaskResult:

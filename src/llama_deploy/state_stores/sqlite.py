@@ -90,7 +90,6 @@ class SQLiteStore(SQLiteReads):
         self._healthy = True
         self._idle = asyncio.Event()
         self._failures = 0
-        self._random = random.Random()  # noqa: S311 - jitter, not a secret
 
     # --- opening and closing ----------------------------------------------------------------------------------------
 
@@ -101,9 +100,7 @@ class SQLiteStore(SQLiteReads):
         except BaseException:
             os.close(self._lock_file)
             raise
-        self._commits: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run_commits, name="sqlite-writer", daemon=True)
-        self._thread.start()
+        self._start_writer()
         self._open_readers(asyncio.get_running_loop())
         self._idle.set()
         self._closed = False
@@ -114,8 +111,7 @@ class SQLiteStore(SQLiteReads):
         self._flush()
         await self._idle.wait()
         self._closed = True
-        self._commits.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await self._stop_writer()
         self._close_readers()
         self._connection.close()
         os.close(self._lock_file)
@@ -159,7 +155,19 @@ class SQLiteStore(SQLiteReads):
         except sqlite3.Error as error:
             self._postpone(batch, rare, error)
             return
-        self._commits.put(lambda: self._commit(batch, rare, errors))
+        self._hand_to_writer(lambda: self._commit(batch, rare, errors))
+
+    def _start_writer(self) -> None:
+        self._commits: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run_commits, name="sqlite-writer", daemon=True)
+        self._thread.start()
+
+    async def _stop_writer(self) -> None:
+        self._commits.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _hand_to_writer(self, job: Callable[[], None]) -> None:
+        self._commits.put(job)
 
     def _run_commits(self) -> None:
         """The writer's thread: one commit after the other, each followed by its notification on the loop."""
@@ -205,7 +213,7 @@ class SQLiteStore(SQLiteReads):
         self._rare[:0] = rare
         self._in_flight = 0
         first, longest = RETRY_DELAY_S
-        delay = min(longest, first * 2 ** min(self._failures, 10)) * self._random.uniform(0.5, 1.0)
+        delay = min(longest, first * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         self.last_error = str(error)
 
         def again() -> None:

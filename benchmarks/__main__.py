@@ -20,6 +20,7 @@ from benchmarks.rounds import measure
 from benchmarks.scenarios.base import QUICK, Scenario, Sizes
 from benchmarks.scenarios.registry import SCENARIOS
 from benchmarks.systems.base import System
+from benchmarks.systems.earlier import Earlier
 from benchmarks.systems.ours import Ours
 from benchmarks.systems.peers import PEERS
 
@@ -86,9 +87,11 @@ def parse(arguments: Sequence[str] | None) -> Choice:
     parser.add_argument("--rounds", type=int, default=None, help="measurements of each (default: 5, or 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="short loops: to see that it works, not to quote")
     parser.add_argument("--without-ours", action="store_true", help="measure the peers alone")
+    parser.add_argument("--before", metavar="REVISION", help="measure the source of this commit as well, in turn")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
     found = parser.parse_args(arguments)
     chosen: list[System] = [] if found.without_ours else [Ours()]
+    chosen += [Earlier(found.before)] if found.before else []
     chosen += [peers[name] for name in _names(parser, found.peers, peers)]
     return Choice(
         scenarios=[SCENARIOS[name] for name in _names(parser, found.only, SCENARIOS)],

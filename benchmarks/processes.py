@@ -62,7 +62,8 @@ def without_paths(text: str) -> str:
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of a started process: ours with the repository importable, and no virtual environment's marks."""
     kept = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONHOME")}
-    return {**kept, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", **extra}
+    path = os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY)])
+    return {**kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **extra}
 
 
 class Process:

@@ -33,6 +33,9 @@ class Ours(System):
         {"echo", "two_hop", "fan_out", "idle", "streams", "start_up", "growth", "session", "recovery"}
     )
 
+    environment: Mapping[str, str] = {}
+    """Environment variables of its processes, beyond those of every benchmark."""
+
     def missing(self) -> str | None:
         if not LLAMACTL.exists():
             return "`llamactl` is not installed beside this interpreter"
@@ -51,7 +54,7 @@ class Ours(System):
 
     @contextmanager
     def running(self, scenario: str, folder: Path) -> Iterator[RunningOurs]:
-        running = RunningOurs(deployment_file(scenario), folder)
+        running = RunningOurs(deployment_file(scenario), folder, self.environment)
         try:
             running.start_control_plane()
             running.start_service()
@@ -69,8 +72,9 @@ def deployment_file(scenario: str) -> Path:
 class RunningOurs(Running):
     """A started control plane and its service processes, each of which a scenario may kill and start again."""
 
-    def __init__(self, file: Path, folder: Path) -> None:
+    def __init__(self, file: Path, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self.environment = environment or {}
         self.store = folder / "store.sqlite"
         self.control_plane: Process | None = None
         self.services: list[Process] = []
@@ -84,14 +88,14 @@ class RunningOurs(Running):
         port = self.url.rpartition(":")[2] or "0"
         where = ["--port", port, "--store", str(self.store), "--ready-file", str(self._ready_file)]
         argv = [str(LLAMACTL), "serve", str(self._file), "--only", "control-plane", *where]
-        process = self.control_plane = Process(argv, self.folder / "control-plane.log")
+        process = self.control_plane = Process(argv, self.folder / "control-plane.log", env=self.environment)
         wait_until(lambda: process.check() and self._ready_file.exists(), "the control plane is ready")
         self.url = json.loads(self._ready_file.read_text())["url"]
 
     def start_service(self) -> Process:
         """Starts one more process with all services; it registers by itself."""
         argv = [sys.executable, "-m", "benchmarks.ours.services", self.url]
-        process = Process(argv, self.folder / f"service-{len(self.services)}.log")
+        process = Process(argv, self.folder / f"service-{len(self.services)}.log", env=self.environment)
         self.services.append(process)
         return process
 
@@ -111,4 +115,4 @@ class RunningOurs(Running):
     ) -> dict[str, float]:
         options = {"url": self.url, "ready": "echo", "ready_input": {"text": "1"}, **load.get("options", {})}
         argv = [sys.executable, "-m", "benchmarks.ours.client", scenario, json.dumps({**load, "options": options})]
-        return run_client(argv, on_event=on_event)
+        return run_client(argv, env=self.environment, on_event=on_event)

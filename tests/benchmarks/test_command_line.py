@@ -34,6 +34,11 @@ def test_peers_alone() -> None:
     assert [system.name for system in parse(["--without-ours", "--peers", "floor"]).systems] == ["floor"]
 
 
+def test_an_earlier_commit_is_measured_beside_the_working_tree() -> None:
+    choice = parse(["--before", "HEAD~3", "--peers", "none"])
+    assert [system.title for system in choice.systems] == ["llama_deploy", "llama_deploy at HEAD~3"]
+
+
 def test_an_unknown_name_is_refused_with_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--only", "ecko"])

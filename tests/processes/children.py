@@ -14,10 +14,11 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.processes.works import Work
 from tests.support import eventually
 
 from llama_deploy.client import Client
@@ -48,7 +49,7 @@ class Child:
                 *arguments,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+                env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", **(environment or {})},
                 cwd=folder,
             )
         return cls(process, errors)
@@ -118,6 +119,16 @@ class System:
         """Start an instance with all services; it connects by itself."""
         child = await Child.start(
             "service_program.py", self.url, str(self.sink), folder=self.folder, environment=_environment(failpoint)
+        )
+        self.children.append(child)
+        return child
+
+    async def start_client(self, works: Sequence[Work], *, failpoint: str | None = None) -> Child:
+        """Start a client that does these works, says the states of its tasks as JSON, and ends."""
+        names = [work.__name__ for work in works]
+        arguments = (self.url, str(self.folder), *names)
+        child = await Child.start(
+            "client_program.py", *arguments, folder=self.folder, environment=_environment(failpoint)
         )
         self.children.append(child)
         return child

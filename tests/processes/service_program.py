@@ -15,7 +15,7 @@ import uvloop
 from tests.support import eventually
 
 from llama_deploy.runtime.failpoints import arm_from_environment
-from llama_deploy.services import ServiceContext, serve_services, service
+from llama_deploy.services import HumanService, ServiceContext, serve_services, service
 from llama_deploy.types import RetryPolicy
 
 SINK = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -79,10 +79,20 @@ async def large(context: ServiceContext, size: int, event: int = 0) -> str:
     return "x" * size
 
 
+@service(concurrency=4)
+async def asks(context: ServiceContext, text: str) -> list[str]:
+    """Asks a person twice."""
+    effect(context)
+    return [await context.ask("first"), await context.ask("second")]
+
+
+PERSON = HumanService("person")
+
+
 async def main() -> bool:
     arm_from_environment()
     return await serve_services(
-        [double, gate, tell, block, flaky, large], control_plane_url=sys.argv[1], drain_timeout_s=20.0
+        [double, gate, tell, block, flaky, large, asks, PERSON], control_plane_url=sys.argv[1], drain_timeout_s=20.0
     )
 
 

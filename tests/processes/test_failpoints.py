@@ -3,56 +3,122 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from pathlib import Path
 
 import pytest
-from tests.processes.children import ROOT, System
+from tests.processes.children import ROOT, Child, System
+from tests.processes.scenarios import CLIENT, CRASHES, INSTANCE, Crash
+from tests.processes.works import keep_the_promise, open_gate
+from tests.support import eventually
 
+from llama_deploy.client import Client
 from llama_deploy.runtime.failpoints import EXIT_CODE, FAILPOINTS
 
-TASKS = 20
-PASSINGS = {"store.before_commit": 4, "store.after_commit": 4, "engine.before_publish": 4}
-"""At which passing the process dies; where a place is passed once for many tasks, earlier than elsewhere."""
-PASSINGS_ELSEWHERE = 8
 
-IN_AN_INSTANCE = frozenset({"runner.before_answer", "runner.after_answer"})
-
-
-def used_failpoints() -> set[str]:
-    """Every name that the source passes to `failpoint`."""
-    found: set[str] = set()
+def used_failpoints() -> list[str]:
+    """Every name that the source passes to `failpoint`, as often as it does."""
+    found: list[str] = []
     for path in Path(ROOT, "src").rglob("*.py"):
-        found.update(re.findall(r"\bfailpoint\(\s*\"([^\"]*)\"", path.read_text()))
+        found += re.findall(r"\bfailpoint\(\s*\"([^\"]*)\"\)\n", path.read_text())
     return found
 
 
-def test_every_failpoint_is_used_and_no_other() -> None:
-    assert used_failpoints() - {"name"} == FAILPOINTS
-    assert IN_AN_INSTANCE <= FAILPOINTS
-    assert set(PASSINGS) <= FAILPOINTS
+def test_every_failpoint_is_used_and_crashed_at_and_no_other() -> None:
+    used = used_failpoints()
+    assert set(used) == set(FAILPOINTS)
+    assert set(CRASHES) == set(FAILPOINTS), "tests/processes/scenarios.py has one line per failpoint"
+    assert all(said and not said.endswith(".") for said in FAILPOINTS.values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["control plane", "instance"])
-async def test_a_crash_at_each(where: str, system: System) -> None:
-    """One after the other, each while the one before is being recovered from; then everybody has their answer."""
-    system.settings["recovery_grace_s"] = 0.3
-    in_an_instance = where == "instance"
-    names = sorted(name for name in FAILPOINTS if (name in IN_AN_INSTANCE) == in_an_instance)
-    start = system.start_instance if in_an_instance else system.start_plane
-    await (system.start_plane if in_an_instance else system.start_instance)()
-    waiting: dict[str, asyncio.Future[int]] = {}
+@pytest.mark.parametrize("name", CRASHES)
+async def test_a_crash_at(name: str, system: System) -> None:
+    crash = CRASHES[name]
+    system.settings |= {"recovery_grace_s": 0.3, "decision_retry_s": 0.02, **crash.settings}
     async with system.client() as client:
-        for name in names:
-            crashing = await start(failpoint=f"{name}:{PASSINGS.get(name, PASSINGS_ELSEWHERE)}")
-            for number in range(TASKS):
-                service, task_id = ("flaky" if number % 3 else "double"), f"{name}.{number}"
-                work = client.run(service, number=number, task_id=task_id, wait_for_service=True)
-                waiting[task_id] = asyncio.ensure_future(work)
-            assert await crashing.ended() == EXIT_CODE, f"{name}: {crashing.said()}"
-        await start()
-        for task_id, answer in waiting.items():
-            number = int(task_id.rpartition(".")[2])
-            assert await answer == (number if number % 3 else number * 2), task_id
-        await system.check(client, waiting)
+        if crash.where == CLIENT:
+            wanted = await _crash_a_client(system, name, crash)
+        elif crash.where == INSTANCE:
+            wanted = await _crash_an_instance(system, client, name, crash)
+        else:
+            wanted = await _crash_the_control_plane(system, client, name, crash)
+        await keep_the_promise(client, wanted)
+
+
+def _armed(name: str, crash: Crash) -> str:
+    return f"{name}:{crash.passing}"
+
+
+async def _crash_the_control_plane(system: System, client: Client, name: str, crash: Crash) -> dict[str, str]:
+    armed = _armed(name, crash)
+    instance = await system.start_instance()
+    if crash.when == "first start":
+        victim = await system.start_plane(failpoint=armed)
+        await _died(victim)
+        await system.start_plane()
+        return await _all(client, system, crash)
+    victim = await system.start_plane(failpoint=None if crash.when == "restart" else armed)
+    working = asyncio.ensure_future(_all(client, system, crash))
+    if crash.when != "work":
+        await _steps_run(system)
+    if crash.when == "restart":
+        await victim.kill()
+        victim = await system.start_plane(failpoint=armed)
+    elif crash.when == "stop":
+        await victim.terminate()
+    elif crash.when == "loss":
+        await instance.kill()
+        await system.start_instance()
+    await _died(victim)
+    await system.start_plane()
+    open_gate(system.folder)
+    return await working
+
+
+async def _crash_an_instance(system: System, client: Client, name: str, crash: Crash) -> dict[str, str]:
+    await system.start_plane()
+    victim = await system.start_instance(failpoint=_armed(name, crash))
+    working = asyncio.ensure_future(_all(client, system, crash))
+    if crash.when == "stop":
+        await _steps_run(system)
+        await _one_step_is_left(client)
+        open_gate(system.folder)
+        await victim.terminate()
+    await _died(victim)
+    await system.start_instance()
+    return await working
+
+
+async def _crash_a_client(system: System, name: str, crash: Crash) -> dict[str, str]:
+    await system.start_instance()
+    await system.start_plane()
+    await _died(await system.start_client(crash.works, failpoint=_armed(name, crash)))
+    second = await system.start_client(crash.works)
+    said = await second.line()
+    assert await second.ended() == 0, second.said()
+    wanted: dict[str, str] = json.loads(said)
+    return wanted
+
+
+async def _all(client: Client, system: System, crash: Crash) -> dict[str, str]:
+    """Do all works at once; the states in which their tasks have to be."""
+    states = await asyncio.gather(*(work(client, system.folder) for work in crash.works))
+    return {task_id: state for each in states for task_id, state in each.items()}
+
+
+async def _steps_run(system: System) -> None:
+    """Wait until an instance holds the step that no work lets go of before the gate is open."""
+    await eventually(lambda: system.effects()["held:1"] > 0, 30)
+
+
+async def _one_step_is_left(client: Client) -> None:
+    async def left() -> bool:
+        return [task.task_id async for task in client.list_tasks() if task.ended_at is None] == ["held"]
+
+    await eventually(left, 30)
+
+
+async def _died(victim: Child) -> None:
+    assert await victim.ended() == EXIT_CODE, victim.said()

@@ -26,6 +26,7 @@ from llama_deploy.errors import (
     WaitTimeoutError,
 )
 from llama_deploy.messages.frames import Accepted, ClientOp, Ended, Forget, Refused, ReplyOp
+from llama_deploy.runtime import failpoint
 from llama_deploy.types import RetryPolicy
 
 STEADY_S = 10.0
@@ -171,10 +172,13 @@ class Connection:
     def _flush(self) -> None:
         self._flush_is_due = False
         if self._state is _State.OPEN and self._outbox:
+            failpoint("client.before_send")
             ops, self._outbox = self._outbox, []
             self._transport.send(ops)
+            failpoint("client.after_send")
 
     def _receive(self, ops: list[ReplyOp]) -> None:
+        failpoint("client.before_reply")
         for op in ops:
             request = self._open.get(op.request)
             if type(op) is Refused and (op.request == 0 or request is not None):
@@ -184,6 +188,7 @@ class Connection:
                     return
             if request is not None and request.take(op):
                 self._open.pop(op.request, None)
+        failpoint("client.after_reply")
         self._outage = None
 
     # --- connecting -------------------------------------------------------------------------------------------------
@@ -222,6 +227,7 @@ class Connection:
             return
         self._state = _State.OPEN
         self._opened_at = self._now()
+        failpoint("client.connected")
         ops = [request.opening() for request in self._open.values()]
         if ops:
             self._transport.send(ops)

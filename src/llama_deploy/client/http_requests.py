@@ -13,6 +13,7 @@ import msgspec
 
 from llama_deploy.client.problems import cannot_reach, why_unreachable
 from llama_deploy.errors import ConnectionLostError, InvalidRequestError
+from llama_deploy.runtime import failpoint
 
 if TYPE_CHECKING:
     from httpx2 import ASGITransport, AsyncClient, Response
@@ -44,6 +45,7 @@ class HttpRequests:
         attempts = 2 if method == "GET" else 1
         while True:
             attempts -= 1
+            failpoint("client.before_request")
             try:
                 response = await http.request(method, path, params=params, content=content, headers=headers)
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
@@ -52,6 +54,7 @@ class HttpRequests:
                 if attempts and isinstance(error, httpx2.NetworkError | httpx2.RemoteProtocolError):
                     continue  # the server closed an idle connection just then; reading again is harmless
                 raise self._lost(method, path, error) from error
+            failpoint("client.after_request")
             return response.status_code, _body(response)
 
     def _open(self) -> AsyncClient:

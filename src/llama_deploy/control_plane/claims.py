@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import LlamaDeployError
+from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.clock import Timer
 from llama_deploy.state_stores.base import DeliveryMove, Transition
 
@@ -72,6 +73,7 @@ class Claims:
                 engine.arm_sweeper(visible_at)
                 moves.append(DeliveryMove(step.step_id, attempt, attempt, visible_at, started=1))
         if moves:
+            failpoint("claims.before_record")
             engine.store.record(Transition(settled=_unless_answered, moved=moves))
         if self._recent:
             self._arm()
@@ -79,3 +81,4 @@ class Claims:
 
 def _unless_answered(_: LlamaDeployError | None) -> None:
     """A refusal means that a task was loaded again meanwhile; its instance's answer tells all that is needed."""
+    failpoint("claims.after_record")

@@ -31,6 +31,7 @@ from llama_deploy.messages.frames import (
     Wait,
     pieces,
 )
+from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.types import TaskDefinition
 
@@ -85,6 +86,7 @@ class ClientPort:
     def flush(self) -> None:
         self._flush_scheduled = False
         if self._outgoing and not self._closed:
+            failpoint("clients.before_send")
             operations, self._outgoing = self._outgoing, []
             self._send(operations)
 

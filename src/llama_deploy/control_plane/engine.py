@@ -222,6 +222,7 @@ class Engine:
         self.statistics.published += len(envelopes)
         for refused in self.queue.publish(envelopes):
             entry.open[refused.step_id].published = False
+        failpoint("engine.after_publish")
 
     def claim(self, instance_id: str, step_id: str, attempt: int) -> bool:
         """An instance is about to get a step; false when the delivery is an old one and must be dropped."""
@@ -310,6 +311,7 @@ class Engine:
         async def store() -> None:
             for definition in definitions:
                 await self.store.put_service(definition.service_name, encode_definition(definition))
+                failpoint("services.recorded")
 
         if definitions:
             self.spawn(store())

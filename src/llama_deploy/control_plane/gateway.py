@@ -217,6 +217,7 @@ class Port:
         """Send what has accumulated."""
         self._flush_scheduled = False
         if self._outgoing and not self._is_closed:
+            failpoint("gateway.before_send")
             operations, self._outgoing = self._outgoing, []
             self._send(operations)
 
@@ -266,6 +267,7 @@ class Port:
         except LlamaDeployError as error:
             self._refuse(error)
             return
+        failpoint("gateway.hello")
         self._hello = hello
         self.instance_id = hello.instance_id
         self._services = {definition.service_name: definition for definition in definitions}
@@ -304,6 +306,7 @@ class Port:
             inputs += [(step.step_id, number, value) for number, value in enumerate(known.inputs, start=1)]
         if self._is_closed:
             return
+        failpoint("gateway.before_welcome")
         settings = self._engine.settings
         self.post(Welcome(settings.heartbeat_s, settings.lease_s, disowned))
         for step_id, number, value in inputs:  # it knows those that it has by their numbers
@@ -319,11 +322,13 @@ class Port:
     def _take(self, envelopes: list[Envelope]) -> None:
         """Deliveries from the queue: claim those that still stand and send them on."""
         for envelope in envelopes:
+            failpoint("gateway.before_claim")
             held = self.held.get(envelope.step_id)
             wanted = held != envelope.attempt and self._engine.claim(
                 self.instance_id, envelope.step_id, envelope.attempt
             )
             if wanted:
+                failpoint("gateway.after_claim")
                 self._hold(envelope.step_id, envelope.attempt, envelope.topic)
                 self.post(msgspec.Raw(envelope.body))
             if held is not None or not wanted:  # no further place is taken
@@ -352,6 +357,7 @@ class Port:
             failpoint("gateway.before_ack")
             self._acknowledge(operation.step_id)
 
+        failpoint("gateway.before_answer")
         self._engine.answers.answer(self.instance_id, operation, done)
         if self.held.get(operation.step_id) == operation.attempt:
             self._release(operation.step_id)
@@ -367,13 +373,18 @@ class Port:
             if number:
                 self.post(ParkRefused(operation.step_id, number))
             else:
+                failpoint("gateway.parked")
                 self._release(operation.step_id)
                 self._acknowledge(operation.step_id)
 
+        failpoint("gateway.before_park")
         self._gateway.signals.park(operation, done)
 
     def _ask(self, operation: AskInput) -> None:
-        self._gateway.signals.ask(operation, lambda: None)
+        def done() -> None:
+            failpoint("gateway.asked")
+
+        self._gateway.signals.ask(operation, done)
 
     def _heartbeat(self, operation: Heartbeat) -> None:
         disowned = []

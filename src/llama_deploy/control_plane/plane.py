@@ -17,7 +17,7 @@ from llama_deploy.control_plane.sweeper import Sweeper
 from llama_deploy.control_plane.views import Views
 from llama_deploy.message_queues import MessageQueue, SimpleMessageQueue
 from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator
-from llama_deploy.runtime import Clock
+from llama_deploy.runtime import Clock, failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores import StateStore
 
@@ -71,6 +71,7 @@ class ControlPlane:
     async def start(self) -> None:
         """Open the store, know the services of an earlier run, take up what was unfinished."""
         await self.store.open()
+        failpoint("plane.store_opened")
         await self.queue.start()
         self.engine.registry.restore(await self.store.load_services())
         self.steps_carried_on = await self.sweeper.start()
@@ -89,11 +90,13 @@ class ControlPlane:
         Steps that run in instances go on; their answers are kept there and given to the next control plane.
         """
         self.refuse_new_work()
+        failpoint("plane.before_disconnect")
         self.clients.stop()
         self.gateway.stop()
         await self.sweeper.stop()
         await self.engine.stop()
         await self.queue.stop()
+        failpoint("plane.before_close")
         try:
             async with asyncio.timeout(close_timeout_s):
                 await self.store.close()

@@ -18,6 +18,7 @@ from llama_deploy.control_plane.refusals import error_code, failure, too_large
 from llama_deploy.control_plane.session_state import Delta
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import LimitExceededError, LlamaDeployError, NoProgressError
+from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, SharedRead, SharedWrite, Transition
 
@@ -225,6 +226,7 @@ class Recording:
         )
 
     def _task_ended(self, entry: TaskEntry, outcome: bytes, abandoned: list[OpenStep]) -> None:
+        failpoint("recording.outcome_recorded")
         entry.outcome = outcome
         self._engine.statistics.ended += 1
         self._engine.cache.leave_session(entry)
@@ -234,6 +236,7 @@ class Recording:
         callbacks, entry.ended_callbacks = entry.ended_callbacks, []
         for callback in callbacks:
             callback(entry)
+        failpoint("recording.outcome_told")
 
     def take_back(self, step: OpenStep, reason: str) -> None:
         """Make sure that nobody works on a step any more."""

@@ -28,6 +28,7 @@ from llama_deploy.errors import (
     TaskEndedError,
 )
 from llama_deploy.messages.frames import Answer, AskInput, Park
+from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import DeliveryMove, SessionRow, StreamChunk, Transition
 from llama_deploy.types import TaskResult, generate_id
 
@@ -134,6 +135,7 @@ class Signals:
         settled: Settled,
     ) -> None:
         engine = self._engine
+        failpoint("signals.before_input")
         now = engine.clock.now()
         if step.parked and step.resume == "answer":
             text = msgspec.json.decode(encoded)
@@ -181,6 +183,7 @@ class Signals:
 
         def recorded(error: LlamaDeployError | None) -> None:
             if error is None:
+                failpoint("signals.input_recorded")
                 port = engine.registry.instances.get(step.claimed_by) if step.claimed_by else None
                 if parked:
                     engine.publish(entry, [step])
@@ -343,7 +346,11 @@ class Signals:
             by=holder,
         )
 
-        settled = engine.recording.or_again(step_id, again, lambda: engine.publish(entry, [step]))
+        def next_attempt() -> None:
+            failpoint("signals.lost")
+            engine.publish(entry, [step])
+
+        settled = engine.recording.or_again(step_id, again, next_attempt)
         transition = Transition(settled=settled, moved=(move,))
         if entry.final:  # a notification: the history of an ended task is closed
             engine.recording.hand_over(transition)
@@ -364,6 +371,7 @@ class Signals:
         row = SessionRow(chosen, engine.clock.now())
         engine.store.record(Transition(settled=partial(resolve, future), session=row))
         await future
+        failpoint("signals.session_recorded")
         session.recorded = True
         return chosen
 
@@ -413,6 +421,7 @@ class Signals:
                 if attempt == REFUSALS_MAX:
                     raise
             else:
+                failpoint("signals.recorded")
                 return entry
         raise AssertionError("the last attempt returns or raises")
 

@@ -18,6 +18,7 @@ from llama_deploy.control_plane.refusals import step_failure, too_large
 from llama_deploy.control_plane.tasks import OpenStep, StreamState, TaskEntry
 from llama_deploy.errors import InvalidRequestError, LimitExceededError, LlamaDeployError
 from llama_deploy.messages.frames import Answer
+from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import HistoryRow, StreamChunk, Transition
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Streams:
             if refusal is not None:
                 self._engine.in_turn(entry, partial(self._refuse, entry, step_id, attempt, refusal))
                 return
+            failpoint("streams.received")
             stream = self._take(entry, step, attempt, first, events)
             stream.acknowledge[step_id, attempt] = done
             self._flush(entry)
@@ -194,8 +196,10 @@ class Streams:
             if error is not None:
                 self._engine.recording.refused(entry)
                 return
+            failpoint("streams.recorded")
             self._show(entry, chunks)
             self._acknowledge(acknowledge, counts)
+            failpoint("streams.acknowledged")
             entry.notify()
             self._flush(entry)
 

@@ -23,6 +23,7 @@ from llama_deploy.errors import (
     ShuttingDownError,
     StoreUnavailableError,
 )
+from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import SessionRow, TaskRow, Transition
 from llama_deploy.types import TaskDefinition
 
@@ -54,6 +55,7 @@ class Submissions:
         except LlamaDeployError as error:
             done(None, error)
             return
+        failpoint("submissions.received")
         existing = self._engine.cache.tasks.get(definition.task_id)
         if existing is not None:
             self._found(existing, definition, done)
@@ -227,6 +229,7 @@ class Submissions:
         if error is not None:
             self._engine.spawn(self._submission_refused(entry, error, refusals + 1))
             return
+        failpoint("submissions.recorded")
         entry.recorded = True
         self._engine.statistics.submitted += 1
         if entry.session is not None:
@@ -234,6 +237,7 @@ class Submissions:
         callbacks, entry.recorded_callbacks = entry.recorded_callbacks, []
         for callback in callbacks:
             callback(entry, None)
+        failpoint("submissions.acknowledged")
 
     async def _submission_refused(self, entry: TaskEntry, error: LlamaDeployError, refusals: int) -> None:
         """The store knows the id or the key already, or the session had moved on: find the task, or decide again."""

@@ -15,6 +15,7 @@ from llama_deploy.control_plane.refusals import resolve
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import LlamaDeployError
+from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.clock import Timer
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import DeliveryMove, DeliveryRow, Transition
@@ -58,7 +59,9 @@ class Sweeper:
         Returns the number of steps that are left.
         """
         now = self._engine.clock.now()
+        failpoint("sweeper.before_start")
         left = await self._engine.store.make_due(now)
+        failpoint("sweeper.after_start")
         if left:
             self._not_before = now + self._engine.settings.recovery_grace_s
             log.info("taking up unfinished work", steps=left)
@@ -124,8 +127,10 @@ class Sweeper:
                 publications.append((entry, step, step.attempt))
         if moves:
             settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            failpoint("sweeper.before_extend")
             engine.store.record(Transition(settled=lambda _: resolve(settled), moved=moves))
             await settled
+            failpoint("sweeper.after_extend")
         for entry, step, attempt in publications:
             waits = entry.open.get(step.step_id) is step and not step.parked and not entry.busy and not entry.stale
             if waits and step.attempt == attempt and step.claimed_by not in engine.registry.instances:

@@ -2,26 +2,94 @@
 
 `failpoint("name")` costs one dictionary test when nothing is armed. Tests arm a name with an action: a callable, or,
 for a child process, the environment variable `LLAMA_DEPLOY_FAILPOINT=name[:n]`, which kills the process (exit code
-197, nothing flushed) at the n-th passing of that place.
+197, nothing flushed) at the n-th passing of that place. A new place is a line in `FAILPOINTS`, the call, and a line in
+`tests/processes/scenarios.py` that says in which work to crash there: a test fails where one of the three is missing.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-FAILPOINTS: frozenset[str] = frozenset(
-    {
-        "store.before_commit",
-        "store.after_commit",
-        "engine.after_record",
-        "engine.before_publish",
-        "gateway.before_ack",
-        "runner.before_answer",
-        "runner.after_answer",
-    }
-)
-"""Every failpoint of the product. A test checks that each name is used, and that no other name is."""
+FAILPOINTS: Mapping[str, str] = {
+    # --- the store's file
+    "store.file_created": "the file is there and empty",
+    "store.before_migration": "a migration has not run",
+    "store.after_migration": "a migration is committed, what comes after it has not begun",
+    # --- a commit
+    "store.before_commit": "the statements of a batch have run, their transaction is open",
+    "store.after_commit": "a batch is committed and nobody knows",
+    "store.after_settled": "whoever waited for a batch has been called",
+    "engine.after_record": "an answer is recorded, nothing has followed from it",
+    "engine.before_publish": "steps are recorded and not published",
+    "engine.after_publish": "steps are published",
+    # --- tasks come in, and end
+    "submissions.received": "a submission is about to be decided on",
+    "submissions.recorded": "a task is recorded and whoever submitted it does not know",
+    "submissions.acknowledged": "whoever submitted a task is being told",
+    "recording.outcome_recorded": "an outcome is recorded and nobody knows",
+    "recording.outcome_told": "whoever waited for an outcome is being told",
+    # --- what reaches a task from outside
+    "signals.before_input": "a person's input has arrived and is not recorded",
+    "signals.input_recorded": "a person's input is recorded, the step that asked for it has not got it",
+    "gateway.asked": "a question to a person is recorded",
+    "gateway.before_park": "a step wants to let go of its instance",
+    "gateway.parked": "a step is parked, its instance does not know",
+    "signals.recorded": "a cancellation or an input is recorded and whoever asked for it does not know",
+    "signals.lost": "the loss of an attempt is recorded, the next one is not published",
+    "signals.session_recorded": "a session is recorded and whoever created it does not know",
+    "claims.before_record": "steps are held for longer than a moment, and that is not recorded",
+    "claims.after_record": "it is recorded that steps have begun",
+    "services.recorded": "a service's definition is recorded",
+    # --- streams
+    "streams.received": "stream events have arrived and are not recorded",
+    "streams.recorded": "stream events are recorded, nobody has seen them and the instance does not know",
+    "streams.acknowledged": "the instance is being told which stream events are recorded",
+    # --- the start, the sweeper, the end
+    "plane.store_opened": "the store is open, nothing of it is known",
+    "sweeper.before_start": "the deliveries of an earlier run are not due yet",
+    "sweeper.after_start": "every delivery of an earlier run is due",
+    "sweeper.before_extend": "overdue deliveries are found",
+    "sweeper.after_extend": "overdue deliveries have got more time, and are not published again",
+    "plane.before_disconnect": "nothing new is taken, everybody is still connected",
+    "plane.before_close": "every connection is closed, the store is open",
+    # --- the control plane's end of its connections
+    "gateway.hello": "an instance has said who it is and is not registered",
+    "gateway.before_welcome": "an instance is registered and has not been welcomed",
+    "gateway.before_claim": "the queue has given a step to an instance that has not claimed it",
+    "gateway.after_claim": "an instance has claimed a step that was not sent to it",
+    "gateway.before_answer": "an answer has arrived, nothing was done with it",
+    "gateway.before_ack": "an answer is recorded, the instance does not know",
+    "gateway.before_send": "operations for an instance have not been sent",
+    "clients.before_send": "replies to a client have not been sent",
+    "sockets.after_send": "a frame has been handed to its socket",
+    # --- an instance
+    "link.connected": "an instance has a connection and has said nothing",
+    "link.greeted": "an instance has said who it is",
+    "link.before_send": "an instance has something to say",
+    "link.after_send": "what an instance had to say has been handed to its socket",
+    "runner.welcomed": "an instance is welcomed and has not repeated what is open",
+    "runner.delivered": "an instance has got a step that has not begun to run",
+    "runner.before_answer": "the work of a step is done, the answer does not exist",
+    "runner.after_answer": "the answer of a step is in line to be sent",
+    "runner.acknowledged": "an answer is acknowledged and not forgotten",
+    "runner.streamed": "user code has streamed an event that was not sent",
+    "runner.events_committed": "stream events are acknowledged and not forgotten",
+    "runner.asked": "user code has asked a person, and nobody knows",
+    "runner.input": "a person's input has arrived, user code has not got it",
+    "runner.before_goodbye": "an instance has drained and has not said so",
+    "runner.after_goodbye": "an instance has said goodbye and its connection is open",
+    # --- a client
+    "client.connected": "a client has a connection and has asked nothing",
+    "client.before_send": "a client has something to ask",
+    "client.after_send": "what a client has to ask has been handed to its socket",
+    "client.before_reply": "replies have arrived, nobody has got them",
+    "client.after_reply": "replies have been handed to who waits for them",
+    "client.before_request": "a request over HTTP is not sent",
+    "client.after_request": "the answer to a request over HTTP has arrived",
+}
+"""Every failpoint of the product, and what is true there. A test checks that each name is used, and that no other
+name is."""
 
 EXIT_CODE = 197
 

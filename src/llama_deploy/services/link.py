@@ -31,6 +31,7 @@ from llama_deploy.messages.frames import (
     encode_frame,
     frames_of,
 )
+from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services.adapters import as_service
 from llama_deploy.services.runner import Runner
@@ -130,8 +131,10 @@ class Link(threading.Thread):
 
     async def _serve(self, connection: ClientConnection) -> None:
         self._outgoing.clear()
+        failpoint("link.connected")
         with contextlib.suppress(ConnectionClosed):  # what was said before is still to be read
             await connection.send(encode_frame([self._runner.hello()]))
+        failpoint("link.greeted")
         self._connection = connection
         self._heard_at = self._loop.time()
         heartbeat: asyncio.Task[None] | None = None
@@ -201,9 +204,11 @@ class Link(threading.Thread):
             self._flushing = False
 
     async def _flush(self, connection: ClientConnection) -> None:
+        failpoint("link.before_send")
         operations, self._outgoing = self._outgoing, []
         for frame in frames_of(operations):
             await connection.send(frame)
+        failpoint("link.after_send")
 
 
 def _decoded(data: str | bytes) -> list[ControlOp]:

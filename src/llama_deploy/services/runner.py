@@ -179,6 +179,7 @@ class Runner:
         """Registered (again): drop what is not ours any more, repeat what was not acknowledged."""
         for step_id in welcome.disowned:
             self._stop(step_id, "the step went to another instance")
+        failpoint("runner.welcomed")
         self._outgoing.clear()
         self.ready.set()
         for step in self.steps.values():
@@ -202,6 +203,7 @@ class Runner:
                     self._post_answer(known, known.answer)
                 return
             self._stop(delivery.step_id, "a newer attempt has come")
+        failpoint("runner.delivered")
         step = RunningStep(delivery)
         self.steps[delivery.step_id] = step
         self._idle.clear()
@@ -295,6 +297,7 @@ class Runner:
     def _acknowledged(self, step_id: str) -> None:
         step = self.steps.get(step_id)
         if step is not None and step.answer is not None:
+            failpoint("runner.acknowledged")
             self._forget(step_id, step)
 
     def _forget(self, step_id: str, step: RunningStep) -> None:
@@ -331,6 +334,7 @@ class Runner:
     def _append(self, step: RunningStep, event: bytes) -> None:
         if step.answer is not None or self.steps.get(step.delivery.step_id) is not step:
             return
+        failpoint("runner.streamed")
         step.events.append(event)
         if step.unsent == 0:
             self._loop.call_soon(self._send_events, step)
@@ -345,6 +349,7 @@ class Runner:
     def _events_committed(self, operation: EventsCommitted) -> None:
         step = self.steps.get(operation.step_id)
         if step is not None and step.attempt == operation.attempt and operation.count > step.committed:
+            failpoint("runner.events_committed")
             del step.events[: operation.count - step.committed]
             step.committed = operation.count
 
@@ -357,6 +362,7 @@ class Runner:
                 return  # the attempt has ended without waiting for the answer
             if step.deadline is not None:
                 step.deadline.reschedule(None)
+            failpoint("runner.asked")
             number = max(len(step.delivery.inputs), *step.asked, 0) + 1
             step.asked[number] = AskInput(step.delivery.step_id, step.attempt, encoded, number)
             self._post(step.asked[number])
@@ -367,6 +373,7 @@ class Runner:
         step = self.steps.get(operation.step_id)
         if step is None or step.context is None or operation.number <= len(step.delivery.inputs):
             return  # gone, or known: inputs are repeated after a connection was lost
+        failpoint("runner.input")
         step.asked.pop(operation.number, None)
         waits = step.deadline is not None and step.task is not None and step.deadline.when() is None
         if waits and step.deadline is not None and not step.asked:
@@ -405,8 +412,10 @@ class Runner:
         running = [step.task for step in self.steps.values() if step.task is not None]
         for step_id in list(self.steps):
             self._stop(step_id, "the instance is shutting down")
+        failpoint("runner.before_goodbye")
         self._post(Goodbye())
         self._flush()
+        failpoint("runner.after_goodbye")
         if running:
             await asyncio.wait(running, timeout=1.0)
         for service in self.services.values():

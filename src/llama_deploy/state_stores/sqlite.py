@@ -200,6 +200,7 @@ class SQLiteStore(SQLiteReads):
         for write in rare:
             if not write.done.done():  # whoever asked may have been canceled meanwhile
                 write.done.set_result(write.changed)
+        failpoint("store.after_settled")
         self._flush()
 
     def _postpone(self, batch: list[Transition], rare: list[_RareWrite], error: sqlite3.Error) -> None:

@@ -18,6 +18,7 @@ from llama_deploy.errors import (
     StoreUnavailableError,
     StoreVersionError,
 )
+from llama_deploy.runtime import failpoint
 
 APPLICATION_ID = 0x4C444550
 """Marks the file as ours (`PRAGMA application_id`), so that another program's database is never touched."""
@@ -31,6 +32,7 @@ def open_connection(path: Path, synchronous: str) -> sqlite3.Connection:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise _read_only_error(path, str(error)) from error
+    failpoint("store.file_created")
     try:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
     except sqlite3.DatabaseError as error:
@@ -75,7 +77,9 @@ def _migrate(connection: sqlite3.Connection) -> None:
     """Run the migrations that the file has not seen, each in a transaction of its own."""
     current = connection.execute("PRAGMA user_version").fetchone()[0]
     for number, script in enumerate(migrations()[current:], start=current + 1):
+        failpoint("store.before_migration")
         connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
+        failpoint("store.after_migration")
 
 
 def lock(path: Path) -> int:

@@ -21,6 +21,7 @@ from llama_deploy.messages.frames import (
     decode_instance_frame,
     frames_of,
 )
+from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 
 log = get_logger("llama_deploy.http")
@@ -76,6 +77,7 @@ class _Sender:
                 while self._frames:
                     frame = self._frames.popleft()
                     await self._socket.send_bytes(frame)
+                    failpoint("sockets.after_send")
                     self._unsent_bytes -= len(frame)
                     if self._unsent_bytes <= UNSENT_BYTES_MAX:
                         self._room.set()

@@ -1,0 +1,114 @@
+"""In which work each failpoint is crashed at: one line per failpoint, and a new failpoint needs its line here.
+
+A `Crash` says which process dies (`where`), what goes on (`works`, from `works.py`), when it is to happen (`when`) and
+at which passing of the place. If no work passes a new place, write one in `works.py`: a coroutine that may be begun
+again, asserts its outcomes and returns the states of its tasks. `test_failpoints.py` does the rest: it crashes there,
+restarts, lets the works finish, and checks what is promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tests.processes.works import Work, cancels, held, hops, people, sessions, slow, streams
+
+Process = Literal["control plane", "instance", "client"]
+
+PLANE: Process = "control plane"
+INSTANCE: Process = "instance"
+CLIENT: Process = "client"
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A crash of one process at a failpoint."""
+
+    where: Process
+    works: tuple[Work, ...] = (hops,)
+    passing: int = 1
+    when: Literal["work", "first start", "restart", "stop", "loss"] = "work"
+    """`work`: while the works are done. `first start`, `restart`: it starts, without or with unfinished tasks.
+    `stop`: it is stopped cleanly. `loss`: an instance is killed while it holds steps."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the control plane for which the place is passed soon."""
+
+
+CRASHES: dict[str, Crash] = {
+    # --- the store's file
+    "store.file_created": Crash(PLANE, when="first start"),
+    "store.before_migration": Crash(PLANE, when="first start"),
+    "store.after_migration": Crash(PLANE, when="first start"),
+    # --- a commit
+    "store.before_commit": Crash(PLANE, (hops, streams), passing=4),
+    "store.after_commit": Crash(PLANE, (hops, streams), passing=4),
+    "store.after_settled": Crash(PLANE, (hops, streams), passing=4),
+    "engine.after_record": Crash(PLANE, passing=8),
+    "engine.before_publish": Crash(PLANE, passing=4),
+    "engine.after_publish": Crash(PLANE, passing=4),
+    # --- tasks come in, and end
+    "submissions.received": Crash(PLANE, passing=5),
+    "submissions.recorded": Crash(PLANE, passing=5),
+    "submissions.acknowledged": Crash(PLANE, passing=5),
+    "recording.outcome_recorded": Crash(PLANE, passing=5),
+    "recording.outcome_told": Crash(PLANE, passing=5),
+    # --- what reaches a task from outside
+    "signals.before_input": Crash(PLANE, (people,), passing=2),
+    "signals.input_recorded": Crash(PLANE, (people,)),
+    "signals.recorded": Crash(PLANE, (cancels,)),
+    "signals.lost": Crash(PLANE, (held,), when="loss"),
+    "signals.session_recorded": Crash(PLANE, (sessions,)),
+    "claims.before_record": Crash(PLANE, (slow,), settings={"claim_recorded_after_s": 0.1}),
+    "claims.after_record": Crash(PLANE, (slow,), settings={"claim_recorded_after_s": 0.1}),
+    "services.recorded": Crash(PLANE),
+    # --- streams
+    "streams.received": Crash(PLANE, (streams,), passing=5),
+    "streams.recorded": Crash(PLANE, (streams,), passing=5),
+    "streams.acknowledged": Crash(PLANE, (streams,), passing=5),
+    # --- the start, the sweeper, the end
+    "plane.store_opened": Crash(PLANE, (held, hops), when="restart"),
+    "sweeper.before_start": Crash(PLANE, (held, hops), when="restart"),
+    "sweeper.after_start": Crash(PLANE, (held, hops), when="restart"),
+    "sweeper.before_extend": Crash(PLANE, (slow,), settings={"overdue_s": 0.1}),
+    "sweeper.after_extend": Crash(PLANE, (slow,), settings={"overdue_s": 0.1}),
+    "plane.before_disconnect": Crash(PLANE, (held, hops), when="stop"),
+    "plane.before_close": Crash(PLANE, (held, hops), when="stop"),
+    # --- the control plane's end of its connections
+    "gateway.hello": Crash(PLANE),
+    "gateway.before_welcome": Crash(PLANE),
+    "gateway.before_claim": Crash(PLANE, passing=3),
+    "gateway.after_claim": Crash(PLANE, passing=3),
+    "gateway.before_answer": Crash(PLANE, passing=4),
+    "gateway.before_ack": Crash(PLANE, passing=4),
+    "gateway.before_park": Crash(PLANE, (people,)),
+    "gateway.parked": Crash(PLANE, (people,)),
+    "gateway.asked": Crash(PLANE, (people,)),
+    "gateway.before_send": Crash(PLANE, (hops, streams), passing=6),
+    "clients.before_send": Crash(PLANE, (hops, streams), passing=6),
+    "sockets.after_send": Crash(PLANE, (hops, streams), passing=9),
+    # --- an instance
+    "link.connected": Crash(INSTANCE),
+    "link.greeted": Crash(INSTANCE),
+    "link.before_send": Crash(INSTANCE, (hops, streams), passing=5),
+    "link.after_send": Crash(INSTANCE, (hops, streams), passing=5),
+    "runner.welcomed": Crash(INSTANCE),
+    "runner.delivered": Crash(INSTANCE, passing=3),
+    "runner.before_answer": Crash(INSTANCE, passing=4),
+    "runner.after_answer": Crash(INSTANCE, passing=4),
+    "runner.acknowledged": Crash(INSTANCE, passing=4),
+    "runner.streamed": Crash(INSTANCE, (streams,), passing=10),
+    "runner.events_committed": Crash(INSTANCE, (streams,), passing=5),
+    "runner.asked": Crash(INSTANCE, (people,)),
+    "runner.input": Crash(INSTANCE, (people,)),
+    "runner.before_goodbye": Crash(INSTANCE, (held, hops), when="stop"),
+    "runner.after_goodbye": Crash(INSTANCE, (held, hops), when="stop"),
+    # --- a client
+    "client.connected": Crash(CLIENT),
+    "client.before_send": Crash(CLIENT, (hops, streams), passing=2),
+    "client.after_send": Crash(CLIENT, (hops, streams), passing=1),
+    "client.before_reply": Crash(CLIENT, (hops, streams), passing=3),
+    "client.after_reply": Crash(CLIENT, (hops, streams), passing=3),
+    "client.before_request": Crash(CLIENT, (people, cancels), passing=2),
+    "client.after_request": Crash(CLIENT, (people, cancels), passing=3),
+}

@@ -1,0 +1,164 @@
+"""What clients do while processes crash: small pieces of work that may be begun again at any moment.
+
+Each work is a coroutine of a client and a folder. It uses task ids of its own, so whoever begins it again finds the
+same tasks; it repeats whatever an outage interrupted, asserts its outcomes, and returns the states in which its tasks
+have to be at the end. The services are those of `service_program.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tests.support import eventually
+
+from llama_deploy.client import Client, StreamEvent
+from llama_deploy.errors import (
+    CannotReachError,
+    ConnectionLostError,
+    NoInputExpectedError,
+    ShuttingDownError,
+    StoreUnavailableError,
+    TaskEndedError,
+    TaskNotFoundError,
+)
+
+Value = TypeVar("Value")
+Work = Callable[[Client, Path], Awaitable[dict[str, str]]]
+
+DEADLINE_S = 60.0
+OUTAGES = (CannotReachError, ConnectionLostError, ShuttingDownError, StoreUnavailableError)
+"""What a client is told while the control plane is away. Asking again is the answer to each."""
+
+
+async def insist(call: Callable[[], Awaitable[Value]]) -> Value:
+    """Ask again through outages, until there is an answer."""
+
+    async def attempt() -> tuple[Value] | None:
+        try:
+            return (await call(),)
+        except OUTAGES:
+            return None
+
+    answer = await eventually(attempt, DEADLINE_S)
+    assert answer is not None
+    return answer[0]
+
+
+async def _run(client: Client, service: str, task_id: str, **arguments: Any) -> Any:
+    return await insist(lambda: client.run(service, task_id=task_id, wait_for_service=True, **arguments))
+
+
+async def hops(client: Client, _: Path) -> dict[str, str]:
+    """Tasks of one step, some of which fail at first."""
+    doubled = [_run(client, "double", f"double-{number}", number=number) for number in range(6)]
+    flaky = [_run(client, "flaky", f"flaky-{number}", number=number) for number in range(6)]
+    assert await asyncio.gather(*doubled) == [number * 2 for number in range(6)]
+    assert await asyncio.gather(*flaky) == list(range(6))
+    return {f"{name}-{number}": "completed" for name in ("double", "flaky") for number in range(6)}
+
+
+async def slow(client: Client, _: Path) -> dict[str, str]:
+    """Tasks whose step takes longer than a moment."""
+    await asyncio.gather(*(_run(client, "double", f"slow-{number}", number=1, seconds=0.4) for number in range(3)))
+    return {f"slow-{number}": "completed" for number in range(3)}
+
+
+async def streams(client: Client, folder: Path) -> dict[str, str]:
+    """A task that streams, followed while it runs and read again afterwards."""
+    events = 40
+    (folder / "open").touch()
+    task = {"events": events, "folder": str(folder)}
+    await insist(lambda: client.submit("tell", input=task, task_id="stream", wait_for_service=True))
+    seen: list[StreamEvent] = []
+
+    async def follow() -> None:
+        async for event in client.stream("stream", first=len(seen)):
+            seen.append(event)  # noqa: PERF401 - what was seen before an outage counts
+
+    await insist(follow)
+    assert [event.index for event in seen] == list(range(len(seen)))
+    assert [event async for event in client.stream("stream")] == seen
+    last = max(event.data["attempt"] for event in seen)
+    told = [event.data["number"] for event in seen if event.data["attempt"] == last and "number" in event.data]
+    assert told == list(range(events))
+    return {"stream": "completed"}
+
+
+async def people(client: Client, _: Path) -> dict[str, str]:
+    """Tasks that wait for a person: parked, and asking twice while they run."""
+    assert await _answered(client, "person", "parked", "shall we?") == "on: shall we?"
+    assert await _answered(client, "asks", "asking", "1") == ["on: first", "on: second"]
+    return {"parked": "completed", "asking": "completed"}
+
+
+async def _answered(client: Client, service: str, task_id: str, text: str) -> object:
+    """Submit, and answer every question by repeating it, until the task has ended."""
+    await insist(lambda: client.submit(service, input=text, task_id=task_id, wait_for_service=True))
+
+    async def ended() -> bool:
+        view = await client.get_task(task_id)
+        if view.state.value == "input_required":
+            try:
+                await client.send_input(task_id, f"on: {view.prompt['prompt']}")  # type: ignore[index]
+            except (NoInputExpectedError, TaskEndedError):
+                return False  # it was taken before, and nobody heard
+        return view.ended_at is not None
+
+    await eventually(lambda: insist(ended), DEADLINE_S)
+    return await insist(lambda: client.result(task_id))
+
+
+async def cancels(client: Client, folder: Path) -> dict[str, str]:
+    """A task that runs until it is canceled."""
+    await insist(lambda: client.submit("gate", folder=str(folder / "shut"), task_id="canceled", wait_for_service=True))
+    view = await insist(lambda: client.cancel("canceled", reason="enough"))
+    assert view.state.value == "canceled"
+    return {"canceled": "canceled"}
+
+
+async def sessions(client: Client, _: Path) -> dict[str, str]:
+    """A session is created, and has a task."""
+    await insist(lambda: client.create_session("session"))
+    await _run(client, "double", "of-a-session", number=2, session_id="session")
+    assert (await insist(lambda: client.get_session("session"))).task_count == 1
+    return {"of-a-session": "completed"}
+
+
+async def held(client: Client, folder: Path) -> dict[str, str]:
+    """A task that an instance holds until everything has been restarted (`open_gate`)."""
+    await insist(lambda: client.submit("gate", folder=str(folder / "later"), task_id="held", wait_for_service=True))
+    assert await insist(lambda: client.result("held")) == "went through"
+    return {"held": "completed"}
+
+
+def open_gate(folder: Path) -> None:
+    """Let what `held` submitted go through."""
+    (folder / "later").mkdir(exist_ok=True)
+    (folder / "later" / "open").touch()
+
+
+WORKS: dict[str, Work] = {work.__name__: work for work in (hops, slow, streams, people, cancels, sessions, held)}
+
+
+async def keep_the_promise(client: Client, wanted: dict[str, str]) -> None:
+    """Whatever crashed: these tasks and no others exist, each in its state, each with a history without a hole."""
+    listed = {task.task_id: task.state.value async for task in client.list_tasks()}
+    assert listed == wanted
+    for task_id in wanted:
+        entries = [entry async for entry in client.history(task_id, follow=True)]
+        assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1)), task_id
+        assert [entry.seq for entry in entries if entry.outcome is not None] == [len(entries)], task_id
+        answered = [entry.step_id for entry in entries if entry.kind == "answered"]
+        assert len(answered) == len(set(answered)), task_id
+        sent = {message["step_id"] for entry in entries for message in entry.messages}
+        assert set(answered) <= sent, task_id
+        indices = [event.index async for event in client.stream(task_id)]
+        assert indices == list(range(len(indices))), task_id
+    try:
+        await client.get_task("nobody")
+    except TaskNotFoundError:
+        return
+    raise AssertionError("there is a task that nobody submitted")

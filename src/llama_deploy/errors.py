@@ -366,6 +366,18 @@ class OutputTypeError(LlamaDeployError):
     code, title, category = "LD511", "output of another type", Category.INVALID
 
 
+class QueueTimeoutError(LlamaDeployError):
+    """No instance has taken the step within `queue_timeout_s` of its being due. Not tried again by itself."""
+
+    code, title, category = "LD512", "waited too long for an instance", Category.FAILED
+
+
+class TaskTimeoutError(LlamaDeployError):
+    """The task had not ended within `total_timeout_s`; what ran of it was stopped."""
+
+    code, title, category = "LD513", "task deadline exceeded", Category.FAILED
+
+
 def all_errors() -> list[type[LlamaDeployError]]:
     """Every error class of this module, by code."""
     found = [v for v in globals().values() if isinstance(v, type) and issubclass(v, LlamaDeployError)]

@@ -24,6 +24,7 @@ def test_a_message_has_the_published_defaults_and_quiet_new_ones() -> None:
         "step_id": None,
         "tag": None,
         "delay_s": 0.0,
+        "options": None,
     }
 
 

@@ -12,6 +12,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
+from llama_deploy.control_plane.deadlines import run_timeout_s
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.runtime import failpoint
@@ -36,17 +37,16 @@ class Claims:
         if self._timer is None:
             self._arm()
 
-    def run_ends_at(self, step: OpenStep) -> float:
+    def run_ends_at(self, entry: TaskEntry, step: OpenStep) -> float:
         """When whoever holds a step should have answered, grace included; a person's time does not count."""
         if step.claimed_by is None or step.asking:
             return math.inf
         definition = self._engine.registry.definition(step.service)
-        run_timeout_s = definition.run_timeout_s if definition is not None else 600.0
-        return step.claimed_at + run_timeout_s + self._engine.settings.run_timeout_grace_s
+        return step.claimed_at + run_timeout_s(entry, step, definition) + self._engine.settings.run_timeout_grace_s
 
-    def look_again_at(self, step: OpenStep, now: float) -> float:
+    def look_again_at(self, entry: TaskEntry, step: OpenStep, now: float) -> float:
         """When a step that is held now is to be looked at again."""
-        return min(now + self._engine.settings.overdue_s, max(now, self.run_ends_at(step)))
+        return min(now + self._engine.settings.overdue_s, max(now, self.run_ends_at(entry, step)))
 
     def stop(self) -> None:
         """Record nothing more."""
@@ -69,7 +69,7 @@ class Claims:
             held = step.claimed_by is not None and step.attempt == attempt and not step.parked
             if held and not entry.stale and entry.open.get(step.step_id) is step and step.started != attempt:
                 step.started = attempt
-                visible_at = self.look_again_at(step, now)
+                visible_at = self.look_again_at(entry, step, now)
                 engine.arm_sweeper(visible_at)
                 moves.append(DeliveryMove(step.step_id, attempt, attempt, visible_at, started=1))
         if moves:

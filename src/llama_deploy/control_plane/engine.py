@@ -18,6 +18,7 @@ from typing import Any
 
 from llama_deploy.control_plane.answers import Answers
 from llama_deploy.control_plane.claims import Claims
+from llama_deploy.control_plane.deadlines import heartbeat_timeout_s, run_timeout_s
 from llama_deploy.control_plane.decisions import Decision, decide, drive
 from llama_deploy.control_plane.recording import Recording
 from llama_deploy.control_plane.refusals import resolve
@@ -213,10 +214,11 @@ class Engine:
                 entry.row.task_id,
                 entry.row.session_id,
                 step.body,
-                definition.run_timeout_s if definition is not None else 600.0,
+                run_timeout_s(entry, step, definition),
                 step.inputs,
                 step.snapshot,
                 0 if entry.stream is None else entry.stream.count_of(step.step_id, step.attempt),
+                heartbeat_timeout_s(entry, step),
             )
             envelopes.append(Envelope(step.step_id, step.attempt, step.service, encode_op(operation)))
         self.statistics.published += len(envelopes)

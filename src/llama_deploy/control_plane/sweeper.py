@@ -121,7 +121,7 @@ class Sweeper:
             if not entry.busy and self._is_lost(entry, step, now):
                 lost += 1
                 continue
-            moves.append(self._extended(step, now))
+            moves.append(self._extended(entry, step, now))
             held = step.claimed_by is not None and step.claimed_by in engine.registry.instances
             if not held and not entry.busy and step.due_at <= now:
                 publications.append((entry, step, step.attempt))
@@ -138,13 +138,13 @@ class Sweeper:
                 engine.publish(entry, [step])
         return len(moves) + lost
 
-    def _extended(self, step: OpenStep, now: float) -> DeliveryMove:
+    def _extended(self, entry: TaskEntry, step: OpenStep, now: float) -> DeliveryMove:
         """When to look at a step again: what is not claimed is published again with growing pauses."""
         settings = self._engine.settings
         if step.due_at > now:
             visible_at = step.due_at
         elif step.claimed_by is not None and step.claimed_by in self._engine.registry.instances:
-            visible_at = self._engine.claims.look_again_at(step, now)
+            visible_at = self._engine.claims.look_again_at(entry, step, now)
         else:
             step.overdue_s = min(settings.overdue_s_max, step.overdue_s * 2 or settings.overdue_s)
             visible_at = now + step.overdue_s
@@ -153,7 +153,7 @@ class Sweeper:
 
     def _is_lost(self, entry: TaskEntry, step: OpenStep, now: float) -> bool:
         """Make a step that nobody will answer any more the next attempt."""
-        if self._engine.claims.run_ends_at(step) <= now:
+        if self._engine.claims.run_ends_at(entry, step) <= now:
             self._signals.lost([step.step_id], step.claimed_by, "its run deadline is over")
             return True
         if self._was_begun(entry, step):

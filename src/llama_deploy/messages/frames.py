@@ -147,6 +147,8 @@ class Deliver(_Op, frozen=True):
     """What the step parked with, if it did."""
     events_from: int = 0
     """Index of the next stream event within this attempt: not 0 where the attempt has streamed before it parked."""
+    heartbeat_timeout_s: float = 0
+    """The attempt is given up when the service's code has shown no sign of life for so many seconds; 0 for never."""
 
 
 class Acknowledged(_Op, frozen=True):

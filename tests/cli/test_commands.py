@@ -40,6 +40,7 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
         "tasks timeline",
         "services list",
         "services get",
+        "queues list",
         "sessions list",
         "sessions get",
         "explain",
@@ -418,3 +419,14 @@ def test_status_says_where_the_data_is_and_who_serves(server: str, ctl: Llamactl
 def test_a_store_that_cannot_be_written_is_not_called_ready() -> None:
     document = {"url": "http://here", "ready": True, "store": {"location": "demo.db", "healthy": False}}
     assert "not ready: the store cannot be written" in status_text(document, [])
+
+
+# --- queues -----------------------------------------------------------------------------------------------------------
+
+
+def test_queues_list_shows_what_waits_for_each_service(ctl: Llamactl) -> None:
+    ran = ctl("queues", "list", "-o", "json")
+    assert ran.code == 0
+    shown = {queue["name"]: queue for queue in ran.json["items"]}
+    assert (shown["shout"]["state"], shown["shout"]["waiting"]) == ("up", 0)
+    assert ctl("queues", "list").out.split()[:3] == ["QUEUE", "STATE", "WAITING"]

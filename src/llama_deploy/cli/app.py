@@ -35,6 +35,7 @@ COMMANDS = {
     "status": ("llama_deploy.cli.status:status", "How the control plane stands."),
     "tasks": ("llama_deploy.cli.tasks:tasks", "List, watch, answer and cancel tasks."),
     "services": ("llama_deploy.cli.services:services", "List the services and their instances."),
+    "queues": ("llama_deploy.cli.queues:queues", "See what waits for each service."),
     "sessions": ("llama_deploy.cli.sessions:sessions", "List the sessions and look into one."),
     "explain": ("llama_deploy.cli.explain:explain", "What an error code means."),
     "version": ("llama_deploy.cli.version:version", "The version of this program."),

@@ -13,15 +13,15 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
-from urllib.parse import quote
 
 import msgspec
 from msgspec import UNSET
-from pydantic import BaseModel, ValidationError
 
 from llama_deploy.client.connection import Connection
+from llama_deploy.client.http_calls import segment, view_of
 from llama_deploy.client.outcomes import output_of, result_of
-from llama_deploy.client.problems import error_from_problem, unexpected
+from llama_deploy.client.problems import unexpected
+from llama_deploy.client.service_calls import ServiceCalls
 from llama_deploy.client.submissions import definition, input_text
 from llama_deploy.client.transport import Transport
 from llama_deploy.client.websocket import WebSocketTransport
@@ -30,8 +30,6 @@ from llama_deploy.messages.values import encode_json
 from llama_deploy.types import (
     HistoryEntry,
     HistoryPage,
-    ServicePage,
-    ServiceView,
     SessionPage,
     SessionView,
     TaskOptions,
@@ -52,7 +50,6 @@ PAGE_ITEMS = 100
 """Items per page when everything is listed."""
 
 Output = TypeVar("Output")
-View = TypeVar("View", bound=BaseModel)
 
 _decode_json = msgspec.json.Decoder().decode
 
@@ -66,7 +63,7 @@ class StreamEvent(msgspec.Struct, frozen=True):
     """The event as JSON types."""
 
 
-class Client:
+class Client(ServiceCalls):
     """A client of one control plane, for one event loop.
 
     Use it with `async with`, or call `close`. Nothing connects before the first call that needs it; that call raises
@@ -313,7 +310,7 @@ class Client:
             return
         position: int | None = after
         while position is not None:
-            page = await self._get(HistoryPage, f"/v1/tasks/{_segment(task_id)}/history", after=position)
+            page = await self._get(HistoryPage, f"/v1/tasks/{segment(task_id)}/history", after=position)
             for entry in page.items:
                 yield entry
             position = page.next
@@ -322,7 +319,7 @@ class Client:
 
     async def get_task(self, task_id: str) -> TaskView:
         """Where the task stands. Raises `TaskNotFoundError`."""
-        return await self._get(TaskView, f"/v1/tasks/{_segment(task_id)}")
+        return await self._get(TaskView, f"/v1/tasks/{segment(task_id)}")
 
     async def list_tasks(
         self,
@@ -375,7 +372,7 @@ class Client:
         body = {"value": _json_value(value)}
         if step_id is not None:
             body["step_id"] = step_id
-        await self._ask("POST", f"/v1/tasks/{_segment(task_id)}/input", body)
+        await self._ask("POST", f"/v1/tasks/{segment(task_id)}/input", body)
 
     async def cancel(self, task_id: str, *, reason: str | None = None) -> TaskView:
         """Ask for the task to be stopped; returns where it stands after that. Repeating it is harmless.
@@ -383,22 +380,22 @@ class Client:
         Raises `TaskEndedError` when the task ended otherwise before, `TaskNotFoundError`.
         """
         body = {} if reason is None else {"reason": reason}
-        return _view(TaskView, await self._ask("POST", f"/v1/tasks/{_segment(task_id)}/cancel", body))
+        return view_of(TaskView, await self._ask("POST", f"/v1/tasks/{segment(task_id)}/cancel", body))
 
     # --- sessions, services, the control plane ----------------------------------------------------------------------
 
     async def create_session(self, session_id: str | None = None) -> SessionView:
         """Create a session, under `session_id` if given; one that exists is returned as it is."""
         body = {} if session_id is None else {"session_id": session_id}
-        return _view(SessionView, await self._ask("POST", "/v1/sessions", body))
+        return view_of(SessionView, await self._ask("POST", "/v1/sessions", body))
 
     async def get_session(self, session_id: str) -> SessionView:
         """The session. Raises `SessionNotFoundError`."""
-        return await self._get(SessionView, f"/v1/sessions/{_segment(session_id)}")
+        return await self._get(SessionView, f"/v1/sessions/{segment(session_id)}")
 
     async def get_session_state(self, session_id: str) -> dict[str, Any]:
         """The state that the session's tasks share, as recorded. Raises `SessionNotFoundError`."""
-        state = await self._ask("GET", f"/v1/sessions/{_segment(session_id)}/state")
+        state = await self._ask("GET", f"/v1/sessions/{segment(session_id)}/state")
         if not isinstance(state, dict):
             raise unexpected("a session's state that is not an object", self._transport.address)
         return state
@@ -417,14 +414,6 @@ class Client:
         """One page of what `list_sessions` gives; `next` of a page is the `cursor` of the page after it."""
         return await self._get(SessionPage, "/v1/sessions", limit=limit, cursor=cursor)
 
-    async def list_services(self) -> list[ServiceView]:
-        """All services that were registered, with their live instances."""
-        return (await self._get(ServicePage, "/v1/services")).items
-
-    async def get_service(self, service: str) -> ServiceView:
-        """One service. Raises `ServiceNotFoundError`."""
-        return await self._get(ServiceView, f"/v1/services/{_segment(service)}")
-
     async def status(self) -> dict[str, Any]:
         """How the control plane stands: what it runs, what waits, where the data lives."""
         found = await self._ask("GET", "/v1/status")
@@ -439,35 +428,11 @@ class Client:
 
     # --- requests over HTTP -----------------------------------------------------------------------------------------
 
-    async def _ask(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
-        given = {name: value for name, value in params.items() if value is not None}
-        status, answer = await self._transport.request(method, path, params=given, json=body)
-        if status >= HTTPStatus.BAD_REQUEST:
-            raise error_from_problem(answer, status=status, address=self._transport.address)
-        return answer
-
-    async def _get(self, model: type[View], path: str, **params: Any) -> View:
-        return _view(model, await self._ask("GET", path, **params))
-
     def _seconds(self, timeout_s: float | None) -> float:
         seconds = self._timeout_s if timeout_s is None else timeout_s
         if seconds < 0 or math.isnan(seconds):
             raise InvalidRequestError(f"timeout_s is {seconds}", fix="give seconds, 0 or more; math.inf waits for ever")
         return seconds
-
-
-def _view(model: type[View], answer: Any) -> View:
-    try:
-        return model.model_validate(answer)
-    except ValidationError as error:
-        raise unexpected(f"what is no {model.__name__} ({error.error_count()} problems)") from error
-
-
-def _segment(name: str) -> str:
-    """A name as one segment of a path."""
-    if not name:
-        raise InvalidRequestError("an empty id or name was given")
-    return quote(name, safe="")
 
 
 def _state_name(state: TaskState | str) -> str:

@@ -22,10 +22,10 @@ from llama_deploy.client.async_client import (
     StreamEvent,
 )
 from llama_deploy.client.portal import Portal
+from llama_deploy.client.sync_service_calls import SyncServiceCalls
 from llama_deploy.client.transport import Transport
 from llama_deploy.types import (
     HistoryEntry,
-    ServiceView,
     SessionPage,
     SessionView,
     TaskOptions,
@@ -38,7 +38,7 @@ from llama_deploy.types import (
 Output = TypeVar("Output")
 
 
-class SyncClient:
+class SyncClient(SyncServiceCalls):
     """`Client` for blocking code; see there for what arguments mean, what is raised and what is true afterwards.
 
     It may be used from several threads at once, and in a notebook whose own loop is running. Use it with `with`, or
@@ -289,14 +289,6 @@ class SyncClient:
     def list_sessions_page(self, *, limit: int = PAGE_ITEMS, cursor: str | None = None) -> SessionPage:
         """One page of what `list_sessions` gives. See `Client.list_sessions_page`."""
         return self._portal.call(self._client.list_sessions_page(limit=limit, cursor=cursor))
-
-    def list_services(self) -> list[ServiceView]:
-        """All services that were registered. See `Client.list_services`."""
-        return self._portal.call(self._client.list_services())
-
-    def get_service(self, service: str) -> ServiceView:
-        """One service. See `Client.get_service`."""
-        return self._portal.call(self._client.get_service(service))
 
     def status(self) -> dict[str, Any]:
         """How the control plane stands. See `Client.status`."""

@@ -17,6 +17,7 @@ from llama_deploy.state_stores.base import TaskFilter, TaskRow
 from llama_deploy.types import (
     HistoryEntry,
     HistoryPage,
+    QueueView,
     ServiceView,
     SessionPage,
     SessionView,
@@ -168,6 +169,27 @@ class Views:
             )
         statistics = self._engine.queue.statistics(name)
         return registry.view(name, statistics.waiting, statistics.oldest_s)
+
+    # --- queues -----------------------------------------------------------------------------------------------------
+
+    def queues(self) -> list[QueueView]:
+        """What waits for each known service."""
+        return [_queue_of(view) for view in self.services()]
+
+    def queue(self, name: str) -> QueueView:
+        """What waits for one service. Raises `ServiceNotFoundError`."""
+        return _queue_of(self.service(name))
+
+
+def _queue_of(view: ServiceView) -> QueueView:
+    return QueueView(
+        name=view.definition.service_name,
+        state=view.state,
+        waiting=view.waiting,
+        oldest_waiting_s=view.oldest_waiting_s,
+        running=view.running,
+        instances=len(view.instances),
+    )
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         TaskView,
     )
     from llama_deploy.types.history import HistoryEntry, HistoryPage
+    from llama_deploy.types.queues import QueuePage, QueueView
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -49,6 +50,8 @@ else:
             "HistoryEntry": "llama_deploy.types.history",
             "HistoryPage": "llama_deploy.types.history",
             "InstanceView": "llama_deploy.types.api",
+            "QueuePage": "llama_deploy.types.queues",
+            "QueueView": "llama_deploy.types.queues",
             "ServicePage": "llama_deploy.types.api",
             "ServiceView": "llama_deploy.types.api",
             "SessionPage": "llama_deploy.types.api",
@@ -73,6 +76,8 @@ __all__ = [
     "MessageRole",
     "NewTask",
     "Origin",
+    "QueuePage",
+    "QueueView",
     "RetryPolicy",
     "ServiceDefinition",
     "ServicePage",

@@ -1,0 +1,39 @@
+"""What the API shows of queues: what waits for a service, in which order, and what holds it back.
+
+A queue is what waits for one service and has its name. Views made for reading, never stored; times are seconds since
+the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _View(BaseModel):
+    """Base of the views: fields of later versions are ignored."""
+
+    model_config = ConfigDict(extra="ignore", defer_build=True)
+
+
+class QueueView(_View):
+    """What waits for one service."""
+
+    name: str
+    """The service's name."""
+    state: str = "down"
+    """That of the service: `up`, `draining`, `returning`, `down`."""
+    waiting: int = 0
+    """Steps that are due and that no instance has taken yet."""
+    oldest_waiting_s: float | None = None
+    """Age in seconds of the step that waits longest."""
+    running: int = 0
+    """Steps that instances hold now."""
+    instances: int = 0
+    """Instances that are connected."""
+
+
+class QueuePage(_View):
+    """All queues; `next` is always None, there is one page."""
+
+    items: list[QueueView]
+    next: str | None = None

@@ -378,6 +378,12 @@ class TaskTimeoutError(LlamaDeployError):
     code, title, category = "LD513", "task deadline exceeded", Category.FAILED
 
 
+class OrchestrationFailedError(LlamaDeployError):
+    """The orchestrator itself ended the task as failed: no quorum, no approval, a bound was reached."""
+
+    code, title, category = "LD530", "orchestration failed", Category.FAILED
+
+
 def all_errors() -> list[type[LlamaDeployError]]:
     """Every error class of this module, by code."""
     found = [v for v in globals().values() if isinstance(v, type) and issubclass(v, LlamaDeployError)]

@@ -19,6 +19,7 @@ from llama_deploy.errors import LlamaDeployError, OrchestratorError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator, get_result_key
 from llama_deploy.types import ActionTypes, StepOptions, TaskDefinition, TaskResult
+from llama_deploy.types.reserved import STREAM_SERVICE, TAKE_BACK_SERVICE
 
 T = TypeVar("T")
 
@@ -60,6 +61,11 @@ class Decision(msgspec.Struct):
     outcome: Outcome | None
     notify: Sending | None
     """The final message, for whoever serves its name."""
+    emitted: list[bytes] = []
+    """JSON of events for the task's stream."""
+    taken_back: list[str] = []
+    """Tags of open steps that are not wanted any more; one that ends in `/`, or is empty, stands for all that begin so.
+    """
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -89,7 +95,7 @@ async def decide(
     answer: tuple[TaskResult, bytes] | None,
 ) -> Decision:
     """Fold `answer` (if there is one) and ask for the next messages. Raises `OrchestratorError`."""
-    given = private.view(session)
+    given = private.view(session, on_demand=policy.state_on_demand)
     state: Any = given
     trusted = policy.synchronous
     try:
@@ -142,6 +148,12 @@ def _interpret(
         action = ActionTypes.NEW_TASK if message.action is None else ActionTypes(message.action)
         data = encode_policy_value(message.data, f"the data of a message for {message.type!r}")
         _check_message(message)
+        if message.type == STREAM_SERVICE:
+            decision.emitted.append(_event(message))
+            continue
+        if message.type == TAKE_BACK_SERVICE:
+            decision.taken_back.append(message.tag or "")
+            continue
         sending = Sending(
             message.type, action.value, data, message.tag, message.step_id, message.delay_s, message.options
         )
@@ -154,6 +166,13 @@ def _interpret(
             else:
                 decision.outcome = _outcome(definition, message.data, data)
     return decision
+
+
+def _event(message: QueueMessage) -> bytes:
+    data: Any = message.data
+    if not isinstance(data, dict) or "event" not in data:
+        raise OrchestratorError('a message for the stream carries its event as data["event"]')
+    return encode_policy_value(data["event"], "an event of the stream")
 
 
 def _check_message(message: QueueMessage) -> None:

@@ -47,6 +47,7 @@ from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.clock import Timer
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.types import InstanceView, ServiceDefinition
+from llama_deploy.types.reserved import ANSWERED_HERE
 
 log = get_logger("llama_deploy.gateway")
 
@@ -264,6 +265,8 @@ class Port:
                 raise InvalidRequestError("the instance's service definitions are not valid", why=str(error)) from error
             for definition in definitions:
                 check_id("service_name", definition.service_name, self._engine.settings.id_length_max)
+                if definition.service_name in ANSWERED_HERE:
+                    raise InvalidRequestError(f"{definition.service_name} is a name of the control plane's own")
         except LlamaDeployError as error:
             self._refuse(error)
             return

@@ -21,6 +21,7 @@ from llama_deploy.errors import LimitExceededError, LlamaDeployError, NoProgress
 from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, SharedRead, SharedWrite, Transition
+from llama_deploy.types.reserved import PERSON_SERVICE
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
@@ -72,13 +73,42 @@ class Recording:
             outcome, sendings = Outcome("failed", encode_result(failure(entry.row.task_id, excess))), []
         else:
             self._record_delta(entry, transition, record, decision.delta)
+            if decision.taken_back:
+                self._take_back_open(entry, transition, record, decision.taken_back)
+            if decision.emitted:
+                emitted = self._engine.streams.take_emitted(entry, decision.emitted)
+                transition.chunks = (*transition.chunks, *emitted)
         if outcome is None and not sendings and not entry.open:
             outcome = outcome_from_state(entry.definition, entry.private) or self._no_progress(entry)
         if outcome is not None:
             self.end(entry, transition, kind, record, outcome, now=now, sendings=sendings)
             return
-        self._send(entry, transition, record, sendings, now)
+        if self._send(entry, transition, record, sendings, now):
+            state = "input_required"
         self.commit(entry, transition, kind, record, now=now, state=state or entry.working_state(), steps=len(sendings))
+
+    def _take_back_open(self, entry: TaskEntry, transition: Transition, record: Record, tags: list[str]) -> None:
+        """Delete the deliveries of open steps that the policy does not want any more; after the commit they stop."""
+        wanted = set(tags)
+        beginnings = tuple(tag for tag in tags if not tag or tag.endswith("/"))
+        steps = [
+            step
+            for step in entry.open.values()
+            if not step.notification and ((step.tag or "") in wanted or (step.tag or "").startswith(beginnings))
+        ]
+        for step in steps:
+            del entry.open[step.step_id]
+        record.taken_back = [step.step_id for step in steps]
+        transition.answered = [*transition.answered, *record.taken_back]
+        recorded = transition.settled
+
+        def settled(error: LlamaDeployError | None) -> None:
+            if error is None:
+                for step in steps:
+                    self.take_back(step, "the orchestrator does not want it any more")
+            recorded(error)
+
+        transition.settled = settled
 
     def _excess(self, entry: TaskEntry, decision: Decision) -> LimitExceededError | None:
         """The refusal of a decision that asks for more than is allowed."""
@@ -92,6 +122,9 @@ class Recording:
             for key, value in changes.items():
                 if value is not None and len(value) > limit:
                     return too_large(f"value of {key!r} in the state", len(value), settings.payload_bytes_max)
+        for event in decision.emitted:
+            if len(event) > limit:
+                return too_large("event", len(event), settings.payload_bytes_max)
         if decision.outcome is not None and len(decision.outcome.result) > limit:
             return too_large("outcome", len(decision.outcome.result), settings.payload_bytes_max)
         if entry.row.steps + len(decision.sendings) > settings.steps_per_task_max:
@@ -147,10 +180,11 @@ class Recording:
             session.put(key, value, version + 1, committed=False)
         transition.shared = writes
 
-    def _send(self, entry: TaskEntry, transition: Transition, record: Record, sendings: list[Any], now: float) -> None:
-        """Turn messages into open steps, history and delivery rows."""
+    def _send(self, entry: TaskEntry, transition: Transition, record: Record, sendings: list[Any], now: float) -> bool:
+        """Turn messages into open steps, history and delivery rows; returns whether a person is asked by one."""
+        asks = False
         if not sendings:
-            return
+            return asks
         task_id = entry.row.task_id
         seq = entry.row.version + 1
         number = entry.row.steps
@@ -180,9 +214,13 @@ class Recording:
             if sending.options is not None:
                 message.options = msgspec.Raw(sending.options.model_dump_json(exclude_defaults=True).encode())
             record.messages.append(message)
+            if step.service == PERSON_SERVICE:
+                asks = True
+                step.wait_for_person()
             visible_at = step.due_at or now + self._engine.settings.overdue_s
-            rows.append(DeliveryRow(step.step_id, task_id, step.service, 1, visible_at, seq, index))
+            rows.append(DeliveryRow(step.step_id, task_id, step.service, 1, visible_at, seq, index, step.parked))
         transition.sent = rows
+        return asks
 
     def end(
         self,
@@ -275,7 +313,9 @@ class Recording:
             session.changing()
         seq = row.version
         shared = transition.shared
-        to_publish = [step for sent in transition.sent if not (step := entry.open[sent.step_id]).due_at]
+        to_publish = [
+            step for sent in transition.sent if not ((step := entry.open[sent.step_id]).due_at or step.parked)
+        ]
 
         def settled(refusal: LlamaDeployError | None) -> None:
             if session is not None:

@@ -62,6 +62,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     result: Json = NOTHING
     """JSON of the `TaskResult` that answered the step, or that failed it."""
     messages: list[SentMessage] = []
+    taken_back: list[str] = []
+    """Ids of open steps that the decision took back."""
     outcome: Json = NOTHING
     """JSON of the final `TaskResult`."""
     outcome_is_result: bool = False
@@ -126,6 +128,7 @@ def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
                 }
                 for message in record.messages
             ],
+            "taken_back": record.taken_back,
             "outcome": outcome,
             "state_changes": changes,
             "started_at": record.started_at,

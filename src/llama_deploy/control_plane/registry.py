@@ -16,6 +16,7 @@ from llama_deploy.control_plane.settings import EngineSettings
 from llama_deploy.errors import ServiceUnknownError
 from llama_deploy.runtime import Clock
 from llama_deploy.types import InstanceView, ServiceDefinition, ServiceView
+from llama_deploy.types.reserved import ANSWERED_HERE
 
 
 class InstancePort(Protocol):
@@ -130,7 +131,7 @@ class Registry:
         """Whether a task for this service is accepted: an instance is here, or is expected back."""
         entry = self.services.get(name)
         if entry is None:
-            return False
+            return name in ANSWERED_HERE
         if entry.instances:
             return True
         now = self._clock.now()

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
+from functools import partial
 from typing import Any, Self
 
 import msgspec
 from pydantic import BaseModel
 
+from llama_deploy.control_plane.own_state import OwnState
 from llama_deploy.errors import OrchestratorError
 from llama_deploy.orchestrators import get_result_key, get_stream_key
 
@@ -274,10 +276,15 @@ class PrivateState:
             self.own = None
         _apply(self.keys, delta.keys)
 
-    def view(self, session: SessionState | None) -> dict[str, Any]:
-        """The state for a policy: private copies, and the session's shared keys where there is one."""
+    def view(self, session: SessionState | None, *, on_demand: bool = False) -> dict[str, Any]:
+        """The state for a policy: private copies, and the session's shared keys where there is one.
+
+        `on_demand` makes `state[task_id]` an `OwnState`.
+        """
         mine: dict[str, Any] = {key: _decode(value) for key, value in self.keys.items()}
-        if self.own is not None:
+        if self.own is not None and on_demand:
+            mine[self.task_id] = OwnState(self.own)
+        elif self.own is not None:
             mine[self.task_id] = {key: _decode(value) for key, value in self.own.items()}
         return mine if session is None else PolicyState(session, mine)
 
@@ -301,7 +308,10 @@ class PrivateState:
         plain = dict.items(returned) if isinstance(returned, dict) else returned.items()
         found: dict[str, Any] = dict(plain)
         own = found.pop(self.task_id, _MISSING)
-        if isinstance(own, dict):
+        if isinstance(own, OwnState):
+            delta.own_present = True
+            delta.own = own.changes(partial(_encode_own, f"state[{self.task_id!r}]", known))
+        elif isinstance(own, dict):
             delta.own_present = True
             _compare(self.own or {}, own, f"state[{self.task_id!r}]", known, delta.own)
         elif own is not _MISSING:
@@ -353,6 +363,14 @@ def _apply(target: dict[str, bytes], changes: dict[str, bytes | None]) -> None:
             target[key] = value
 
 
+def _encode_own(where: str, known: tuple[Any, bytes] | None, key: Any, value: Any) -> bytes:
+    """One value of a task's own state as JSON; what is known already is not encoded again."""
+    _check_key(key, where)
+    if known is not None and value is known[0]:
+        return known[1]
+    return encode_policy_value(value, f"{where}[{key!r}]")
+
+
 def _compare(
     before: dict[str, bytes],
     after: dict[str, Any],
@@ -362,11 +380,7 @@ def _compare(
 ) -> None:
     """Put what differs between the encoded `before` and the values `after` into `changes`."""
     for key, value in after.items():
-        _check_key(key, where)
-        if known is not None and value is known[0]:
-            encoded = known[1]
-        else:
-            encoded = encode_policy_value(value, f"{where}[{key!r}]")
+        encoded = _encode_own(where, known, key, value)
         if before.get(key) != encoded:
             changes[key] = encoded
     for key in before:

@@ -146,6 +146,15 @@ class Streams:
             self._committed_with(entry, chunks)
         return chunks
 
+    def take_emitted(self, entry: TaskEntry, events: list[bytes]) -> tuple[StreamChunk, ...]:
+        """The chunks of what the orchestrator itself tells, which commit with its decision; no step has sent them."""
+        step = OpenStep(step_id=f"{entry.row.task_id}:0", service="", action="", tag=None, body=b"", seq=0, index=0)
+        first = entry.stream.count_of(step.step_id, 1) if entry.stream is not None else 0
+        self._take(entry, step, 1, first, events)
+        chunks = self._chunks(entry)
+        self._committed_with(entry, chunks)
+        return chunks
+
     def _committed_with(self, entry: TaskEntry, chunks: tuple[StreamChunk, ...]) -> None:
         """Show and acknowledge chunks once the task's next history entry is committed, which carries them."""
         seq = entry.row.version + 1

@@ -16,6 +16,7 @@ from llama_deploy.control_plane.session_state import Delta, PrivateState, Sessio
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, TaskRow
 from llama_deploy.types import StepOptions, TaskDefinition
+from llama_deploy.types.reserved import PERSON_SERVICE
 
 FINAL = frozenset({"completed", "failed", "canceled", "rejected"})
 
@@ -102,6 +103,13 @@ class OpenStep:
             del self.questions[number]
         self.asking = bool(self.questions)
         self.prompt = next(iter(self.questions.values()), None)
+
+    def wait_for_person(self) -> None:
+        """It is a question of the orchestrator: it waits from the moment it is sent, and the answer is the input."""
+        self.parked = self.seq
+        self.asking = True
+        self.prompt = self.body
+        self.resume = "answer"
 
     def stop_asking(self) -> None:
         """Nobody waits for an answer any more."""
@@ -289,6 +297,8 @@ def rebuild(
         step.attempt = delivery.attempt
         step.due_at = sent_by.at + message.delay_s if message.delay_s else 0.0
         step.parked = delivery.parked
+        if step.service == PERSON_SERVICE:
+            step.wait_for_person()
         step.started = delivery.attempt if delivery.started else 0
         entry.open[step.step_id] = step
     for row_of_entry, record in records:

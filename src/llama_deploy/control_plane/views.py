@@ -27,6 +27,7 @@ from llama_deploy.types import (
     TaskState,
     TaskView,
 )
+from llama_deploy.types.reserved import PERSON_SERVICE
 
 
 class Views:
@@ -74,7 +75,8 @@ class Views:
     def _step_waits_for(self, step: OpenStep) -> str:
         if step.asking:
             prompt = _as_dict(msgspec.json.decode(step.prompt or b"{}")).get("prompt")
-            return f"a person's input for {step.service}" + (f": {prompt}" if prompt else "")
+            asks = "" if step.service == PERSON_SERVICE else f" for {step.service}"
+            return f"a person's input{asks}" + (f": {prompt}" if prompt else "")
         registry = self._engine.registry
         if not registry.has_instance(step.service):
             known = "no instance of it is connected" if step.service in registry.services else "it was never registered"

@@ -29,6 +29,10 @@ class BaseOrchestrator(ABC):
     synchronous: ClassVar[bool] = False
     """True promises that neither method ever really waits, so that both may be driven without an event loop."""
 
+    state_on_demand: ClassVar[bool] = False
+    """True: `state[task_id]` is a mapping (not a `dict`) that decodes each of its keys when it is looked at, so that
+    a task with thousands of answers costs no more per answer. Do not put that mapping itself into messages."""
+
     @abstractmethod
     async def get_next_messages(
         self, task_def: TaskDefinition, state: dict[str, Any]

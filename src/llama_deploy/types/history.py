@@ -38,6 +38,8 @@ class HistoryEntry(BaseModel):
     """Why an attempt failed or was lost."""
     messages: list[dict[str, Any]] = Field(default_factory=list)
     """What was decided: each with `step_id`, `service`, `action`, `tag`, `delay_s` and `data`."""
+    taken_back: list[str] = Field(default_factory=list)
+    """Ids of open steps that the decision took back."""
     outcome: dict[str, Any] | None = None
     """The final `TaskResult`; set on the entry that ended the task and on no other."""
     state: TaskState

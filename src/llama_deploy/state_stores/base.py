@@ -8,242 +8,53 @@ and bytes; what they mean (states, policies, retries) is the engine's business.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from pathlib import Path
 
-import msgspec
+from llama_deploy.state_stores.rows import (
+    Condition,
+    DeadLetterRow,
+    DeadListing,
+    DeliveryMove,
+    DeliveryRow,
+    HistoryRow,
+    SessionListing,
+    SessionRow,
+    SharedRead,
+    SharedValue,
+    SharedWrite,
+    StoreStatistics,
+    StreamChunk,
+    TaskFilter,
+    TaskListing,
+    TaskRow,
+    Transition,
+)
 
-from llama_deploy.errors import LlamaDeployError
+__all__ = [
+    "BLOB_PART_BYTES",
+    "Condition",
+    "DeadLetterRow",
+    "DeadListing",
+    "DeliveryMove",
+    "DeliveryRow",
+    "HistoryRow",
+    "SessionListing",
+    "SessionRow",
+    "SharedRead",
+    "SharedValue",
+    "SharedWrite",
+    "StateStore",
+    "StoreStatistics",
+    "StreamChunk",
+    "TaskFilter",
+    "TaskListing",
+    "TaskRow",
+    "Transition",
+]
 
-
-class TaskRow(msgspec.Struct, frozen=True, gc=False):
-    """The narrow row of a task: what a list shows and what guards every change to the task."""
-
-    task_id: str
-    session_id: str
-    """The session that the task shares state with; equal to `task_id` for a task without a session."""
-    service: str
-    """The service that the client named, or the one that the first message went to."""
-    state: str
-    version: int
-    """How many entries the task's history has; every transition that changes the task adds exactly one."""
-    steps: int
-    """How many steps were ever sent for the task; the next step is `<task_id>:<steps + 1>`."""
-    created_at: float
-    updated_at: float
-    ended_at: float | None = None
-    origin: str = ""
-    """What the task came from (`Origin.text`), empty for a task that a client submitted; it never changes."""
-    paused: int = 0
-    """1 while no step of the task is handed out."""
-    error: str = ""
-    """The code of the error that the task ended with."""
-
-
-class HistoryRow(msgspec.Struct, frozen=True, gc=False):
-    """One entry of a task's append-only history."""
-
-    task_id: str
-    seq: int
-    """Dense per task, from 1."""
-    at: float
-    kind: str
-    data: bytes
-    """JSON object of everything else that the entry says."""
-
-
-class DeliveryRow(msgspec.Struct, frozen=True, gc=False):
-    """A step that was sent and is not answered: outbox, in-flight record, retry and timeout in one.
-
-    The message itself stands in the history entry `seq` at position `index`, so that this row stays narrow.
-    """
-
-    step_id: str
-    task_id: str
-    service: str
-    attempt: int
-    visible_at: float
-    """When the step is overdue and is published (again), seconds since the epoch."""
-    seq: int
-    index: int
-    parked: int = 0
-    """0, or the history entry in which the step was parked; a parked step is never overdue."""
-    started: int = 0
-    """1 once an instance was seen to work on this attempt for longer than a moment."""
-
-
-class DeliveryMove(msgspec.Struct, frozen=True, gc=False):
-    """A change of an open delivery, guarded by its attempt."""
-
-    step_id: str
-    expected_attempt: int
-    attempt: int
-    visible_at: float
-    parked: int = 0
-    started: int = 0
-
-
-class SharedWrite(msgspec.Struct, frozen=True, gc=False):
-    """A change of one key of a session's shared state, guarded by that key's version (0: the key is new)."""
-
-    session_id: str
-    key: str
-    expected_version: int
-    value: bytes | None
-    """JSON of the new value under version `expected_version + 1`; `None` marks the key as removed."""
-
-
-class SharedRead(msgspec.Struct, frozen=True, gc=False):
-    """A key of a session's shared state that a decision was based on, and its version then (0: absent)."""
-
-    session_id: str
-    key: str
-    version: int
-
-
-class SharedValue(msgspec.Struct, frozen=True, gc=False):
-    """One key of a session's shared state as recorded; `value` is `None` where the key was removed."""
-
-    key: str
-    version: int
-    value: bytes | None
-
-
-class StreamChunk(msgspec.Struct, frozen=True, gc=False):
-    """Consecutive stream events of one attempt of one step, under dense numbers of the task."""
-
-    task_id: str
-    first: int
-    """Number of the first event within the task's stream, from 0."""
-    count: int
-    step_id: str
-    attempt: int
-    attempt_first: int
-    """Index of the first event within its attempt, from 0; -1 for the marker that opens a further attempt."""
-    at: float
-    data: bytes
-    """JSON array of the events."""
-
-
-class DeadLetterRow(msgspec.Struct, frozen=True, gc=False):
-    """A step that was given up: its deliveries or its attempts ran out. Its message stands in the task's history."""
-
-    step_id: str
-    task_id: str
-    service: str
-    attempt: int
-    at: float
-    code: str
-    """The code of its last error."""
-    message: str
-    redriven: str = ""
-    """The id of the task in which it was sent again, empty while it was not."""
-
-
-class BlobPart(msgspec.Struct, frozen=True, gc=False):
-    """A part of a content that is kept by its hash."""
-
-    hash: str
-    """SHA-256 of the whole content, in hex."""
-    position: int
-    data: bytes
-
-
-class SessionRow(msgspec.Struct, frozen=True, gc=False):
-    """A session that somebody named or created."""
-
-    session_id: str
-    created_at: float
-
-
-class Transition(msgspec.Struct, kw_only=True, gc=False):
-    """Everything that one hop changes. Recorded whole, or refused whole when one of its guards fails.
-
-    `settled` is called on the event loop after the commit: with `None` when the transition is recorded, with a
-    `CommitConflictError` when a guard failed. Calls come in the order in which transitions were handed over.
-    """
-
-    settled: Callable[[LlamaDeployError | None], None]
-    task: TaskRow | None = None
-    expected_version: int = 0
-    """The version of the task row that this replaces; 0 inserts the row and refuses an existing one."""
-    entry: HistoryRow | None = None
-    answered: Sequence[str] = ()
-    """Step ids whose deliveries are deleted; each must exist, that is what makes an answer count once."""
-    sent: Sequence[DeliveryRow] = ()
-    moved: Sequence[DeliveryMove] = ()
-    shared: Sequence[SharedWrite] = ()
-    shared_reads: Sequence[SharedRead] = ()
-    chunks: Sequence[StreamChunk] = ()
-    session: SessionRow | None = None
-    """Inserted if no such session exists; nothing happens if one does."""
-    idempotency: tuple[str, str] | None = None
-    """Key and digest of the request; refused when the key exists."""
-    dead: Sequence[DeadLetterRow] = ()
-    """Steps that were given up; one that stands there already is replaced."""
-    blobs: Mapping[str, bytes] = {}
-    """Large contents of this transition by hash; one that is there already is not written again."""
-    blob_uses: Sequence[str] = ()
-    """Hashes of contents that `task` needs for as long as it is kept; a content that is not there refuses it all."""
-
-
-class Condition(msgspec.Struct, frozen=True, kw_only=True):
-    """One condition on a column of a task's row."""
-
-    column: Literal[
-        "task_id",
-        "session_id",
-        "service",
-        "state",
-        "error",
-        "origin",
-        "paused",
-        "steps",
-        "created_at",
-        "updated_at",
-        "ended_at",
-    ]
-    operator: Literal["in", "prefix", "lt", "le", "gt", "ge"] = "in"
-    """`in`: one of the values. `prefix`: text that begins with one of them. The others: below, above the one value."""
-    values: tuple[str | float, ...]
-    negated: bool = False
-    """Rows for which the condition does not hold; a row without an end has no `ended_at` and matches neither way."""
-
-
-class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which tasks a list shows; `None` means any. All of it must hold."""
-
-    states: tuple[str, ...] | None = None
-    service: str | None = None
-    session_id: str | None = None
-    conditions: tuple[Condition, ...] = ()
-    oldest_first: bool = False
-
-
-class TaskListing(msgspec.Struct, frozen=True):
-    """One page of tasks and the cursor of the next page, `None` after the last."""
-
-    rows: list[TaskRow]
-    next: str | None
-
-
-class SessionListing(msgspec.Struct, frozen=True):
-    """One page of sessions and the cursor of the next page, `None` after the last."""
-
-    rows: list[SessionRow]
-    next: str | None
-
-
-class StoreStatistics(msgspec.Struct):
-    """What a store has done since it was opened; tests gate on these counts."""
-
-    commits: int = 0
-    transitions: int = 0
-    statements: int = 0
-    """Statement executions sent to the database; a batched execution over many rows counts once."""
-    rows_written: int = 0
-    conflicts: int = 0
-    retried_batches: int = 0
+BLOB_PART_BYTES = 262_144
+"""Every part of a content but the last has exactly so many bytes, so that the same content has the same parts."""
 
 
 class StateStore(ABC):
@@ -311,11 +122,22 @@ class StateStore(ABC):
 
     @abstractmethod
     async def list_tasks(self, where: TaskFilter, *, limit: int, cursor: str | None = None) -> TaskListing:
-        """One page of tasks, newest first by default. Raises `InvalidRequestError` for a cursor that is not ours."""
+        """One page of tasks, newest first by default.
+
+        Raises `InvalidRequestError` for a cursor that is not ours and a condition that makes no sense.
+        """
 
     @abstractmethod
     async def count_tasks(self) -> dict[str, int]:
         """The number of tasks by state. Costs no more than the number of unfinished tasks; see the implementation."""
+
+    @abstractmethod
+    async def count_matching(self, where: TaskFilter) -> int:
+        """How many tasks a list without an end would show. Raises `InvalidRequestError` as `list_tasks` does."""
+
+    @abstractmethod
+    async def count_ended(self) -> int:
+        """How many tasks have ended and are kept. Costs no more than the number of unfinished tasks."""
 
     @abstractmethod
     async def count_session_tasks(self, session_id: str) -> tuple[int, int]:
@@ -368,3 +190,130 @@ class StateStore(ABC):
     @abstractmethod
     async def load_services(self) -> dict[str, bytes]:
         """Every recorded service definition, by name."""
+
+    # --- documents --------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def put_document(self, kind: str, name: str, data: bytes) -> None:
+        """Keep something under a name, replacing an earlier one: schedules, limits, paused services.
+
+        Durable when it returns. Raises `InvalidRequestError` for a name that cannot be stored; nothing is changed then.
+        """
+
+    @abstractmethod
+    async def delete_document(self, kind: str, name: str) -> bool:
+        """Forget a document. True when it existed; repeating is harmless."""
+
+    @abstractmethod
+    async def load_documents(self, kind: str) -> dict[str, bytes]:
+        """Every document of a kind, by name."""
+
+    # --- dead letters -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def list_dead(
+        self, *, service: str | None = None, task_id: str | None = None, limit: int, cursor: str | None = None
+    ) -> DeadListing:
+        """One page of dead letters, newest first, those that were sent again included."""
+
+    @abstractmethod
+    async def load_dead(self, step_id: str) -> DeadLetterRow | None:
+        """The dead letter of a step, or `None`."""
+
+    @abstractmethod
+    async def count_dead(self) -> dict[str, int]:
+        """The number of dead letters by service that were not sent again."""
+
+    @abstractmethod
+    async def mark_redriven(self, step_id: str, task_id: str) -> bool:
+        """Note the task in which a dead letter was sent again.
+
+        False when there is no such letter, or it was sent again before; nothing is changed then, so that of two who
+        ask at the same time one is told that it is theirs.
+        """
+
+    @abstractmethod
+    async def delete_dead(self, step_ids: Sequence[str]) -> int:
+        """Remove dead letters; returns how many there were. Repeating is harmless."""
+
+    @abstractmethod
+    async def dead_before(self, when: float, *, limit: int) -> list[str]:
+        """The steps of at most `limit` dead letters older than `when`, oldest first."""
+
+    # --- large contents ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def put_blob_part(self, hash: str, position: int, data: bytes, *, at: float) -> None:  # noqa: A002
+        """Keep a part of a content that is on its way; durable when it returns, and repeating it is harmless.
+
+        `position` counts parts from 0; every part but the last has `BLOB_PART_BYTES` bytes. `at` is the time: an
+        upload without a part since long is given up by `delete_unused_blobs`. A content that is there already stays
+        as it is. Raises `InvalidRequestError` for a part that is too large.
+        """
+
+    @abstractmethod
+    async def finish_blob(self, hash: str, bytes_: int, created_at: float) -> None:  # noqa: A002
+        """Say that all parts of a content are there; from now on it can be read and used. Repeating it is harmless.
+
+        That `hash` belongs to the content is for the caller to check. Raises `InvalidRequestError` when the parts that
+        are there do not make up `bytes_` bytes; they stay.
+        """
+
+    @abstractmethod
+    async def blob_bytes(self, hash: str) -> int | None:  # noqa: A002
+        """The size of a content that is there, or `None`."""
+
+    @abstractmethod
+    async def load_blob(self, hash: str, *, first: int = 0, limit: int | None = None) -> bytes:  # noqa: A002
+        """At most `limit` bytes of a content from byte `first` on.
+
+        Raises `StoreUnavailableError` for a content that is not there: whoever asks has seen that it is.
+        """
+
+    @abstractmethod
+    async def use_blob(self, hash: str, task_id: str) -> None:  # noqa: A002
+        """Note that a task needs a content for as long as the task is kept; repeating it is harmless.
+
+        Raises `CommitConflictError` when the content or the task is not there.
+        """
+
+    @abstractmethod
+    async def delete_unused_blobs(self, before: float, limit: int) -> int:
+        """Remove at most `limit` contents older than `before` that no task uses, and uploads given up before then.
+
+        Returns how many. A crash in between leaves some of them, whole; repeating it goes on.
+        """
+
+    # --- keeping and removing ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def ended_before(self, when: float, *, limit: int) -> list[str]:
+        """At most `limit` tasks that ended before `when` and that nothing holds back, in the order of their submission.
+
+        An open delivery (a notification that is still to be made) and a dead letter that was not sent again hold a
+        task back. What was submitted after `when` is not looked at: an imported task counts from its import on.
+        """
+
+    @abstractmethod
+    async def delete_tasks(self, task_ids: Sequence[str], *, erase: bool = False) -> int:
+        """Remove ended tasks and all that belongs to them, in one commit; returns how many tasks were removed.
+
+        History, stream, deliveries, idempotency keys, dead letters and uses of contents go too; the contents
+        themselves when `delete_unused_blobs` comes by. A task that has not ended is left alone. `erase` removes
+        unfinished ones too, and at once the contents that nobody else uses. Repeating it is harmless.
+        """
+
+    @abstractmethod
+    async def import_task(self, row: TaskRow, history: Sequence[HistoryRow], chunks: Sequence[StreamChunk]) -> None:
+        """Take in a task as it was recorded elsewhere, in one commit; durable when it returns.
+
+        Raises `CommitConflictError` when the task exists; nothing is changed then.
+        """
+
+    @abstractmethod
+    async def backup(self, path: Path) -> None:
+        """Write a copy of everything that is committed now to a new file, which `SQLiteStore` opens.
+
+        Writing goes on meanwhile, and is not in the copy. The file is whole and on disk when it returns. Raises
+        `StoreUnavailableError` when that fails, or when there is a file of that name; no file is left behind by it.
+        """

@@ -7,14 +7,11 @@ around it. It does not survive its process; what must, belongs into `SQLiteStore
 from __future__ import annotations
 
 import asyncio
-import heapq
-from bisect import bisect_left, bisect_right
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from llama_deploy.errors import CommitConflictError, InvalidRequestError, LlamaDeployError, StoreUnavailableError
+from llama_deploy.errors import CommitConflictError, LlamaDeployError, StoreUnavailableError
 from llama_deploy.runtime.failpoints import failpoint
 from llama_deploy.state_stores.base import (
     DeliveryRow,
@@ -22,7 +19,6 @@ from llama_deploy.state_stores.base import (
     SessionListing,
     SessionRow,
     SharedValue,
-    StateStore,
     StoreStatistics,
     StreamChunk,
     TaskFilter,
@@ -30,12 +26,13 @@ from llama_deploy.state_stores.base import (
     TaskRow,
     Transition,
 )
+from llama_deploy.state_stores.checks import row_number
+from llama_deploy.state_stores.conditions import predicate
+from llama_deploy.state_stores.memory_keeping import MemoryKeeping
+from llama_deploy.state_stores.memory_parts import Stream
 
-_CURSOR_DIGITS_MAX = 18
-"""Longer numbers are no row numbers: 63 bits, as in SQLite, have 19 digits."""
 
-
-class MemoryStore(StateStore):
+class MemoryStore(MemoryKeeping):
     """A store for tests, notebooks and deployments whose tasks may be forgotten with the process.
 
     Transitions that are handed over in one iteration of the event loop are one commit. Failpoints are passed as in
@@ -44,25 +41,12 @@ class MemoryStore(StateStore):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.statistics = StoreStatistics()
         self.location = ":memory:"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handed_over: list[Transition] = []
         self._unsettled = 0
-        self._tasks: dict[str, TaskRow] = {}
-        self._task_ids: list[str] = []
-        """In order of insertion; a task's row number is its position here plus one."""
-        self._numbers_by_session: dict[str, list[int]] = {}
-        """The row numbers of each session's tasks; a task without a session is in none."""
-        self._states: Counter[str] = Counter()
-        self._history: dict[str, list[HistoryRow]] = {}
-        self._deliveries = _Deliveries()
-        self._streams: dict[str, _Stream] = {}
-        self._sessions: dict[str, tuple[int, SessionRow]] = {}
-        self._sessions_inserted = 0
-        self._shared: dict[str, dict[str, SharedValue]] = {}
-        self._idempotent: dict[str, tuple[str, str]] = {}
-        self._services: dict[str, bytes] = {}
 
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -120,7 +104,7 @@ class MemoryStore(StateStore):
             values = self._shared.setdefault(write.session_id, {})
             values[write.key] = SharedValue(write.key, write.expected_version + 1, write.value)
         for chunk in transition.chunks:
-            self._streams.setdefault(chunk.task_id, _Stream()).append(chunk)
+            self._streams.setdefault(chunk.task_id, Stream()).append(chunk)
         session = transition.session
         if session is not None and session.session_id not in self._sessions:
             self._sessions_inserted += 1
@@ -132,26 +116,27 @@ class MemoryStore(StateStore):
     def _write_task(self, transition: Transition) -> None:
         task = transition.task
         if task is not None:
-            earlier = self._tasks.get(task.task_id)
-            if earlier is None:
-                self._task_ids.append(task.task_id)
-                if task.session_id != task.task_id:
-                    self._numbers_by_session.setdefault(task.session_id, []).append(len(self._task_ids))
-            else:
-                self._states[earlier.state] -= 1
-            self._states[task.state] += 1
-            self._tasks[task.task_id] = task
+            self._tasks.put(task)
             if transition.idempotency is not None:
                 key, digest = transition.idempotency
                 self._idempotent[key] = (task.task_id, digest)
+                self._keys.setdefault(task.task_id, []).append(key)
+            for hash_, data in transition.blobs.items():
+                self._blobs.put(hash_, data, task.updated_at)
+            for hash_ in transition.blob_uses:
+                self._blobs.use(hash_, task.task_id)
         if transition.entry is not None:
             self._history.setdefault(transition.entry.task_id, []).append(transition.entry)
+        for letter in transition.dead:
+            self._dead.pop(letter.step_id, None)
+            self._dead_inserted += 1
+            self._dead[letter.step_id] = (self._dead_inserted, letter)
 
     def _refusals(self, transition: Transition) -> Iterator[str]:
         """Every guard of the transition that fails, in words."""
         task, entry = transition.task, transition.entry
         if task is not None:
-            stored = self._tasks.get(task.task_id)
+            stored = self._tasks.rows.get(task.task_id)
             version = 0 if stored is None else stored.version
             if version != transition.expected_version:
                 yield f"Task {task.task_id} has version {version}, not {transition.expected_version}."
@@ -159,6 +144,8 @@ class MemoryStore(StateStore):
             yield f"Entry {entry.seq} is not the next one in the history of task {entry.task_id}."
         if transition.idempotency is not None and transition.idempotency[0] in self._idempotent:
             yield f"Idempotency key {transition.idempotency[0]!r} was used before."
+        if transition.blobs or transition.blob_uses:
+            yield from self._blob_refusals(transition)
         yield from self._delivery_refusals(transition)
         for write in transition.shared:
             yield from self._shared_refusals(write.session_id, write.key, write.expected_version)
@@ -170,6 +157,13 @@ class MemoryStore(StateStore):
             if chunk.first != ends.get(chunk.task_id, 0 if stream is None else stream.end):
                 yield f"Event {chunk.first} is not the next one in the stream of task {chunk.task_id}."
             ends[chunk.task_id] = chunk.first + chunk.count
+
+    def _blob_refusals(self, transition: Transition) -> Iterator[str]:
+        if transition.task is None:
+            yield "Contents belong to a task, and there is none."
+        for hash_ in transition.blob_uses:
+            if hash_ not in transition.blobs and self._blobs.size(hash_) is None:
+                yield f"There is no content {hash_}."
 
     def _delivery_refusals(self, transition: Transition) -> Iterator[str]:
         rows = self._deliveries.rows
@@ -199,7 +193,7 @@ class MemoryStore(StateStore):
     # --- tasks ----------------------------------------------------------------------------------------------------
 
     async def load_task(self, task_id: str) -> TaskRow | None:
-        return self._tasks.get(task_id)
+        return self._tasks.rows.get(task_id)
 
     async def load_deliveries(self, task_id: str) -> list[DeliveryRow]:
         return self._deliveries.of_task(task_id)
@@ -216,31 +210,29 @@ class MemoryStore(StateStore):
         return (0, {}) if stream is None else (stream.end, dict(stream.attempts))
 
     async def list_tasks(self, where: TaskFilter, *, limit: int, cursor: str | None = None) -> TaskListing:
-        last = _row_number(cursor)
-        numbers: Sequence[int] = range(1, len(self._task_ids) + 1)
-        if where.session_id is not None:
-            numbers = self._numbers_by_session.get(where.session_id, [])
-        if where.oldest_first:
-            numbers = numbers[bisect_right(numbers, 0 if last is None else last) :]
-        else:
-            numbers = numbers[: len(numbers) if last is None else bisect_left(numbers, last)][::-1]
+        matches = predicate(where)
         found: list[tuple[int, TaskRow]] = []
-        for number in numbers:
-            row = self._tasks[self._task_ids[number - 1]]
-            if _matches(row, where):
+        after = row_number(cursor)
+        for number, row in self._tasks.in_order(
+            session_id=where.session_id, oldest_first=where.oldest_first, after=after
+        ):
+            if matches(row):
                 found.append((number, row))
                 if len(found) > limit:
                     break
         rows = [row for _, row in found[:limit]]
         return TaskListing(rows, str(found[limit - 1][0]) if len(found) > limit else None)
 
+    async def count_matching(self, where: TaskFilter) -> int:
+        matches = predicate(where)
+        return sum(matches(row) for _, row in self._tasks.in_order(session_id=where.session_id))
+
     async def count_tasks(self) -> dict[str, int]:
         """The number of tasks by state, from counters that are kept with every change."""
-        return {state: count for state, count in self._states.items() if count}
+        return {state: count for state, count in self._tasks.states.items() if count}
 
     async def count_session_tasks(self, session_id: str) -> tuple[int, int]:
-        numbers = self._numbers_by_session.get(session_id, [])
-        rows = [self._tasks[self._task_ids[number - 1]] for number in numbers]
+        rows = self._tasks.of_session(session_id)
         return len(rows), sum(row.ended_at is None for row in rows)
 
     # --- deliveries -----------------------------------------------------------------------------------------------
@@ -262,7 +254,7 @@ class MemoryStore(StateStore):
         return None if found is None else found[1]
 
     async def list_sessions(self, *, limit: int, cursor: str | None = None) -> SessionListing:
-        last = _row_number(cursor)
+        last = row_number(cursor)
         found: list[tuple[int, SessionRow]] = []
         for number, row in reversed(self._sessions.values()):
             if last is None or number < last:
@@ -295,108 +287,8 @@ class MemoryStore(StateStore):
         return dict(self._services)
 
 
-class _Deliveries:
-    """The open deliveries: by step, by task in the order of sending, and by the time at which they fall due."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, DeliveryRow] = {}
-        self._by_task: dict[str, dict[str, None]] = {}
-        self._heap: list[tuple[float, int, DeliveryRow]] = []
-        """Rows by `visible_at`. One that was answered, moved or parked since stays until it surfaces: it is stale
-        when it is not the very object that `rows` holds."""
-        self._heap_inserted = 0
-
-    def put(self, row: DeliveryRow) -> None:
-        """Insert a row, or replace the one of the same step in its place."""
-        self.rows[row.step_id] = row
-        self._by_task.setdefault(row.task_id, {})[row.step_id] = None
-        if not row.parked:
-            self._push(row)
-
-    def remove(self, step_id: str) -> None:
-        row = self.rows.pop(step_id)
-        steps = self._by_task[row.task_id]
-        del steps[step_id]
-        if not steps:
-            del self._by_task[row.task_id]
-
-    def of_task(self, task_id: str) -> list[DeliveryRow]:
-        return [self.rows[step_id] for step_id in self._by_task.get(task_id, ())]
-
-    def due(self, now: float, limit: int) -> list[DeliveryRow]:
-        """The rows with `visible_at <= now`, longest overdue first; they stay due."""
-        taken: list[tuple[float, int, DeliveryRow]] = []
-        while len(taken) < limit:
-            earliest = self.next_due()
-            if earliest is None or earliest > now:
-                break
-            taken.append(heapq.heappop(self._heap))
-        for item in taken:
-            heapq.heappush(self._heap, item)
-        return [row for _, _, row in taken]
-
-    def next_due(self) -> float | None:
-        heap = self._heap
-        while heap and self.rows.get(heap[0][2].step_id) is not heap[0][2]:
-            heapq.heappop(heap)
-        return heap[0][0] if heap else None
-
-    def make_due(self, now: float) -> int:
-        waiting = [row for row in self.rows.values() if not row.parked]
-        for row in waiting:
-            if row.visible_at > now:
-                self.put(msgspec.structs.replace(row, visible_at=now))
-        return len(waiting)
-
-    def _push(self, row: DeliveryRow) -> None:
-        self._heap_inserted += 1
-        heapq.heappush(self._heap, (row.visible_at, self._heap_inserted, row))
-        if len(self._heap) > 2 * len(self.rows) + 1000:
-            self._heap = [item for item in self._heap if self.rows.get(item[2].step_id) is item[2]]
-            heapq.heapify(self._heap)
-
-
-class _Stream:
-    """One task's stream: its chunks in order, and where each step stands."""
-
-    def __init__(self) -> None:
-        self.chunks: list[StreamChunk] = []
-        self.end = 0
-        """The number of the next event."""
-        self.attempts: dict[str, tuple[int, int]] = {}
-
-    def append(self, chunk: StreamChunk) -> None:
-        self.chunks.append(chunk)
-        self.end = chunk.first + chunk.count
-        latest = (chunk.attempt, chunk.attempt_first + chunk.count)
-        self.attempts[chunk.step_id] = max(self.attempts.get(chunk.step_id, latest), latest)
-
-    def chunks_from(self, first: int, limit: int) -> list[StreamChunk]:
-        start = bisect_left(self.chunks, first, key=_last_event)
-        return self.chunks[start : start + limit]
-
-
-def _last_event(chunk: StreamChunk) -> int:
-    return chunk.first + chunk.count - 1
-
-
 def _row_count(transition: Transition) -> int:
     single: Iterable[object] = (transition.task, transition.entry, transition.session, transition.idempotency)
-    many = (transition.answered, transition.sent, transition.moved, transition.shared, transition.chunks)
+    parts = (transition.answered, transition.sent, transition.moved, transition.shared, transition.chunks)
+    many = (*parts, transition.dead, transition.blob_uses)
     return sum(part is not None for part in single) + sum(len(rows) for rows in many)
-
-
-def _matches(row: TaskRow, where: TaskFilter) -> bool:
-    """Whether the row passes the filter; its session is looked at elsewhere."""
-    return (where.states is None or row.state in where.states) and where.service in (None, row.service)
-
-
-def _row_number(cursor: str | None) -> int | None:
-    """The row number that a cursor stands for. Raises `InvalidRequestError` for anything that no page gave out."""
-    if cursor is None:
-        return None
-    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= _CURSOR_DIGITS_MAX):
-        raise InvalidRequestError(
-            f"cursor: {cursor!r} is not a cursor of this list.", fix="Pass `next` of the page before, unchanged."
-        )
-    return int(cursor)

@@ -33,14 +33,11 @@ from llama_deploy.state_stores.base import (
     Transition,
 )
 from llama_deploy.state_stores.sqlite_file import lock, open_connection
-from llama_deploy.state_stores.sqlite_reads import SQLiteReads
+from llama_deploy.state_stores.sqlite_keeping import SQLiteKeeping
 
 log = get_logger("llama_deploy.store")
 
 T = TypeVar("T")
-
-APPLICATION_ID = 0x4C444550
-"""Marks the file as ours (`PRAGMA application_id`), so that another program's database is never touched."""
 
 BATCH_TRANSITIONS_MAX = 512
 """Transitions in one commit at most; what is beyond waits for the next one."""
@@ -48,26 +45,43 @@ BATCH_TRANSITIONS_MAX = 512
 _REFUSALS = (sqlite3.IntegrityError, UnicodeError, OverflowError)
 """What makes a single transition unfit to be recorded, as opposed to a database that cannot be written."""
 
-CURSOR_DIGITS_MAX = 18
-
 RETRY_DELAY_S = (0.05, 2.0)
 """First and longest pause before a commit that failed (disk full, I/O error) is tried again."""
 
 
 class _RareWrite:
-    """Statements outside of the flow of tasks, and the future of whoever waits for them."""
+    """Work outside of the flow of tasks, and the future of whoever waits for it."""
 
-    def __init__(self, statements: Sequence[tuple[str, tuple[Any, ...]]], done: asyncio.Future[int]) -> None:
-        self.statements = statements
-        self.done = done
-        self.changed = 0
+    def __init__(self, work: Callable[[sqlite3.Connection], Any], done: asyncio.Future[Any]) -> None:
+        self._work = work
+        self._done = done
+        self._outcome: Any = None
+        self._refusal: Exception | None = None
 
-    def run(self, connection: sqlite3.Connection, sql: dict[str, str]) -> None:
-        counts = [connection.execute(sql[name], parameters).rowcount for name, parameters in self.statements]
-        self.changed = counts[0]
+    def run(self, connection: sqlite3.Connection) -> None:
+        """Do the work within the open transaction, or nothing of it; a refusal harms nobody else."""
+        self._refusal = None
+        connection.execute("SAVEPOINT rare")
+        try:
+            self._outcome = self._work(connection)
+        except (*_REFUSALS, LlamaDeployError) as error:
+            connection.execute("ROLLBACK TO rare")
+            self._refusal = error
+        connection.execute("RELEASE rare")
+
+    def settle(self) -> None:
+        """Tell the outcome, after the commit."""
+        if self._done.done():  # whoever asked may have been canceled meanwhile
+            return
+        if self._refusal is None:
+            self._done.set_result(self._outcome)
+        elif isinstance(self._refusal, LlamaDeployError):
+            self._done.set_exception(self._refusal)
+        else:
+            self._done.set_exception(CommitConflictError("that cannot be stored", why=str(self._refusal)))
 
 
-class SQLiteStore(SQLiteReads):
+class SQLiteStore(SQLiteKeeping):
     """A store in one file, for one control plane at a time.
 
     `path` is created when missing. `synchronous` is `FULL` (survives a loss of power) or `NORMAL` (survives a crash
@@ -151,7 +165,7 @@ class SQLiteStore(SQLiteReads):
         try:
             errors = self._write(batch)
             for write in rare:
-                write.run(self._connection, self._sql)
+                write.run(self._connection)
         except sqlite3.Error as error:
             self._postpone(batch, rare, error)
             return
@@ -198,8 +212,7 @@ class SQLiteStore(SQLiteReads):
             except Exception as error:  # a defect of one task's follow-up must not keep the others from theirs
                 log.exception("what follows a commit failed", exc_info=error)
         for write in rare:
-            if not write.done.done():  # whoever asked may have been canceled meanwhile
-                write.done.set_result(write.changed)
+            write.settle()
         failpoint("store.after_settled")
         self._flush()
 
@@ -268,6 +281,7 @@ class SQLiteStore(SQLiteReads):
         inserted: list[tuple[Any, ...]] = []
         updated: list[tuple[Any, ...]] = []
         history: list[tuple[Any, ...]] = []
+        keeping: list[Transition] = []
         for item in batch:
             row = item.task
             if row is not None:
@@ -284,7 +298,10 @@ class SQLiteStore(SQLiteReads):
             entry = item.entry
             if entry is not None:
                 history.append((entry.task_id, entry.seq, entry.at, entry.kind, entry.data))
+            if item.dead or item.blobs or item.blob_uses:
+                keeping.append(item)
         shared = [change for item in batch for change in item.shared]
+        sessions = [(i.session.session_id, i.session.created_at) for i in batch if i.session]
         return (
             self._execute("insert_task", inserted)
             and self._execute("update_task", updated)
@@ -318,18 +335,33 @@ class SQLiteStore(SQLiteReads):
                     for c in item.chunks
                 ],
             )
-            and self._execute(
-                "insert_session",
-                [(i.session.session_id, i.session.created_at) for i in batch if i.session],
-                guard=False,
-            )
+            and self._execute("insert_session", sessions, guard=False)
             and all(
                 self._execute("insert_shared", [(s.value, s.session_id, s.key)])
                 if s.expected_version == 0
                 else self._execute("update_shared", [(s.value, s.session_id, s.key, s.expected_version)])
                 for s in shared
             )
+            and (not keeping or self._apply_keeping(keeping))
         )
+
+    def _apply_keeping(self, batch: Sequence[Transition]) -> bool:
+        """The dead letters and contents of those transitions that have some; false when a guard failed."""
+        uses: list[tuple[str, str]] = []
+        for item in batch:
+            if not (item.blobs or item.blob_uses):
+                continue
+            if item.task is None:
+                return False
+            for hash_, data in item.blobs.items():
+                self.put_blob(self._connection, hash_, data, item.task.updated_at)
+            uses += [(hash_, item.task.task_id) for hash_ in item.blob_uses]
+        letters = [
+            (d.step_id, d.task_id, d.service, d.attempt, d.at, d.code, d.message, d.redriven)
+            for item in batch
+            for d in item.dead
+        ]
+        return self._execute("insert_dead", letters) and self._execute("insert_blob_use", uses)
 
     def _execute(self, name: str, rows: list[tuple[Any, ...]], *, guard: bool = True) -> bool:
         if not rows:
@@ -356,31 +388,16 @@ class SQLiteStore(SQLiteReads):
                 written[write.session_id, write.key] = write.expected_version + 1
         return True
 
-    async def _write_now(self, statements: Sequence[tuple[str, tuple[Any, ...]]]) -> int:
-        """Rare writes: they go with the next commit; returns how many rows the first statement changed."""
+    async def _write_now(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """A rare write: it goes with the next commit, and what `work` returns is told after it."""
         if self._closed:
             raise StoreUnavailableError("the store is closed")
-        rare = _RareWrite(statements, self._loop.create_future())
-        self._rare.append(rare)
+        done: asyncio.Future[T] = self._loop.create_future()
+        self._rare.append(_RareWrite(work, done))
         self._idle.clear()
         if not self._committing:
             self._flush()
-        return await rare.done
-
-    async def make_due(self, now: float) -> int:
-        await self._write_now([("make_due", (now,))])
-        count: int = (await self._rows("count_deliveries", ()))[0][0]
-        return count
-
-    async def delete_session(self, session_id: str) -> bool:
-        deleted = await self._write_now([("delete_session", (session_id,)), ("delete_shared", (session_id,))])
-        return deleted > 0
-
-    async def put_service(self, name: str, definition: bytes) -> None:
-        await self._write_now([("put_service", (name, definition))])
-
-    async def delete_service(self, name: str) -> bool:
-        return await self._write_now([("delete_service", (name,))]) > 0
+        return await done
 
 
 def _moves_after_answers(batch: Sequence[Transition]) -> bool:

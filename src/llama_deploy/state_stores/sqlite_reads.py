@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llama_deploy.errors import InvalidRequestError, StoreUnavailableError
+from llama_deploy.errors import StoreUnavailableError
 from llama_deploy.state_stores.base import (
     DeliveryRow,
     HistoryRow,
@@ -26,11 +26,11 @@ from llama_deploy.state_stores.base import (
     TaskListing,
     TaskRow,
 )
+from llama_deploy.state_stores.checks import row_number
+from llama_deploy.state_stores.conditions import where_clauses
 from llama_deploy.state_stores.sqlite_file import load_statements
 
 T = TypeVar("T")
-
-CURSOR_DIGITS_MAX = 18
 
 TASK_COLUMNS = ", ".join(TaskRow.__struct_fields__)
 
@@ -101,7 +101,7 @@ class SQLiteReads(StateStore):
         return await self._read(query)
 
     async def list_tasks(self, where: TaskFilter, *, limit: int, cursor: str | None = None) -> TaskListing:
-        sql, parameters = _list_statement(where, limit, _cursor_number(cursor))
+        sql, parameters = list_statement(where, limit, row_number(cursor))
         rows = await self._read(lambda c: c.execute(sql, parameters).fetchall())
         shown = rows[:limit]
         return TaskListing([TaskRow(*row[1:]) for row in shown], str(shown[-1][0]) if len(rows) > limit else None)
@@ -115,6 +115,19 @@ class SQLiteReads(StateStore):
             return {state: count for state, count in counts.items() if count}
 
         return await self._read(query)
+
+    async def count_matching(self, where: TaskFilter) -> int:
+        clauses, parameters = where_clauses(where)
+        if not clauses:
+            total: int = (await self._rows("count_all", ()))[0][0]
+            return total
+        sql = f"SELECT count(*) FROM tasks {_where(clauses)}"  # noqa: S608 - no user text
+        count: int = await self._read(lambda c: c.execute(sql, parameters).fetchone()[0])
+        return count
+
+    async def count_ended(self) -> int:
+        count: int = (await self._rows("count_ended", ()))[0][0]
+        return count
 
     async def count_session_tasks(self, session_id: str) -> tuple[int, int]:
         total, unfinished = (await self._rows("count_session_tasks", (session_id,)))[0]
@@ -132,7 +145,7 @@ class SQLiteReads(StateStore):
         return SessionRow(*rows[0]) if rows else None
 
     async def list_sessions(self, *, limit: int, cursor: str | None = None) -> SessionListing:
-        below = _cursor_number(cursor) or (1 << 62)
+        below = row_number(cursor) or (1 << 62)
         rows = await self._rows("list_sessions", (below, limit + 1))
         shown = rows[:limit]
         return SessionListing([SessionRow(*row[1:]) for row in shown], str(shown[-1][0]) if len(rows) > limit else None)
@@ -148,35 +161,16 @@ class SQLiteReads(StateStore):
         return dict(await self._rows("load_services", ()))
 
 
-def _list_statement(where: TaskFilter, limit: int, cursor: int | None) -> tuple[str, tuple[Any, ...]]:
+def list_statement(where: TaskFilter, limit: int, cursor: int | None) -> tuple[str, tuple[Any, ...]]:
     """The statement of a task list: one shape per combination of filters, so that an index fits each."""
-    clauses: list[str] = []
-    parameters: list[Any] = []
-    if where.states is not None:
-        clauses.append(f"state IN ({', '.join('?' * len(where.states))})")
-        parameters.extend(where.states)
-        if not set(where.states) & {"completed", "failed", "canceled", "rejected"}:
-            clauses.append("ended_at IS NULL")
-        elif set(where.states) <= {"failed", "canceled", "rejected"}:
-            clauses.append("state IN ('failed', 'canceled', 'rejected')")
-    if where.session_id is not None:
-        clauses.append("session_id = ? AND session_id <> task_id")
-        parameters.append(where.session_id)
-    if where.service is not None:
-        clauses.append("service = ?")
-        parameters.append(where.service)
+    clauses, parameters = where_clauses(where)
     if cursor is not None:
         clauses.append("number > ?" if where.oldest_first else "number < ?")
         parameters.append(cursor)
-    condition = f"WHERE {' AND '.join(clauses)} " if clauses else ""
     order = "ASC" if where.oldest_first else "DESC"
-    sql = f"SELECT number, {TASK_COLUMNS} FROM tasks {condition}ORDER BY number {order} LIMIT ?"  # noqa: S608 - no user text
+    sql = f"SELECT number, {TASK_COLUMNS} FROM tasks {_where(clauses)}ORDER BY number {order} LIMIT ?"  # noqa: S608 - no user text
     return sql, (*parameters, limit + 1)
 
 
-def _cursor_number(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > CURSOR_DIGITS_MAX:
-        raise InvalidRequestError(f"{cursor!r} is not a cursor", fix="use the `next` of the page before")
-    return int(cursor)
+def _where(clauses: list[str]) -> str:
+    return f"WHERE {' AND '.join(clauses)} " if clauses else ""

@@ -12,6 +12,7 @@ from typing import Any
 
 from llama_deploy.errors import CommitConflictError, LlamaDeployError
 from llama_deploy.state_stores.base import (
+    DeadLetterRow,
     DeliveryMove,
     DeliveryRow,
     HistoryRow,
@@ -118,6 +119,12 @@ def chunk(task_id: str, first: int, count: int = 1, **values: Any) -> StreamChun
     """Make a chunk of the first attempt of a task's first step, whose events are the task's only ones."""
     defaults = {"step_id": f"{task_id}:1", "attempt": 1, "attempt_first": first, "at": AT, "data": b"[1]"}
     return StreamChunk(task_id=task_id, first=first, count=count, **{**defaults, **values})
+
+
+def dead(task_id: str, number: int = 1, **values: Any) -> DeadLetterRow:
+    """Make the dead letter of a task's n-th step."""
+    defaults = {"service": "echo", "attempt": 3, "at": AT, "code": "LD405", "message": "given up"}
+    return DeadLetterRow(step_id=f"{task_id}:{number}", task_id=task_id, **{**defaults, **values})
 
 
 def submission(task_id: str, **changes: Any) -> dict[str, Any]:

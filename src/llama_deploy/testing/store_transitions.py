@@ -20,6 +20,7 @@ from llama_deploy.testing.recording import (
     all_tasks,
     chunk,
     completion,
+    dead,
     delivery,
     entry_row,
     hand_over,
@@ -61,6 +62,8 @@ def _bad_transitions() -> dict[str, dict[str, Any]]:
         "shared read of what is gone": submission("b12", shared_reads=[SharedRead("room", "other", 1)]),
         "idempotency key used": submission("b13", idempotency=("used", "other digest")),
         "repeated chunk": submission("b14", chunks=[chunk("known", 0, 3)]),
+        "content is missing": submission("b15", blob_uses=["00"]),
+        "content without a task": {"entry": entry_row("b16"), "blobs": {"00": b"x"}},
     }
 
 
@@ -105,6 +108,7 @@ class TransitionConformance(StoreSuite):
                     "chunks": [*bad.get("chunks", ()), chunk(f"stray{number}", 0)],
                     "session": SessionRow(f"stray{number}", AT),
                     "shared": [*bad.get("shared", ()), SharedWrite(f"stray{number}", "k", 0, b"1")],
+                    "dead": [dead(f"stray{number}")],
                 }
                 outcomes = await asyncio.gather(
                     hand_over(store, **submission(f"before{number}")),
@@ -117,6 +121,8 @@ class TransitionConformance(StoreSuite):
                 assert await store.load_session(f"stray{number}") is None, guard
                 assert await store.load_shared(f"stray{number}") == [], guard
                 assert await store.load_chunks(f"stray{number}") == [], guard
+                assert await store.load_dead(f"stray{number}:1") is None, guard
+                assert await store.blob_bytes("00") is None, guard
                 assert await store.load_task(f"before{number}") is not None
                 assert await store.load_deliveries(f"after{number}") == [delivery(f"after{number}")]
             await self._nothing_has_changed(store, len(_bad_transitions()))

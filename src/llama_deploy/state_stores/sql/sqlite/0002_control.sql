@@ -32,10 +32,11 @@ CREATE TABLE documents (
     PRIMARY KEY (kind, name)
 ) STRICT, WITHOUT ROWID;
 
--- Content by its hash (SHA-256, hex), in parts of bounded size. A content is there once its row in `blobs` is.
+-- Content by its hash (SHA-256, hex), in parts of bounded size. A content is there once `bytes` is: before that it is
+-- an upload that is not finished, or a content that is being removed.
 CREATE TABLE blobs (
     hash       TEXT NOT NULL PRIMARY KEY,
-    bytes      INTEGER NOT NULL,
+    bytes      INTEGER,
     created_at REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
 
@@ -55,11 +56,12 @@ CREATE TABLE blob_uses (
 
 CREATE INDEX blob_uses_by_task ON blob_uses (task_id);
 
--- Ended tasks go in the order of their end; `number` tells that order well enough for a bounded look.
 CREATE INDEX idempotency_by_task ON idempotency (task_id);
 
--- How many tasks were removed, so that counting need not read the table.
+-- What counting needs so that it need not read a table. `tasks_gap`: how many numbers up to the highest are no task's.
 CREATE TABLE counters (
     name  TEXT NOT NULL PRIMARY KEY,
     value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+INSERT INTO counters (name, value) VALUES ('tasks_gap', 0);

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llama_deploy.cli.filtering import FilterCommand, filter_text
 from llama_deploy.cli.lazy import CommandGroup
 from llama_deploy.cli.settings import Settings, with_settings
 
@@ -23,7 +24,8 @@ def tasks() -> None:
     """List, watch, answer and cancel tasks."""
 
 
-@tasks.command("list")
+@tasks.command("list", cls=FilterCommand)
+@click.argument("terms", nargs=-1, metavar="[FILTER]...")
 @click.option(
     "--state", "states", type=click.Choice(STATES), multiple=True, help="Only tasks in this state; repeatable."
 )
@@ -32,12 +34,19 @@ def tasks() -> None:
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Tasks on the page.")
 @click.option("--cursor", metavar="CURSOR", help="Where the page starts: `next` of the one before it.")
 @with_settings
-def list_tasks(settings: Settings, states: tuple[str, ...], **filters: Any) -> None:
-    """List tasks, newest first."""
+def list_tasks(settings: Settings, states: tuple[str, ...], terms: tuple[str, ...], **filters: Any) -> None:
+    r"""List tasks, newest first; with a FILTER, those that fit all of it.
+
+    \b
+    state:failed,canceled   service:writer   session:s1   id:abc*   error:LD502
+    origin:retry:*   from:TASK_ID   paused:yes   'hops>3'   'age>2d'
+    'created>2026-01-31'   'ended<1h'   -state:completed (not)
+    """
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Column, Printer, document_of
 
-    page = with_client(settings, lambda client: client.list_tasks_page(state=states or None, **filters))
+    text = filter_text(terms)
+    page = with_client(settings, lambda client: client.list_tasks_page(state=states or None, filter=text, **filters))
     columns = [Column("task_id", "TASK"), Column("service", "SERVICE"), Column("state", "STATE")]
     columns += [Column("hops", "HOPS"), Column("created_at", "CREATED"), Column("waiting_for", "WAITS FOR")]
     wide = [Column("session_id", "SESSION"), Column("updated_at", "UPDATED"), Column("ended_at", "ENDED")]

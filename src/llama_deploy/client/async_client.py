@@ -327,14 +327,16 @@ class Client(ServiceCalls):
         state: TaskState | str | Sequence[TaskState | str] | None = None,
         service: str | None = None,
         session_id: str | None = None,
+        filter: str | None = None,
         oldest_first: bool = False,
     ) -> AsyncIterator[TaskView]:
-        """All tasks that fit the filters, newest first, fetched page by page. `state` is one state or several."""
+        """All tasks that fit, newest first, page by page; `filter` is text as `state:failed service:writer age<2d`."""
         cursor: str | None = None
         while True:
             page = await self.list_tasks_page(
-                state=state, service=service, session_id=session_id, oldest_first=oldest_first, cursor=cursor
-            )
+                state=state, service=service, session_id=session_id, filter=filter, oldest_first=oldest_first,
+                cursor=cursor,
+            )  # fmt: skip
             for task in page.items:
                 yield task
             if (cursor := page.next) is None:
@@ -346,6 +348,7 @@ class Client(ServiceCalls):
         state: TaskState | str | Sequence[TaskState | str] | None = None,
         service: str | None = None,
         session_id: str | None = None,
+        filter: str | None = None,
         oldest_first: bool = False,
         limit: int = PAGE_ITEMS,
         cursor: str | None = None,
@@ -358,6 +361,7 @@ class Client(ServiceCalls):
             state=",".join(map(_state_name, states)) or None,
             service=service,
             session_id=session_id,
+            filter=filter or None,
             oldest_first=oldest_first or None,
             limit=limit,
             cursor=cursor,

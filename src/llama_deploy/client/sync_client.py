@@ -231,12 +231,13 @@ class SyncClient(SyncServiceCalls):
         state: TaskState | str | Sequence[TaskState | str] | None = None,
         service: str | None = None,
         session_id: str | None = None,
+        filter: str | None = None,
         oldest_first: bool = False,
     ) -> Iterator[TaskView]:
         """All tasks that fit the filters, newest first. See `Client.list_tasks`."""
         return self._portal.iterate(
             lambda: self._client.list_tasks(
-                state=state, service=service, session_id=session_id, oldest_first=oldest_first
+                state=state, service=service, session_id=session_id, filter=filter, oldest_first=oldest_first
             )
         )
 
@@ -246,6 +247,7 @@ class SyncClient(SyncServiceCalls):
         state: TaskState | str | Sequence[TaskState | str] | None = None,
         service: str | None = None,
         session_id: str | None = None,
+        filter: str | None = None,
         oldest_first: bool = False,
         limit: int = PAGE_ITEMS,
         cursor: str | None = None,
@@ -256,6 +258,7 @@ class SyncClient(SyncServiceCalls):
                 state=state,
                 service=service,
                 session_id=session_id,
+                filter=filter,
                 oldest_first=oldest_first,
                 limit=limit,
                 cursor=cursor,

@@ -121,6 +121,9 @@ async def list_tasks(
     state: Annotated[list[str] | None, Query()] = None,
     service: str | None = None,
     session_id: str | None = None,
+    filter: Annotated[
+        str | None, Query(description="Terms that must all hold: `state:failed service:writer age<2d`.")
+    ] = None,
     oldest_first: bool = False,
     limit: Limit = 100,
     cursor: str | None = None,
@@ -128,7 +131,13 @@ async def list_tasks(
     """One page of tasks, newest first; `next` is the cursor of the next page."""
     states = [part for item in state or () for part in item.split(",")]
     return await plane_of(request).views.list_tasks(
-        states=states, service=service, session_id=session_id, oldest_first=oldest_first, limit=limit, cursor=cursor
+        states=states,
+        service=service,
+        session_id=session_id,
+        filter=filter,
+        oldest_first=oldest_first,
+        limit=limit,
+        cursor=cursor,
     )
 
 

@@ -101,6 +101,24 @@ def test_a_url_that_is_none_is_refused(llamactl: Llamactl) -> None:
     assert "for example http://127.0.0.1:8000" in llamactl("-s", "ftp://localhost", "status").err
 
 
+# --- filters ----------------------------------------------------------------------------------------------------------
+
+
+def test_lists_take_filters_with_negated_terms_that_are_no_options(ctl: Llamactl) -> None:
+    task_id = ctl("run", "shout", "-a", "text", "a", "--no-wait", "-o", "name").out.strip()
+    assert ctl("tasks", "watch", task_id).code == 0
+    assert ctl("tasks", "list", f"id:{task_id[:-1]}*", "state:completed", "-o", "name").out == f"{task_id}\n"
+    assert ctl("tasks", "list", f"id:{task_id}", "-state:completed", "-o", "name").out == ""
+    assert ctl("tasks", "list", "-o", "name", "-service:nobody", f"id:{task_id}", "hops:1").out == f"{task_id}\n"
+
+
+def test_a_filter_that_cannot_be_read_exits_with_2_and_shows_the_place(ctl: Llamactl) -> None:
+    ran = ctl("tasks", "list", "service:a", "stat:failed")
+    assert (ran.code, ran.out) == (2, "")
+    assert "at character 11: there is no field 'stat'" in ran.err
+    assert "did you mean state?" in ran.err
+
+
 # --- explain, version, init -------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,8 @@ TICK_S = 0.1
 @click.option("--stream", is_flag=True, help="Print the task's events as they come.")
 @click.option("--wait-for-service", is_flag=True, help="Wait where nobody serves SERVICE yet, instead of failing.")
 @click.option("--idempotency-key", metavar="KEY", help="Submitting again under this key finds the first task.")
+@click.option("--priority", type=click.IntRange(0, 9), help="What waits goes by it, 9 first; 5 where it is not given.")
+@click.option("--key", metavar="KEY", help="Whom the work is for: keys take turns, and may have limits.")
 @with_settings
 def run(settings: Settings, service: str, **options: Any) -> None:
     """Submit a task to SERVICE and wait for its result.
@@ -64,6 +66,8 @@ async def _run(
     source: str | None,
     input_json: str | None,
     arguments: tuple[tuple[str, str], ...],
+    priority: int | None,
+    key: str | None,
     **submission: Any,
 ) -> None:
     from llama_deploy.cli.output import document_of
@@ -72,6 +76,9 @@ async def _run(
     given = await _input(client, service, source=source, input_json=input_json, arguments=arguments)
     if given is not None:
         submission["input"] = given
+    options = {name: value for name, value in (("priority", priority), ("key", key)) if value is not None}
+    if options:
+        submission["options"] = options
     task_id = await client.submit(service, **submission)
     if no_wait:
         view = await client.get_task(task_id) if not printer.for_people and printer.form != "name" else None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from llama_deploy.control_plane.admission import turn_of
 from llama_deploy.control_plane.answers import Answers
 from llama_deploy.control_plane.claims import Claims
 from llama_deploy.control_plane.deadlines import heartbeat_timeout_s, run_timeout_s
@@ -220,7 +221,11 @@ class Engine:
                 0 if entry.stream is None else entry.stream.count_of(step.step_id, step.attempt),
                 heartbeat_timeout_s(entry, step),
             )
-            envelopes.append(Envelope(step.step_id, step.attempt, step.service, encode_op(operation)))
+            envelope = Envelope(step.step_id, step.attempt, step.service, encode_op(operation))
+            if step.options is not None or entry.definition.options is not None:
+                priority, key = turn_of(entry, step)
+                envelope = Envelope(step.step_id, step.attempt, step.service, envelope.body, priority, key)
+            envelopes.append(envelope)
         self.statistics.published += len(envelopes)
         for refused in self.queue.publish(envelopes):
             entry.open[refused.step_id].published = False

@@ -22,6 +22,10 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     """The service's name."""
     body: bytes
     """The encoded `Deliver` operation."""
+    priority: int = 5
+    """0 to 9: what waits goes by it, the higher first, and none starves (`llama_deploy.message_queues.fair`)."""
+    key: str = ""
+    """What waits under different keys takes turns; empty for what has none, which takes turns as one key does."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +34,11 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     in_process: bool
     """The queue lives and dies with the control plane: nothing that was published survives it."""
     ordered: bool
-    """Deliveries of one topic reach consumers in the order in which they were published."""
+    """Deliveries of one topic, priority and key reach consumers in the order in which they were published."""
+    fair: bool = False
+    """It goes by priority and key. Where it does not, the control plane hands it only what may be worked on at once."""
+    lists: bool = False
+    """`peek` shows what waits, and `withdraw` takes it back."""
 
 
 class TopicStatistics(msgspec.Struct, frozen=True):
@@ -82,6 +90,14 @@ class MessageQueue(ABC):
     @abstractmethod
     def withdraw(self, step_ids: Sequence[str]) -> int:
         """Remove waiting envelopes of these steps, as far as the queue can; returns how many were removed."""
+
+    def peek(self, topic: str, *, limit: int) -> list[Envelope]:  # noqa: ARG002 - for those that can
+        """The envelopes that wait, in the order in which they would go now, as far as the queue can tell."""
+        return []
+
+    def depth(self, topic: str) -> int:
+        """How many envelopes of a topic wait."""
+        return self.statistics(topic).waiting
 
     @abstractmethod
     def statistics(self, topic: str) -> TopicStatistics:

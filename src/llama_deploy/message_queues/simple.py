@@ -7,18 +7,20 @@ that made it possible. It lives and dies with the control plane, whose store pub
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 from llama_deploy.errors import SettingError
 from llama_deploy.message_queues.base import Capabilities, Envelope, MessageQueue, Subscription, TopicStatistics
+from llama_deploy.message_queues.fair import FairQueue
 from llama_deploy.runtime import Clock, SystemClock
 
 _logger = logging.getLogger(__name__)
 
 
 class SimpleMessageQueue(MessageQueue):
-    """Carries envelopes within one process, in the order of publishing, evenly over the consumers with credits.
+    """Carries envelopes within one process, in fair turns (`FairQueue`), evenly over the consumers with credits.
 
     `depth_max` is the number of envelopes that may wait per topic. A step waits at most once: published again, it
     keeps its place and takes the higher attempt.
@@ -28,7 +30,7 @@ class SimpleMessageQueue(MessageQueue):
     raising `receive` was given counts as lost.
     """
 
-    capabilities = Capabilities(in_process=True, ordered=True)
+    capabilities = Capabilities(in_process=True, ordered=True, fair=True, lists=True)
 
     def __init__(self, *, depth_max: int = 10_000, clock: Clock | None = None) -> None:
         if depth_max < 1:
@@ -48,7 +50,7 @@ class SimpleMessageQueue(MessageQueue):
 
     async def stop(self) -> None:
         for topic in list(self._topics.values()):
-            topic.waiting.clear()
+            topic.waiting = FairQueue()
             for subscription in list(topic.subscriptions):
                 subscription.close()
         self._topics.clear()
@@ -85,33 +87,49 @@ class SimpleMessageQueue(MessageQueue):
         for step_id in step_ids:
             topic = self._topic_of.pop(step_id, None)
             if topic is not None:
-                topic.waiting.pop(step_id, None)
+                topic.waiting.remove(step_id)
                 removed += 1
                 self._forget_if_idle(topic)
         return removed
+
+    def peek(self, topic: str, *, limit: int) -> list[Envelope]:
+        place = self._topics.get(topic)
+        return [] if place is None else [waiting.item for waiting in islice(place.waiting.in_order(), limit)]
+
+    def depth(self, topic: str) -> int:
+        place = self._topics.get(topic)
+        return 0 if place is None else len(place.waiting)
 
     def statistics(self, topic: str) -> TopicStatistics:
         place = self._topics.get(topic)
         if place is None:
             return TopicStatistics(waiting=0, consumers=0, oldest_s=None)
-        oldest_s = None
-        if place.waiting:
-            published_at, _ = next(iter(place.waiting.values()))
-            oldest_s = max(0.0, self._clock.now() - published_at)
+        oldest = place.waiting.oldest()
+        oldest_s = None if oldest is None else max(0.0, self._clock.now() - oldest.since)
         return TopicStatistics(waiting=len(place.waiting), consumers=len(place.subscriptions), oldest_s=oldest_s)
 
     def _place(self, topic: _Topic, envelope: Envelope) -> bool:
         """Let an envelope wait; false when its topic is full."""
         waiting = topic.waiting.get(envelope.step_id)
         if waiting is not None:
-            if waiting[1].attempt < envelope.attempt:
-                topic.waiting[envelope.step_id] = (waiting[0], envelope)
+            if waiting.item.attempt < envelope.attempt:
+                waiting.item = envelope
             return True
         if len(topic.waiting) >= self._depth_max:
             return False
-        topic.waiting[envelope.step_id] = (self._clock.now(), envelope)
-        self._topic_of[envelope.step_id] = topic
+        self._let_wait(topic, envelope)
         return True
+
+    def _let_wait(self, topic: _Topic, envelope: Envelope, *, first: bool = False) -> None:
+        topic.waiting.push(
+            envelope.step_id,
+            envelope,
+            priority=envelope.priority,
+            key=envelope.key,
+            since=self._clock.now(),
+            first=first,
+        )
+        self._topic_of[envelope.step_id] = topic
 
     def _carry(self, batches: Mapping[_Topic, list[Envelope]]) -> None:
         """Give each topic's batch, and then what waits there, to the consumers that have credits for it.
@@ -139,11 +157,10 @@ class SimpleMessageQueue(MessageQueue):
     def _share_waiting(self, topic: _Topic) -> None:
         waiting, topic_of = topic.waiting, self._topic_of
         while waiting and topic.credits:
-            batch = []
-            for _ in range(min(len(waiting), topic.credits)):
-                step_id, (_, envelope) = waiting.popitem(last=False)
-                topic_of.pop(step_id, None)
-                batch.append(envelope)
+            batch: list[Envelope] = []
+            while len(batch) < topic.credits and (found := waiting.pop()) is not None:
+                topic_of.pop(found.name, None)
+                batch.append(found.item)
             self._share(topic, batch)
 
     def _share(self, topic: _Topic, batch: list[Envelope]) -> None:
@@ -168,9 +185,7 @@ class SimpleMessageQueue(MessageQueue):
                 _logger.exception("A consumer of %s lost %d deliveries; they fall due again.", topic.name, share)
             given += share
         for envelope in reversed(batch[given:]):  # credits were taken back by one of the calls
-            topic.waiting[envelope.step_id] = (self._clock.now(), envelope)
-            topic.waiting.move_to_end(envelope.step_id, last=False)
-            self._topic_of[envelope.step_id] = topic
+            self._let_wait(topic, envelope, first=True)
 
     def _forget_if_idle(self, topic: _Topic) -> None:
         if topic.waiting or topic.subscriptions:
@@ -188,8 +203,8 @@ class _Topic:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.waiting: OrderedDict[str, tuple[float, Envelope]] = OrderedDict()
-        """By step id, in order of publishing, each with the time of its first publishing."""
+        self.waiting: FairQueue[Envelope] = FairQueue()
+        """By step id, each since the time of its first publishing."""
         self.subscriptions: dict[_Place, None] = {}
         self.credits = 0
         """The sum over all subscriptions."""

@@ -116,6 +116,25 @@ class QueueConformance:
             if queue.capabilities.ordered:
                 assert given == sent
 
+    async def test_priorities_and_keys_have_fair_turns_where_it_is_promised(self) -> None:
+        async with self.started() as queue:
+            if not queue.capabilities.fair:
+                return
+            sent = [Envelope(f"big-{n}:1", 1, "echo", b"", key="big") for n in range(4)]
+            sent += [Envelope(f"small-{n}:1", 1, "echo", b"", key="small") for n in range(2)]
+            sent.append(Envelope("urgent:1", 1, "echo", b"", 9, "big"))
+            assert queue.publish(sent) == []
+            order = [envelope.step_id for envelope in queue.peek("echo", limit=10)]
+            if queue.capabilities.lists:
+                assert queue.peek("echo", limit=2) == [sent[6], sent[0]]
+            consumer = Consumer(queue, "echo", credits=10)
+            await consumer.has(7)
+            names = [step_id.partition("-")[0] for step_id in consumer.steps]
+            assert names == ["urgent:1", "big", "small", "big", "small", "big", "big"]
+            if queue.capabilities.lists:
+                assert consumer.steps == order
+                assert queue.peek("echo", limit=10) == []
+
     async def test_order_is_kept_where_it_is_promised(self) -> None:
         async with self.started() as queue:
             consumer = Consumer(queue, "echo", credits=3, automatic=True)

@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 LOCKS := requirements-dev.lock $(wildcard examples/*/requirements.lock)
 
-.PHONY: help setup demo test test-fast lint bench docs lock clean
+.PHONY: help setup demo test test-fast lint chaos bench docs lock clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,10 @@ lint: setup ## style, format, types, layers
 	@$(BIN)/mypy --no-error-summary
 	@echo "==> checking layers (import-linter)"
 	@$(BIN)/lint-imports --no-logo --no-cache
+
+chaos: setup ## kill everything for minutes, then check every task: DURATION_S=60 TASKS=10000 SEED=1
+	@echo "==> running chaos for $(or $(DURATION_S),60) s (seed $(or $(SEED),1))"
+	@exec $(BIN)/python -m tests.chaos --duration-s $(or $(DURATION_S),60) --tasks $(or $(TASKS),10000) --seed $(or $(SEED),1)
 
 bench: setup ## measure speed, cost and memory; writes benchmarks/results
 	@echo "==> running the benchmarks"

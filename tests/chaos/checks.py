@@ -1,0 +1,172 @@
+"""What has to be true when a run is over: compared with the plan, with what clients were told, and with the sink.
+
+Each check adds what differs to a list of problems; an empty list is a run without a fault of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.kinds import KINDS, Plan, Told, session_of
+from tests.chaos.policy import COUNT
+from tests.chaos.sink import Sink
+
+from llama_deploy.client import Client
+from llama_deploy.types import HistoryEntry
+
+AT_ONCE = 32
+PROBLEMS_SHOWN = 30
+
+
+@dataclass
+class Findings:
+    """What the checks have found."""
+
+    problems: list[str] = field(default_factory=list)
+    entries: Counter[str] = field(default_factory=Counter)
+    """History entries by kind."""
+    steps: int = 0
+    events: int = 0
+    effects: int = 0
+    effects_suppressed: int = 0
+
+    def differs(self, what: str) -> None:
+        self.problems.append(what)
+
+
+async def check(client: Client, plans: Sequence[Plan], told: Sequence[Told], sink: Path, findings: Findings) -> None:
+    """Everything that can be seen from outside."""
+    by_number = {one.number: one for one in told}
+    if len(by_number) != len(told):
+        findings.differs("a client was told of the same task twice")
+    for plan in plans:
+        _check_told(plan, by_number.get(plan.number), findings)
+    listed = {task.task_id: task async for task in client.list_tasks()}
+    known = {one.task_id for one in told}
+    for task_id in sorted(known - set(listed)):
+        findings.differs(f"{task_id}: acknowledged, and not there")
+    for task_id in sorted(set(listed) - known):
+        findings.differs(f"{task_id}: is {listed[task_id].state.value}, and nobody was told of it")
+    sent: dict[str, str] = {}
+    answered: dict[str, Any] = {}
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def look(one: Told) -> None:
+        async with limit:
+            if listed[one.task_id].state.value != one.state:
+                findings.differs(f"{one.task_id}: told as {one.state}, listed as {listed[one.task_id].state.value}")
+            entries = [entry async for entry in client.history(one.task_id, follow=True)]
+            _check_history(one, entries, sent, answered, findings)
+            await _check_stream(client, one, findings)
+
+    await asyncio.gather(*(look(one) for one in told if one.task_id in listed))
+    _check_effects(sink, sent, answered, findings)
+    await _check_sessions(client, plans, by_number, findings)
+    findings.steps = len(sent)
+
+
+def _check_told(plan: Plan, told: Told | None, findings: Findings) -> None:
+    if told is None:
+        findings.differs(f"{plan.task_id}: its client has never heard of its end")
+        return
+    expected = KINDS[plan.kind].expected(plan)
+    if (told.state, told.output) != expected:
+        findings.differs(f"{plan.task_id}: told {(told.state, told.output)}, expected {expected}")
+
+
+def _check_history(
+    told: Told, entries: list[HistoryEntry], sent: dict[str, str], answered: dict[str, Any], findings: Findings
+) -> None:
+    """Dense, ended once, no step answered twice, nothing open that was sent; the outcome is what the client heard."""
+    task_id = told.task_id
+    if [entry.seq for entry in entries] != list(range(1, len(entries) + 1)):
+        findings.differs(f"{task_id}: its history has a hole: {[entry.seq for entry in entries]}")
+    ends = [entry for entry in entries if entry.outcome is not None]
+    if [entry.seq for entry in ends] != [len(entries)]:
+        findings.differs(f"{task_id}: its outcome stands in entries {[entry.seq for entry in ends]} of {len(entries)}")
+        return
+    outcome = ends[0].outcome or {}
+    error = outcome.get("error") or {}
+    value = outcome.get("value") if outcome.get("kind") == "json" else outcome.get("result")
+    recorded = (outcome.get("status"), value if outcome.get("status") == "completed" else error.get("message"))
+    if recorded != (told.state, told.output):
+        findings.differs(f"{task_id}: told {(told.state, told.output)}, recorded {recorded}")
+    own = {message["step_id"]: message["service"] for entry in entries for message in entry.messages}
+    results = [entry for entry in entries if entry.kind == "answered"]
+    twice = [step_id for step_id, count in Counter(entry.step_id for entry in results).items() if count > 1]
+    if twice:
+        findings.differs(f"{task_id}: answered twice: {twice}")
+    unanswered = set(own) - {entry.step_id for entry in results}
+    if told.state == "completed" and unanswered:
+        findings.differs(f"{task_id}: completed without {sorted(unanswered)}")
+    findings.entries.update(entry.kind for entry in entries)
+    sent.update(own)
+    answered.update({entry.step_id: entry.result for entry in results if entry.step_id})
+
+
+async def _check_stream(client: Client, told: Told, findings: Findings) -> None:
+    """Read from the beginning it is what was followed live, without a gap or a number twice."""
+    events = [(event.index, event.data) async for event in client.stream(told.task_id)]
+    findings.events += len(events)
+    if [number for number, _ in events] != list(range(len(events))):
+        findings.differs(f"{told.task_id}: its stream has numbers {[number for number, _ in events]}")
+    if told.events is None:
+        if events:
+            findings.differs(f"{told.task_id}: has a stream that nobody wrote")
+        return
+    if told.events != events:
+        findings.differs(f"{told.task_id}: followed live {told.events}, read again {events}")
+    attempts: dict[int, list[int]] = defaultdict(list)
+    for _, data in events:
+        if "number" in data:
+            attempts[data["attempt"]].append(data["number"])
+    for attempt, numbers in attempts.items():
+        if numbers != list(range(len(numbers))):
+            findings.differs(f"{told.task_id}: attempt {attempt} streamed {numbers}")
+    if not attempts or len(attempts[max(attempts)]) != told.output:
+        findings.differs(f"{told.task_id}: its last attempt's stream is not whole")
+
+
+def _check_effects(sink: Path, sent: dict[str, str], answered: dict[str, Any], findings: Findings) -> None:
+    """Every answered step has had its effect, once; nothing had one that was never sent."""
+    effects = {effect.step_id: effect for effect in Sink(sink).effects()}
+    for step_id, effect in effects.items():
+        if sent.get(step_id) != effect.service:
+            findings.differs(f"{step_id}: an effect of {effect.service}, sent to {sent.get(step_id)}")
+    for step_id, result in answered.items():
+        if sent.get(step_id) == "person":
+            continue
+        if step_id not in effects:
+            findings.differs(f"{step_id}: answered without an effect")
+        elif result["status"] == "completed" and json.loads(effects[step_id].value) != result["value"]:
+            findings.differs(f"{step_id}: answered {result['value']!r}, its effect was {effects[step_id].value}")
+    findings.effects = len(effects)
+    findings.effects_suppressed = sum(effect.times - 1 for effect in effects.values())
+
+
+async def _check_sessions(client: Client, plans: Sequence[Plan], told: dict[int, Told], findings: Findings) -> None:
+    """What tasks of a session have counted in its state is how many they are."""
+    counted = Counter(session_of(plan) for plan in plans if plan.kind == "counted" and plan.number in told)
+    for session_id, count in counted.items():
+        state = await client.get_session_state(session_id)
+        if state.get(COUNT) != count:
+            findings.differs(f"{session_id}: counted {state.get(COUNT)} of {count} tasks")
+
+
+def check_sqlite(path: Path, findings: Findings) -> None:
+    """What has to be true of a SQLite store's file once nobody has it open."""
+    connection = sqlite3.connect(path)
+    try:
+        if (found := connection.execute("PRAGMA integrity_check").fetchall()) != [("ok",)]:
+            findings.differs(f"the store's file is damaged: {found}")
+        if left := connection.execute("SELECT step_id FROM deliveries").fetchall():
+            findings.differs(f"steps are open although every task has ended: {left[:PROBLEMS_SHOWN]}")
+    finally:
+        connection.close()

@@ -1,0 +1,297 @@
+"""The kinds of task of a run: what a client does for each, and the only outcome that is right.
+
+A plan is made from the seed and the task's number, so client and check agree without talking. Every kind may be done
+again from the beginning by another process, and repeats what an outage interrupts. A new feature of the control plane
+gets a kind here, a place in `KINDS`, and what it needs in `service_program` or `policy`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from tests.chaos.policy import COUNTED
+
+from llama_deploy.client import Client
+from llama_deploy.errors import (
+    CannotReachError,
+    ConnectionLostError,
+    NoInputExpectedError,
+    ShuttingDownError,
+    StoreUnavailableError,
+    TaskEndedError,
+    TaskFailed,
+)
+from llama_deploy.types import TaskResult
+
+Value = TypeVar("Value")
+
+OUTAGES = (CannotReachError, ConnectionLostError, ShuttingDownError, StoreUnavailableError)
+ASK_AGAIN_S = 0.05
+SESSIONS = 10
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What task number `number` of a run is."""
+
+    number: int
+    kind: str
+    task_id: str
+    chance: int
+    """A number of its own, for whatever the kind varies."""
+
+
+class Told(msgspec.Struct):
+    """What a client was told about its task."""
+
+    number: int
+    task_id: str
+    state: str
+    output: Any
+    at: float = 0.0
+    events: list[tuple[int, Any]] | None = None
+    """Numbers and data of the stream, as it was followed live."""
+
+
+async def insist(call: Callable[[], Awaitable[Value]]) -> Value:
+    """Ask until there is an answer."""
+    while True:
+        try:
+            return await call()
+        except OUTAGES:
+            await asyncio.sleep(ASK_AGAIN_S)
+
+
+class Kind(ABC):
+    """A kind of task."""
+
+    name: str
+    weight: int
+    """How many of a hundred tasks are of this kind."""
+
+    @abstractmethod
+    async def do(self, client: Client, plan: Plan) -> Told:
+        """Have the task done and say what came of it."""
+
+    @abstractmethod
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        """State and output that the task ends with. The output of a failed task is its error's message."""
+
+
+async def submitted(client: Client, plan: Plan, service: str, input: Any, **options: Any) -> str:
+    """Submit until it is acknowledged; the task's id."""
+    return await insist(
+        lambda: client.submit(service, input=input, task_id=plan.task_id, wait_for_service=True, **options)
+    )
+
+
+async def ended(client: Client, plan: Plan, task_id: str) -> Told:
+    """Wait for the outcome."""
+    return told(plan, await insist(lambda: client.wait(task_id)))
+
+
+def told(plan: Plan, result: TaskResult) -> Told:
+    """The outcome as a client sees it."""
+    output = result.output if result.status == "completed" else result.error.message if result.error else result.result
+    return Told(plan.number, result.task_id, result.status, output)
+
+
+class Step(Kind):
+    """One step; submitted and waited for in one request, or in two."""
+
+    name, weight = "step", 40
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        task = {"number": plan.chance, "seconds": plan.chance % 10 / 100}
+        if plan.chance % 2:
+            return await ended(client, plan, await submitted(client, plan, "work", task))
+        run = insist(lambda: client.run("work", input=task, task_id=plan.task_id, wait_for_service=True))
+        return Told(plan.number, plan.task_id, "completed", await run)
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", plan.chance * 2
+
+
+class Flaky(Kind):
+    """A step that fails some times before it works."""
+
+    name, weight = "flaky", 12
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        task = {"number": plan.chance, "failures": 1 + plan.chance % 3}
+        return await ended(client, plan, await submitted(client, plan, "flaky", task))
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", plan.chance
+
+
+class Broken(Kind):
+    """A step that fails for good."""
+
+    name, weight = "broken", 5
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        task = {"number": plan.chance}
+        try:
+            await insist(lambda: client.run("broken", input=task, task_id=plan.task_id, wait_for_service=True))
+        except TaskFailed as failed:
+            return Told(plan.number, plan.task_id, "failed", failed.error.message)
+        raise AssertionError("it cannot work")
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "failed", f"never {plan.chance}"
+
+
+class Fan(Kind):
+    """Many steps at once, and one with all of their answers."""
+
+    name, weight = "fan", 12
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        task = {"number": plan.chance, "parts": self._parts(plan)}
+        return await ended(client, plan, await submitted(client, plan, "fan", task))
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", sum(plan.chance + n + 1 for n in range(self._parts(plan)))
+
+    def _parts(self, plan: Plan) -> int:
+        return 2 + plan.chance % 7
+
+
+class Stream(Kind):
+    """A stream, followed while it runs."""
+
+    name, weight = "stream", 10
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        task = {"events": self._events(plan), "pause_s": 0.02}
+        task_id = await submitted(client, plan, "tell", task)
+        seen: list[tuple[int, Any]] = []
+
+        async def follow() -> None:
+            async for event in client.stream(task_id, first=len(seen)):
+                seen.append((event.index, event.data))  # noqa: PERF401 - what was seen before an outage counts
+
+        await insist(follow)
+        outcome = await ended(client, plan, task_id)
+        outcome.events = seen
+        return outcome
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", self._events(plan)
+
+    def _events(self, plan: Plan) -> int:
+        return 5 + plan.chance % 50
+
+
+class _Person(Kind):
+    """A task whose questions are answered by repeating them."""
+
+    async def _answered(self, client: Client, plan: Plan, service: str, input: Any) -> Told:
+        task_id = await submitted(client, plan, service, input)
+        while True:
+            view = await insist(lambda: client.get_task(task_id))
+            if view.ended_at is not None:
+                return await ended(client, plan, task_id)
+            if view.state.value == "input_required" and view.prompt is not None:
+                try:  # where it is not known whether it was taken, the next look at the task says so
+                    await client.send_input(task_id, f"on {view.prompt['prompt']}")
+                except (*OUTAGES, NoInputExpectedError, TaskEndedError):
+                    pass
+            await asyncio.sleep(ASK_AGAIN_S)
+
+
+class Parked(_Person):
+    """A person's answer is the step's answer."""
+
+    name, weight = "parked", 5
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        return await self._answered(client, plan, "person", f"{plan.chance}?")
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", f"on {plan.chance}?"
+
+
+class Asks(_Person):
+    """A running step asks several times."""
+
+    name, weight = "asks", 4
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        return await self._answered(client, plan, "asks", {"questions": self._questions(plan)})
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", [f"on question {number}" for number in range(self._questions(plan))]
+
+    def _questions(self, plan: Plan) -> int:
+        return 1 + plan.chance % 3
+
+
+class Canceled(Kind):
+    """A task that would never end."""
+
+    name, weight = "canceled", 4
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        task_id = await submitted(client, plan, "endless", {})
+        await insist(lambda: client.cancel(task_id, reason="enough"))
+        return await ended(client, plan, task_id)
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "canceled", "the task was canceled: enough"
+
+
+class Keyed(Kind):
+    """Submitted several times at once under a key, without an id: one task."""
+
+    name, weight = "keyed", 4
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        def submit() -> Awaitable[str]:
+            task = {"number": plan.chance}
+            return client.submit("work", input=task, idempotency_key=plan.task_id, wait_for_service=True)
+
+        ids = await asyncio.gather(*(insist(submit) for _ in range(3)))
+        assert len(set(ids)) == 1, ids
+        return await ended(client, plan, ids[0])
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", plan.chance * 2
+
+
+class Counted(Kind):
+    """A task of a session, counted in the state that the session's tasks share."""
+
+    name, weight = "counted", 4
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        options = {"session_id": session_of(plan), "metadata": {COUNTED: "1"}}
+        task_id = await submitted(client, plan, "work", {"number": plan.chance}, **options)
+        return await ended(client, plan, task_id)
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", plan.chance * 2
+
+
+def session_of(plan: Plan) -> str:
+    """The session of a counted task."""
+    return f"session-{plan.chance % SESSIONS}"
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (Step(), Flaky(), Broken(), Fan(), Stream(), Parked(), Asks(), Canceled(), Keyed(), Counted())
+}
+
+
+def plan_of(seed: int, number: int) -> Plan:
+    """Task number `number` of the run with this seed."""
+    chance = random.Random(f"{seed}/{number}")
+    kinds = list(KINDS.values())
+    kind = chance.choices(kinds, [kind.weight for kind in kinds])[0]
+    return Plan(number, kind.name, f"{kind.name}-{number}", chance.randrange(1_000_000))

@@ -1,0 +1,99 @@
+"""An instance of a run as a program: `service_program.py URL SINK`. Every step has one effect, at the sink."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import uvloop
+from tests.chaos.sink import Sink
+
+from llama_deploy.errors import NonRetryableError
+from llama_deploy.services import HumanService, ServiceContext, serve_services, service
+from llama_deploy.types import RetryPolicy
+
+SINK = Sink(Path(sys.argv[2]))
+SOON = RetryPolicy(max_retries=10, initial_s=0.05, cap_s=0.5)
+
+
+def effect(context: ServiceContext, value: object) -> None:
+    SINK.effect(context.step_id, context.service, value)
+
+
+@service(concurrency=64)
+async def work(context: ServiceContext, number: int, seconds: float = 0.0) -> int:
+    """Twice the number, after a while."""
+    await asyncio.sleep(seconds)
+    effect(context, number * 2)
+    return number * 2
+
+
+@service(concurrency=64, retry=SOON)
+async def part(context: ServiceContext, number: int) -> int:
+    """One more than the number; the first attempt of every seventh fails."""
+    if number % 7 == 0 and context.attempt == 1:
+        raise RuntimeError("not yet")
+    effect(context, number + 1)
+    return number + 1
+
+
+@service(concurrency=64)
+async def join(context: ServiceContext, values: list[int]) -> int:
+    """The sum."""
+    effect(context, sum(values))
+    return sum(values)
+
+
+@service(concurrency=64, retry=SOON)
+async def flaky(context: ServiceContext, number: int, failures: int) -> int:
+    """Fails that often."""
+    if context.attempt <= failures:
+        raise RuntimeError("not yet")
+    effect(context, number)
+    return number
+
+
+@service(concurrency=64)
+async def broken(context: ServiceContext, number: int) -> int:
+    """Fails for good."""
+    effect(context, number)
+    raise NonRetryableError(f"never {number}")
+
+
+@service(concurrency=64)
+async def tell(context: ServiceContext, events: int, pause_s: float) -> int:
+    """Streams numbers."""
+    for number in range(events):
+        context.stream({"attempt": context.attempt, "number": number})
+        await asyncio.sleep(pause_s)
+    effect(context, events)
+    return events
+
+
+@service(concurrency=64)
+async def asks(context: ServiceContext, questions: int) -> list[str]:
+    """Asks a person, in its place."""
+    answers = [await context.ask(f"question {number}") for number in range(questions)]
+    effect(context, answers)
+    return answers
+
+
+@service(concurrency=256)
+async def endless(context: ServiceContext) -> str:
+    """Runs until it is canceled."""
+    effect(context, "")
+    await asyncio.Event().wait()
+    return "never"
+
+
+SERVICES = [work, part, join, flaky, broken, tell, asks, endless, HumanService("person")]
+
+
+async def main() -> bool:
+    return await serve_services(SERVICES, control_plane_url=sys.argv[1], drain_timeout_s=1.0)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

@@ -1,0 +1,1 @@
+"""Store files that earlier versions have written, and the system that wrote them."""

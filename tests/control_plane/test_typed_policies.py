@@ -14,7 +14,8 @@ from tests.control_plane.harness import FakeInstance, LinkedRunner, history, out
 from llama_deploy.control_plane.own_state import OwnState
 from llama_deploy.messages import frames
 from llama_deploy.orchestrators.actions import Action, Answer, Ask, Emit, Finish, Run, TakeBack
-from llama_deploy.orchestrators.typed import Orchestrator, Turn
+from llama_deploy.orchestrators.turn import Turn
+from llama_deploy.orchestrators.typed import Orchestrator
 from llama_deploy.services import service
 from llama_deploy.state_stores import MemoryStore, StateStore
 

@@ -20,7 +20,8 @@ from llama_deploy.orchestrators.actions import (
     TakeBack,
     Wait,
 )
-from llama_deploy.orchestrators.typed import Orchestrator, Turn
+from llama_deploy.orchestrators.turn import Turn
+from llama_deploy.orchestrators.typed import Orchestrator
 from llama_deploy.testing.orchestrator_play import play
 from llama_deploy.types import ActionTypes, TaskDefinition, TaskResult
 

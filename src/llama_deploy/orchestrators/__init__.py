@@ -1,7 +1,7 @@
 """Orchestrators: who gets which message next, decided as a value.
 
-Everything here is pure: no I/O, no clock, no chance. Only the configuration classes read the environment, and they
-are imported when they are first used.
+Everything here is pure: no I/O, no clock, no chance. Only the configuration classes read the environment; they, and
+the catalogue, are imported when they are first used.
 """
 
 from typing import TYPE_CHECKING
@@ -12,14 +12,70 @@ from llama_deploy.orchestrators.simple import SimpleOrchestrator
 from llama_deploy.orchestrators.utils import get_result_key, get_stream_key
 
 if TYPE_CHECKING:
+    from llama_deploy.orchestrators.actions import (
+        Action,
+        Again,
+        Answer,
+        Ask,
+        Compensate,
+        Emit,
+        Fail,
+        Finish,
+        Run,
+        TakeBack,
+        Wait,
+    )
     from llama_deploy.orchestrators.config import SimpleOrchestratorConfig
+    from llama_deploy.orchestrators.handoff import Handoff
+    from llama_deploy.orchestrators.map import Map
+    from llama_deploy.orchestrators.nodes import Node
+    from llama_deploy.orchestrators.parallel import Parallel
+    from llama_deploy.orchestrators.router import Router
+    from llama_deploy.orchestrators.sequence import Sequence
+    from llama_deploy.orchestrators.turn import NoState, Notes, Turn
+    from llama_deploy.orchestrators.typed import Orchestrator
 else:
-    __getattr__, __dir__ = lazy_names(__name__, {"SimpleOrchestratorConfig": "llama_deploy.orchestrators.config"})
+    _PLACES = {
+        "actions": "Action Again Answer Ask Compensate Emit Fail Finish Run TakeBack Wait",
+        "config": "SimpleOrchestratorConfig",
+        "handoff": "Handoff",
+        "map": "Map",
+        "nodes": "Node",
+        "parallel": "Parallel",
+        "router": "Router",
+        "sequence": "Sequence",
+        "turn": "NoState Notes Turn",
+        "typed": "Orchestrator",
+    }
+    __getattr__, __dir__ = lazy_names(
+        __name__, {name: f"{__name__}.{place}" for place, names in _PLACES.items() for name in names.split()}
+    )
 
 __all__ = [
+    "Action",
+    "Again",
+    "Answer",
+    "Ask",
     "BaseOrchestrator",
+    "Compensate",
+    "Emit",
+    "Fail",
+    "Finish",
+    "Handoff",
+    "Map",
+    "NoState",
+    "Node",
+    "Notes",
+    "Orchestrator",
+    "Parallel",
+    "Router",
+    "Run",
+    "Sequence",
     "SimpleOrchestrator",
     "SimpleOrchestratorConfig",
+    "TakeBack",
+    "Turn",
+    "Wait",
     "get_result_key",
     "get_stream_key",
 ]

@@ -29,6 +29,8 @@ class Answer:
     step_id: str = ""
     """The step that answered; empty for a node that is an orchestrator."""
     attempt: int = 1
+    usage: Mapping[str, float] = field(default_factory=dict)
+    """What the service says that it has used: `data["usage"]` of its result, numbers by name (`tokens`, `cost`)."""
 
     @property
     def failed(self) -> bool:

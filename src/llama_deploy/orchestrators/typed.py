@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple
 
 import msgspec
 from pydantic import BaseModel
@@ -32,60 +32,12 @@ from llama_deploy.orchestrators.actions import (
     Wait,
 )
 from llama_deploy.orchestrators.base import BaseOrchestrator
+from llama_deploy.orchestrators.turn import NoState, Notes, StateT, Turn
 from llama_deploy.types.core import ActionTypes, NewTask, TaskDefinition, TaskError, TaskResult
 from llama_deploy.types.reserved import PERSON_SERVICE, STREAM_SERVICE, TAKE_BACK_SERVICE, TIMER_SERVICE
 
 _INBOX = "inbox"
 _UNDO_TAG = "__undo__"
-
-
-class NoState(BaseModel):
-    """The state of an orchestrator that needs none."""
-
-
-StateT = TypeVar("StateT", bound=BaseModel)
-
-
-class Notes(MutableMapping[str, Any]):
-    """JSON values by name, each recorded on its own: what grows (answers, turns) belongs here and not into the model.
-
-    A change costs the bytes of that value, however many there are.
-    """
-
-    def __init__(self, own: MutableMapping[str, Any], prefix: str) -> None:
-        self._own = own
-        self._prefix = prefix
-
-    def __getitem__(self, name: str) -> Any:
-        return self._own[self._prefix + name]
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self._own[self._prefix + name] = value
-
-    def __delitem__(self, name: str) -> None:
-        del self._own[self._prefix + name]
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._prefix + name in self._own
-
-    def __iter__(self) -> Iterator[str]:
-        length = len(self._prefix)
-        return iter([key[length:] for key in self._own if key.startswith(self._prefix)])
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-class Turn(Generic[StateT]):
-    """What an orchestrator is given for one decision."""
-
-    def __init__(self, task: TaskDefinition, input: Any, state: StateT, notes: Notes) -> None:
-        self.task = task
-        self.input = input
-        """The task's input, parsed where it is a JSON object or array; of a node, what it was started with."""
-        self.state = state
-        """Change it in place; it is recorded with the decision."""
-        self.notes = notes
 
 
 class Orchestrator(BaseOrchestrator, Generic[StateT]):
@@ -114,6 +66,14 @@ class Orchestrator(BaseOrchestrator, Generic[StateT]):
     def on_answer(self, turn: Turn[StateT], answer: Answer) -> Iterable[Action]:
         """What to do now that a node has answered, well or badly."""
 
+    def observe(self, turn: Turn[StateT], answer: Answer) -> Iterable[Action]:
+        """What to do about an answer that goes to an orchestrator below this one, before it gets there.
+
+        Nothing, unless a subclass counts or limits what happens below it. Where it ends, the answer goes nowhere.
+        """
+        del turn, answer
+        return ()
+
     def migrate(self, version: int, state: dict[str, Any]) -> dict[str, Any]:
         """A state that an earlier `version` of this class recorded, as this one reads it.
 
@@ -135,7 +95,7 @@ class Orchestrator(BaseOrchestrator, Generic[StateT]):
         """The messages that follow from the answers folded since; at first, from the start."""
         own: MutableMapping[str, Any] = state.setdefault(task_def.task_id, {})
         inbox = own.pop(_INBOX, None) or []
-        machine = Machine(self, task_def, own)
+        machine = Machine(self, task_def, own, state)
         if "run" not in own:
             machine.begin()
         for result in inbox:
@@ -163,10 +123,17 @@ class Machine:
     how many of its own nodes run, what is to be undone, its failure while it undoes), `state`, `input`, and its notes.
     """
 
-    def __init__(self, root: Orchestrator[Any], task: TaskDefinition, own: MutableMapping[str, Any]) -> None:
+    def __init__(
+        self,
+        root: Orchestrator[Any],
+        task: TaskDefinition,
+        own: MutableMapping[str, Any],
+        shared: MutableMapping[str, Any],
+    ) -> None:
         self._root = root
         self._task = task
         self._own = own
+        self._shared = shared
         self._events: deque[tuple[str, Answer | _Begin]] = deque()
         """What happens next, each with the path of the orchestrator that it happens to."""
         self._ended = False
@@ -185,9 +152,23 @@ class Machine:
             error=result.error,
             step_id=result.step_id or "",
             attempt=result.attempt,
+            usage=_usage(result.data),
         )
+        self._watch(path + slash, answer)
         self._events.append((path + slash, answer))
         self._go_on()
+
+    def _watch(self, path: str, answer: Answer) -> None:
+        """Let the orchestrators above see an answer, the outermost first; one of them may end everything below it."""
+        above = [path[: index + 1] for index, character in enumerate(path) if character == "/"]
+        for place in ["", *above][:-1]:
+            run = self._own.get(f"{place}run")
+            if run is None or "error" in run:
+                return
+            orchestrator = self._at(place)
+            if type(orchestrator).observe is not Orchestrator.observe:
+                turn = self._turn(place, self._state(place, orchestrator, run))
+                self._decided(place, orchestrator, turn, orchestrator.observe(turn, answer))
 
     def begin(self) -> None:
         """Start the outermost orchestrator."""
@@ -243,8 +224,12 @@ class Machine:
         return orchestrator.State.model_validate(stored)
 
     def _turn(self, path: str, state: BaseModel) -> Turn[Any]:
-        given = self._own[f"{path}input"] if path else _task_input(self._task)
-        return Turn(self._task, given, state, Notes(self._own, f"{path}note:"))
+
+        def given() -> Any:
+            return self._own[f"{path}input"] if path else _task_input(self._task)
+
+        notes = Notes(self._own, f"{path}note:")
+        return Turn(task=self._task, given=given, state=state, notes=notes, shared=self._shared)
 
     # --- actions ----------------------------------------------------------------------------------------------------
 
@@ -414,6 +399,14 @@ class Machine:
         message = self._message(self._root.final_message_type or "human", "", result.model_dump())
         message.action = ActionTypes.COMPLETED_TASK
         return message
+
+
+def _usage(data: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers that a service gave under `usage`."""
+    usage = data.get("usage")
+    if not isinstance(usage, dict):
+        return {}
+    return {str(name): float(value) for name, value in usage.items() if isinstance(value, int | float)}
 
 
 def _above(path: str) -> str:

@@ -72,6 +72,9 @@ time that a person takes does not count. A service without a retry policy is ret
             ("llama_deploy.services.workflow_run", ("IDLE_GRACE_S", "CANCEL_TIMEOUT_S")),
             ("llama_deploy.services.failures", ("MESSAGE_CHARS_MAX", "TRACEBACK_CHARS_MAX")),
             ("llama_deploy.services.link", ("RECONNECT_S",)),
+            ("llama_deploy.services.webhook", ("TIMEOUT_S", "REQUESTS_MAX", "HOST_REQUESTS_MAX")),
+            ("llama_deploy.control_plane.webhooks", ("RESULT_BYTES_MAX",)),
+            ("llama_deploy.client.webhooks", ("TOLERANCE_S",)),
         ),
     ),
     Part(

@@ -384,6 +384,23 @@ class OrchestrationFailedError(LlamaDeployError):
     code, title, category = "LD530", "orchestration failed", Category.FAILED
 
 
+class WebhookFailedError(LlamaDeployError):
+    """A webhook was not told of the end of a task; `retryable` says whether it is tried again."""
+
+    code, title, category = "LD520", "webhook failed", Category.FAILED
+
+    def __init__(self, what: str, *, retryable: bool = True, **details: Any) -> None:
+        super().__init__(what, **details)
+        self.retryable = retryable
+        self.retry_after_s: float | None = None
+
+
+class WebhookSignatureError(LlamaDeployError):
+    """A request is not a webhook of the control plane whose secret this is, or it comes too late to be believed."""
+
+    code, title, category = "LD521", "webhook not genuine", Category.UNAUTHORISED
+
+
 def all_errors() -> list[type[LlamaDeployError]]:
     """Every error class of this module, by code."""
     found = [v for v in globals().values() if isinstance(v, type) and issubclass(v, LlamaDeployError)]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from llama_deploy.apiserver import json_schema, load_deployment_file
+from llama_deploy.apiserver.deployment_file import parse_deployment_file
 from llama_deploy.apiserver.specs import ControlPlaneSpec, DeploymentFile, OrchestratorSpec, ServiceSpec
-from llama_deploy.errors import DeploymentFileError
+from llama_deploy.errors import DeploymentFileError, SettingError
 
 SMALL = "name: demo\nservices:\n  shout: {import-path: 'services:shout'}\n"
 
@@ -287,3 +288,45 @@ def test_the_schema_names_the_keys_that_can_be_used() -> None:
     assert service["properties"]["port"]["deprecated"] is True
     assert "use-tls" not in schema["properties"]["control-plane"]["properties"]
     assert schema["properties"]["message-queue"]["properties"]["type"]["enum"] == ["simple"]
+
+
+def test_webhooks_are_read_and_their_references_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "whsec_" + "c2VjcmV0" * 5
+    (tmp_path / "main").write_text(secret + "\n", encoding="utf-8")
+    monkeypatch.setenv("HOOK_URL", "https://hooks.example.com/x?key=1")
+    text = """\
+name: demo
+services: {shout: {import-path: "services:shout"}}
+webhooks:
+  url: {env: HOOK_URL}
+  secret: main
+  hosts: ["*.example.com"]
+  secrets: {main: {file: main}}
+"""
+    file = parse_deployment_file(text.encode(), tmp_path / "deployment.yml")
+    settings = file.webhooks.settings(file.folder)
+    assert settings.default is not None
+    assert (settings.default.url, settings.default.secret) == ("https://hooks.example.com/x?key=1", "main")
+    assert settings.hosts == ("*.example.com",)
+    assert dict(settings.secrets) == {"main": secret}
+    assert secret not in repr(settings)
+    monkeypatch.delenv("HOOK_URL")
+    with pytest.raises(SettingError, match="HOOK_URL is not set"):
+        file.webhooks.settings(file.folder)
+
+
+@pytest.mark.parametrize(
+    ("webhooks", "problem"),
+    [
+        ("{secrets: {main: whsec_abc}}", "has to be a mapping"),
+        ("{secrets: {main: {env: A, file: b}}}", "one of `env` and `file`"),
+        ("{secrets: {main: {}}}", "one of `env` and `file`"),
+        ("{url: 'https://a.b', secret: mian, secrets: {main: {env: A}}}", "did you mean `main`"),
+        ("{secret: main, secrets: {main: {env: A}}}", "belongs to `url`"),
+        ("{url: ftp://a.b}", "expected a URL"),
+    ],
+)
+def test_webhooks_that_are_wrong_are_told(webhooks: str, problem: str) -> None:
+    text = f"name: demo\nservices: {{shout: {{import-path: 'services:shout'}}}}\nwebhooks: {webhooks}\n"
+    with pytest.raises(DeploymentFileError, match=problem):
+        parse_deployment_file(text.encode(), Path("deployment.yml"))

@@ -25,7 +25,15 @@ from llama_deploy.runtime import Clock
 from llama_deploy.services import Runner, as_service
 from llama_deploy.state_stores import MemoryStore, SQLiteStore, StateStore
 from llama_deploy.testing import ManualClock
-from llama_deploy.types import HistoryEntry, RetryPolicy, ServiceDefinition, TaskDefinition, TaskError, TaskResult
+from llama_deploy.types import (
+    HistoryEntry,
+    RetryPolicy,
+    ServiceDefinition,
+    TaskDefinition,
+    TaskError,
+    TaskResult,
+    WebhookSettings,
+)
 
 DEADLINE_S = 10.0
 
@@ -41,7 +49,9 @@ class World:
         settings: EngineSettings | None = None,
         clock: Clock | None = None,
         default_service: str | None = None,
+        webhooks: WebhookSettings | None = None,
     ) -> None:
+        self.webhooks = webhooks
         self._path = store if isinstance(store, Path) else None
         self._memory = store if isinstance(store, StateStore) else MemoryStore()
         self.orchestrator = orchestrator
@@ -71,6 +81,7 @@ class World:
             settings=self.settings,
             clock=self.clock,
             default_service=self.default_service,
+            webhooks=self.webhooks,
         )
         await self.running.start()
         return self.running

@@ -6,7 +6,6 @@ run under the same name carries on with what was unfinished.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
@@ -16,19 +15,17 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
-
 from llama_deploy.apiserver.addresses import url_of
+from llama_deploy.apiserver.local_instance import LocalInstance, own_services
 from llama_deploy.apiserver.stores import open_store
 from llama_deploy.client import Client, InProcessTransport
 from llama_deploy.control_plane import ControlPlane, EngineSettings
-from llama_deploy.control_plane.gateway import Port
-from llama_deploy.errors import ServiceStartError, SettingError
-from llama_deploy.messages.frames import decode_deliver
+from llama_deploy.errors import SettingError
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.runtime import Clock
-from llama_deploy.services import Runner, as_service
+from llama_deploy.services import as_service
 from llama_deploy.state_stores import StateStore
+from llama_deploy.types.webhooks import WebhookSettings
 
 
 class Deployment:
@@ -37,7 +34,7 @@ class Deployment:
     `services` are functions, workflows or `Service` objects. `store` is a path, `":memory:"`, or a `StateStore`; by
     default `.llama_deploy/<name>.db` below the current folder. `orchestrator` decides who gets what; by default each
     task goes to the service that it names. With `port`, the control plane also listens there (0: a free port) for
-    clients and for services in other processes.
+    clients and for services in other processes. `webhooks` says who is told of the end of tasks, and who may be.
 
     Use it as an async context manager. Leaving it finishes or hands back what runs; unfinished tasks stay recorded.
     """
@@ -55,6 +52,7 @@ class Deployment:
         allow_remote: bool = False,
         settings: EngineSettings | None = None,
         clock: Clock | None = None,
+        webhooks: WebhookSettings | None = None,
         drain_timeout_s: float = 10.0,
         quiet: bool = False,
     ) -> None:
@@ -76,6 +74,7 @@ class Deployment:
             clock=clock,
             default_service=default_service,
             name=name,
+            webhooks=webhooks,
         )
         self._listen = None if port is None else (host, port, allow_remote)
         self._drain_timeout_s = drain_timeout_s
@@ -107,6 +106,7 @@ class Deployment:
                 from llama_deploy.control_plane.http.server import serving
 
                 await stack.enter_async_context(serving(self.plane, listener))
+            await stack.enter_async_context(own_services(self.plane, drain_timeout_s=self._drain_timeout_s))
             if self.services:
                 instance = LocalInstance(self.plane, self.services)
                 await instance.start()
@@ -156,46 +156,3 @@ class Deployment:
     async def submit(self, service: str | None = None, /, **arguments: Any) -> str:
         """Submit a task and return its id as soon as it is recorded; see `Client.submit`."""
         return await self._client.submit(service, **arguments)
-
-
-class LocalInstance:
-    """A service instance in the control plane's own process: the runner and its port, without a socket between."""
-
-    def __init__(self, plane: ControlPlane, services: Sequence[Any]) -> None:
-        self.runner = Runner(services)
-        self._plane = plane
-        self._port: Port | None = None
-
-    async def start(self) -> None:
-        """Start the services and wait until they are registered. Raises `ServiceStartError` where they are refused."""
-        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def refused(problem: dict[str, Any]) -> None:
-            if not settled.done():
-                settled.set_exception(ServiceStartError(problem["what"], why=problem["why"], fix=problem["fix"]))
-
-        self.runner.refused = refused
-        await self.runner.start()
-        port = self._port = self._plane.gateway.attach(self._receive, close=self.runner.disconnected, in_process=True)
-        self.runner.send = port.receive
-        port.receive([self.runner.hello()])
-        ready = asyncio.ensure_future(self.runner.ready.wait())
-        answers: list[asyncio.Future[Any]] = [ready, settled]
-        try:
-            await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
-            if settled.done():
-                await self.runner.drain(0.0)
-                await settled
-        finally:
-            for answer in answers:
-                answer.cancel()
-
-    def _receive(self, operations: list[Any]) -> None:
-        self.runner.receive([decode_deliver(op) if isinstance(op, msgspec.Raw) else op for op in operations])
-
-    async def stop(self, timeout_s: float) -> None:
-        """Finish what runs, or hand it back after `timeout_s`."""
-        if self._port is not None:
-            await self.runner.drain(timeout_s)
-            await asyncio.sleep(0)  # the goodbye is on its way with this turn of the loop
-            self._port.closed()

@@ -18,7 +18,9 @@ from llama_deploy.apiserver.specs import (
     ControlPlaneSpec,
     DeploymentFile,
     OrchestratorSpec,
+    Reference,
     ServiceSpec,
+    WebhooksSpec,
 )
 from llama_deploy.apiserver.wording import did_you_mean, listed
 from llama_deploy.apiserver.yaml_source import Findings, compose, kind
@@ -126,8 +128,37 @@ def _deployment(section: Section, path: Path, findings: Findings) -> DeploymentF
         limits=engine_settings(section["limits"], findings),
         store=section["store"],
         services=tuple(specs),
+        webhooks=_webhooks(section["webhooks"], findings),
         notices=tuple(notice.render(str(path)) for notice in sorted(set(findings.notices))),
     )
+
+
+def _webhooks(section: Section | None, findings: Findings) -> WebhooksSpec:
+    if section is None:
+        return WebhooksSpec()
+    url: str | Section | None = section["url"]
+    table: Section | None = section["secrets"]
+    given = table.given() if table is not None else {}
+    secrets = {name: _reference(reference, findings) for name, reference in given.items()}
+    secret = section["secret"]
+    if secret is not None and secret not in secrets:
+        hint = did_you_mean(secret, secrets) or "; name it in `secrets`"
+        findings.problem(section.nodes["secret"], f"there is no secret `{secret}`{hint}")
+    if secret is not None and url is None:
+        findings.problem(section.nodes["secret"], "`secret` belongs to `url`, which is not given")
+    return WebhooksSpec(
+        url=_reference(url, findings) if isinstance(url, Section) else url,
+        secret=secret,
+        hosts=section["hosts"] or (),
+        secrets=secrets,
+    )
+
+
+def _reference(section: Section, findings: Findings) -> Reference:
+    if (section["env"] is None) == (section["file"] is None):
+        findings.problem(section.node, "a reference has one of `env` and `file`")
+    file = section["file"]
+    return Reference(env=section["env"], file=Path(file) if file is not None else None)
 
 
 def _service(name: str, section: Section, path: Path, findings: Findings) -> ServiceSpec:

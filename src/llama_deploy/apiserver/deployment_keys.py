@@ -155,6 +155,30 @@ SERVICES = Table(
     SERVICE_KEYS, "service name", NAME_PATTERN, _NAME_WORDS, reserved=(CONTROL_PLANE, "control_plane"), needs_one=True
 )
 
+REFERENCE = Record(
+    {
+        "env": Key(shape=Text(), doc="A variable of the environment."),
+        "file": Key(shape=Text(), doc="A file with nothing else in it, relative to this file."),
+    },
+    "a reference",
+)
+
+WEBHOOK_KEYS = Record(
+    {
+        "url": Key(
+            shape=TextOrRecord(Text(r"https?://\S+", "a URL (`https://host/path`)"), REFERENCE),
+            doc="Told of the end of every task that names no webhook of its own.",
+        ),
+        "secret": Key(shape=Text(), doc="The name of the secret that requests to `url` are signed with."),
+        "hosts": Key(shape=ListOf(Text()), doc="Hosts, patterns and networks that may be called; any, if left out."),
+        "secrets": Key(
+            shape=Table(REFERENCE, "secret's name", NAME_PATTERN, _NAME_WORDS),
+            doc="Where each secret is: `env: VARIABLE` or `file: PATH`.",
+        ),
+    },
+    "`webhooks`",
+)
+
 FILE_KEYS = Record(
     {
         "name": Key(shape=Text(NAME_PATTERN, f"a name of {_NAME_WORDS}"), doc="The deployment's name.", required=True),
@@ -167,6 +191,7 @@ FILE_KEYS = Record(
         "limits": Key(shape=LIMITS, doc="Deadlines, limits and pauses of the control plane, where not the default."),
         "store": Key(shape=Text(), doc="Where the data lives: a path, or `:memory:`. By default `.llama_deploy/`."),
         "services": Key(shape=SERVICES, doc="The services by name.", required=True),
+        "webhooks": Key(shape=WEBHOOK_KEYS, doc="Who is told over HTTP of the end of tasks, and who may be."),
         "ui": Key(shape=Free(), doc="Published key.", ignored="start the page yourself; the services do not need it"),
     },
     "a deployment file",

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from llama_deploy.apiserver.addresses import local_url, url_of
 from llama_deploy.apiserver.loader import load_orchestrator
+from llama_deploy.apiserver.local_instance import own_services
 from llama_deploy.apiserver.ready_file import ReadyFile
 from llama_deploy.apiserver.reload import Change, FileChanged, Refused, changes
 from llama_deploy.apiserver.specs import ControlPlaneSpec, DeploymentFile, ServiceSpec
@@ -31,6 +32,9 @@ from llama_deploy.runtime.failpoints import arm_from_environment
 
 STOP_GRACE_S = 5.0
 """How much longer than its drain a service process may take to end before it is killed."""
+OWN_DRAIN_S = 2.0
+"""How long requests to webhooks that are under way may take when the control plane stops; others go out when it is
+back."""
 
 Report = Callable[[str], None]
 
@@ -326,6 +330,7 @@ async def _control_plane(file: DeploymentFile, options: ServingOptions) -> Async
         default_service=file.default_service or (file.services[0].name if len(file.services) == 1 else None),
         settings=file.limits,
         name=file.name,
+        webhooks=file.webhooks.settings(file.folder),
     )
     host = options.host or file.control_plane.host
     port = file.control_plane.port if options.port is None else options.port
@@ -333,14 +338,23 @@ async def _control_plane(file: DeploymentFile, options: ServingOptions) -> Async
         await control_plane.start()
         try:
             url = url_of(host, listener.getsockname()[1])
-            yield _Listening(control_plane=control_plane, listener=listener, url=url)
+            async with own_services(control_plane, drain_timeout_s=OWN_DRAIN_S):
+                yield _Listening(control_plane=control_plane, listener=listener, url=url)
         finally:
             await control_plane.stop()
 
 
 def _of_control_plane(file: DeploymentFile) -> tuple[object, ...]:
     """What of a deployment file only a new control plane takes notice of."""
-    return (file.name, file.control_plane, file.orchestrator, file.default_service, file.limits, file.store)
+    return (
+        file.name,
+        file.control_plane,
+        file.orchestrator,
+        file.default_service,
+        file.limits,
+        file.store,
+        file.webhooks,
+    )
 
 
 def _imported_here(files: tuple[Path, ...]) -> bool:

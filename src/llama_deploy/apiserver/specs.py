@@ -1,16 +1,20 @@
 """What a deployment file says, as frozen values: the deployment, its services, its orchestrator, its address.
 
-`deployment_file.py` makes them from YAML and `loader.py` turns them into objects. Nothing here reads a file.
+`deployment_file.py` makes them from YAML and `loader.py` turns them into objects. Nothing is read before it is asked
+for: the files and variables that a deployment refers to are looked at when it starts.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llama_deploy.control_plane.settings import EngineSettings
+from llama_deploy.errors import SettingError
+from llama_deploy.types import Webhook, WebhookSettings
 
 CONTROL_PLANE = "control-plane"
 """The name by which `llamactl serve --only` means the control plane; no service may have it."""
@@ -33,6 +37,49 @@ class OrchestratorSpec:
     import_path: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of its constructor, as the file spells them (`max-retries` stands for `max_retries`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """Where a value is that does not stand in the file: a variable of the environment, or a file."""
+
+    env: str | None = None
+    file: Path | None = None
+    """Relative to the deployment file's folder; its text without the spaces and line ends around it."""
+
+    def read(self, base_folder: Path) -> str:
+        """The value. Raises `SettingError` where there is none."""
+        try:
+            if self.file is not None:
+                return (base_folder / self.file).read_text(encoding="utf-8").strip()
+            return os.environ[self.env or ""]
+        except KeyError:
+            raise SettingError(
+                f"the variable {self.env} is not set", why="the deployment file's `webhooks` refer to it"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise SettingError(f"cannot read {self.file}", why=str(why)) from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WebhooksSpec:
+    """Who is told of the end of tasks, and who may be."""
+
+    url: str | Reference | None = None
+    secret: str | None = None
+    hosts: tuple[str, ...] = ()
+    secrets: Mapping[str, Reference] = field(default_factory=dict)
+
+    def settings(self, base_folder: Path) -> WebhookSettings:
+        """What the control plane is given, with every reference followed. Raises `SettingError`."""
+        url = self.url.read(base_folder) if isinstance(self.url, Reference) else self.url
+        try:
+            default = Webhook(url=url, secret=self.secret) if url is not None else None
+        except ValueError:
+            raise SettingError("the URL of the default webhook cannot be used", fix="give https://host/path") from None
+        secrets = {name: reference.read(base_folder) for name, reference in self.secrets.items()}
+        return WebhookSettings(default=default, hosts=self.hosts, secrets=secrets)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +143,7 @@ class DeploymentFile:
     store: str | None = None
     """A path relative to the file's folder, or `:memory:`; `None` means the default place beside the file."""
     services: tuple[ServiceSpec, ...] = ()
+    webhooks: WebhooksSpec = WebhooksSpec()
     notices: tuple[str, ...] = ()
     """What the file says and this program reads without using it, each as `file:line:column: text`."""
 

@@ -18,7 +18,7 @@ from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import AttemptsExhaustedError, CommitConflictError, InvalidRequestError, LlamaDeployError
 from llama_deploy.messages.frames import Answer
 from llama_deploy.runtime import failpoint
-from llama_deploy.state_stores.base import DeliveryMove, StreamChunk, Transition
+from llama_deploy.state_stores.base import DeadLetterRow, DeliveryMove, StreamChunk, Transition
 from llama_deploy.types import RetryPolicy, TaskResult
 
 if TYPE_CHECKING:
@@ -257,16 +257,31 @@ class Answers:
     def _settle_notification(
         self, entry: TaskEntry, step: OpenStep, result: TaskResult, transition: Transition
     ) -> None:
-        """Somebody was told that the task has ended; nothing but the delivery changes. A failure is tried again."""
-        if result.status == "failed" and step.attempt < self._engine.settings.attempts_max:
-            transition.moved = (
-                self._reschedule(
-                    step, self._engine.clock.now(), self._engine.jitter(RetryPolicy().next_delay(step.attempt))
+        """Somebody was told that the task has ended; nothing but the delivery changes.
+
+        A failure is tried again as the service's own settings say, else up to `attempts_max`; what is given up
+        becomes a dead letter.
+        """
+        now = self._engine.clock.now()
+        if result.status == "failed":
+            definition = self._engine.registry.definition(step.service)
+            retry = definition.retry if definition is not None else None
+            if retry is None:
+                retry = RetryPolicy(max_retries=self._engine.settings.attempts_max - 1)
+            delay_s = retry.delay_for(result.error, step.attempt)
+            step.trouble = result.error.message if result.error is not None else result.result
+            if delay_s is not None:
+                transition.moved = (self._reschedule(step, now, self._engine.jitter(delay_s, retry.jitter)),)
+                self._engine.recording.hand_over(transition)
+                return
+            code = result.error.code if result.error is not None else ""
+            transition.dead = (
+                DeadLetterRow(
+                    step.step_id, entry.row.task_id, step.service, step.attempt, now, code, step.trouble or ""
                 ),
             )
-        else:
-            transition.answered = (step.step_id,)
-            del entry.open[step.step_id]
+        transition.answered = (step.step_id,)
+        del entry.open[step.step_id]
         self._engine.recording.hand_over(transition)
 
     def _reschedule(self, step: OpenStep, now: float, delay_s: float) -> DeliveryMove:

@@ -30,6 +30,7 @@ from llama_deploy.control_plane.streams import Streams
 from llama_deploy.control_plane.submissions import Submissions
 from llama_deploy.control_plane.task_cache import TaskCache
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
+from llama_deploy.control_plane.webhooks import Webhooks
 from llama_deploy.errors import LlamaDeployError, OrchestratorError
 from llama_deploy.message_queues import Envelope, MessageQueue
 from llama_deploy.messages.frames import Deliver, encode_op
@@ -38,6 +39,7 @@ from llama_deploy.runtime import Clock, SystemClock, failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores import StateStore
 from llama_deploy.types import TaskResult
+from llama_deploy.types.webhooks import WebhookSettings
 
 log = get_logger("llama_deploy.engine")
 
@@ -76,6 +78,7 @@ class Engine:
         clock: Clock | None = None,
         default_service: str | None = None,
         seed: int | None = None,
+        webhooks: WebhookSettings | None = None,
     ) -> None:
         self.store = store
         self.queue = queue
@@ -91,6 +94,7 @@ class Engine:
         self.claims = Claims(self)
         self.recording = Recording(self)
         self.streams = Streams(self)
+        self.webhooks = Webhooks(self, webhooks or WebhookSettings())
         self.arm_sweeper: Callable[[float], None] = lambda _: None
         """Set by the sweeper: something falls due at that time."""
         self.stopping = False

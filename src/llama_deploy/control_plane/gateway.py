@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.refusals import check_id
+from llama_deploy.control_plane.registry import is_reserved
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ProtocolError
 from llama_deploy.message_queues import Envelope
@@ -267,6 +268,11 @@ class Port:
                 check_id("service_name", definition.service_name, self._engine.settings.id_length_max)
                 if definition.service_name in ANSWERED_HERE:
                     raise InvalidRequestError(f"{definition.service_name} is a name of the control plane's own")
+                if is_reserved(definition.service_name) and not self.in_process:
+                    raise InvalidRequestError(
+                        f"a service may not be called {definition.service_name!r}",
+                        why="names that begin with two underscores are the control plane's own",
+                    )
         except LlamaDeployError as error:
             self._refuse(error)
             return

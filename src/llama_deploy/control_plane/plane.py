@@ -20,6 +20,7 @@ from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator
 from llama_deploy.runtime import Clock, failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores import StateStore
+from llama_deploy.types.webhooks import WebhookSettings
 
 log = get_logger("llama_deploy.control_plane")
 
@@ -44,6 +45,7 @@ class ControlPlane:
         default_service: str | None = None,
         name: str = "default",
         seed: int | None = None,
+        webhooks: WebhookSettings | None = None,
     ) -> None:
         self.name = name
         self.store = store
@@ -56,7 +58,9 @@ class ControlPlane:
             clock=clock,
             default_service=default_service,
             seed=seed,
+            webhooks=webhooks,
         )
+        self.webhooks = webhooks or WebhookSettings()
         self.signals = Signals(self.engine)
         self.sweeper = Sweeper(self.engine, self.signals)
         self.gateway = Gateway(self.engine, self.signals)
@@ -113,8 +117,8 @@ class ControlPlane:
             "store": {"location": self.store.location, "healthy": self.store.healthy, "backlog": self.store.backlog},
             "tasks": await self.store.count_tasks(),
             "unfinished_in_memory": self.engine.cache.unfinished,
-            "services": {name: self.engine.registry.has_instance(name) for name in self.engine.registry.services},
-            "instances": len(self.engine.registry.instances),
+            "services": {name: self.engine.registry.has_instance(name) for name in self.engine.registry.names()},
+            "instances": self.engine.registry.instances_count(),
             "clients": len(self.clients.ports),
             "statistics": {name: getattr(statistics, name) for name in statistics.__dataclass_fields__},
             "commits": self.store.statistics.commits,

@@ -234,6 +234,9 @@ class Recording:
         sendings: list[Any] | None = None,
     ) -> None:
         """End the task: its one outcome, and every step that is still open is taken back."""
+        webhook = self._engine.webhooks.sending(entry.definition)
+        if webhook is not None:
+            sendings = [*(sendings or ()), webhook]
         abandoned = list(entry.open.values())
         if abandoned:
             transition.answered = [*transition.answered, *(step.step_id for step in abandoned)]

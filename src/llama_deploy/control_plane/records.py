@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from llama_deploy.types import HistoryEntry
+from llama_deploy.types.webhooks import redacted
 
 Json = msgspec.Raw
 """An encoded JSON value."""
@@ -110,7 +111,7 @@ def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
             "at": at,
             "kind": kind,
             "state": record.state,
-            "definition": _value(record.definition),
+            "definition": _shown(record.definition),
             "step_id": record.step_id,
             "service": record.service,
             "attempt": record.attempt or None,
@@ -124,7 +125,7 @@ def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
                     "tag": message.tag,
                     "delay_s": message.delay_s,
                     "options": _value(message.options),
-                    "data": _value(message.data),
+                    "data": _shown(message.data),
                 }
                 for message in record.messages
             ],
@@ -140,6 +141,18 @@ def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
             "prompt": _value(record.prompt),
         }
     )
+
+
+def _shown(raw: Json) -> Any:
+    """A value as it is shown: the query of a webhook's URL, which may be a secret, is left out of definitions."""
+    value = _value(raw)
+    if b'"webhook"' in bytes(raw) and isinstance(value, dict):
+        for definition in (value, value.get("task")):
+            options = definition.get("options") if isinstance(definition, dict) else None
+            webhook = options.get("webhook") if isinstance(options, dict) else None
+            if isinstance(webhook, dict):
+                webhook["url"] = redacted(str(webhook.get("url")))
+    return value
 
 
 def outcome_of(data: bytes) -> bytes | None:

@@ -19,6 +19,11 @@ from llama_deploy.types import InstanceView, ServiceDefinition, ServiceView
 from llama_deploy.types.reserved import ANSWERED_HERE
 
 
+def is_reserved(name: str) -> bool:
+    """Whether a service's name is for the control plane's own use: it begins with two underscores."""
+    return name.startswith("__")
+
+
 class InstancePort(Protocol):
     """What the registry and the engine need of a connected instance."""
 
@@ -80,7 +85,9 @@ class Registry:
         self.instances[port.instance_id] = port
         for definition in definitions:
             entry = self.services.get(definition.service_name)
-            if entry is None:
+            if is_reserved(definition.service_name):
+                entry = self.services[definition.service_name] = entry or ServiceEntry(definition)
+            elif entry is None:
                 entry = self.services[definition.service_name] = ServiceEntry(definition)
                 changed.append(definition)
             elif entry.definition != definition:
@@ -141,7 +148,7 @@ class Registry:
 
     def unserved(self, name: str) -> ServiceUnknownError:
         """The refusal of a task for a service that nobody serves."""
-        served = sorted(name for name in self.services if self.serves(name))
+        served = [name for name in self.names() if self.serves(name)]
         close = get_close_matches(name, served, n=1)
         if name in self.services:
             why = "the service is known, but no instance of it is connected"
@@ -158,7 +165,18 @@ class Registry:
 
     def views(self, waiting: Callable[[str], int], oldest: Callable[[str], float | None]) -> list[ServiceView]:
         """Every known service as the API shows it, by name."""
-        return [self.view(name, waiting(name), oldest(name)) for name in sorted(self.services)]
+        return [self.view(name, waiting(name), oldest(name)) for name in self.names()]
+
+    def names(self) -> list[str]:
+        """Every known service, the control plane's own left out, by name."""
+        return sorted(name for name in self.services if not is_reserved(name))
+
+    def instances_count(self) -> int:
+        """How many instances are here, the control plane's own left out."""
+        own = {
+            id(port) for name in self.services if is_reserved(name) for port in self.services[name].instances.values()
+        }
+        return sum(id(port) not in own for port in self.instances.values())
 
     def view(self, name: str, waiting: int, oldest_waiting_s: float | None) -> ServiceView:
         """One service as the API shows it."""

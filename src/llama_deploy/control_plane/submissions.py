@@ -14,6 +14,7 @@ import msgspec
 from llama_deploy.control_plane.decisions import Decision
 from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import check_id, conflict, digest, resolve, too_large
+from llama_deploy.control_plane.registry import is_reserved
 from llama_deploy.control_plane.session_state import SessionState
 from llama_deploy.control_plane.tasks import TaskEntry
 from llama_deploy.errors import (
@@ -107,6 +108,14 @@ class Submissions:
             definition.agent_id = self._engine.default_service
         for name in ("task_id", "session_id", "agent_id", "idempotency_key"):
             check_id(name, getattr(definition, name), settings.id_length_max)
+        if definition.agent_id and is_reserved(definition.agent_id):
+            raise InvalidRequestError(
+                f"{definition.agent_id!r} takes no tasks",
+                why="names that begin with two underscores are the control plane's own",
+                fix="name another service",
+            )
+        if definition.options is not None and definition.options.webhook is not None:
+            self._engine.webhooks.check(definition.options.webhook)
 
     async def _submit_slowly(self, definition: TaskDefinition, done: Submitted) -> None:
         """Where the store has to be asked first: an idempotency key, a session that is not in memory.

@@ -49,6 +49,7 @@ class OpenStep:
         "started",
         "step_id",
         "tag",
+        "trouble",
     )
 
     def __init__(
@@ -89,6 +90,8 @@ class OpenStep:
         self.snapshot: bytes | None = None
         self.inputs: list[bytes] = []
         self.consumed = 0
+        self.trouble: str | None = None
+        """Why the attempt before this one failed, of a notification, whose failures no history has."""
 
     def ask(self, number: int, prompt: bytes) -> None:
         """A running attempt asks; the oldest open question is the one that is shown."""

@@ -49,6 +49,12 @@ class Views:
                 view.prompt = {"step_id": asking.step_id, **_as_dict(msgspec.json.decode(asking.prompt))}
         return view
 
+    async def task_in_full(self, entry: TaskEntry) -> TaskView:
+        """A task with what only the store knows of it."""
+        view = self.task(entry)
+        view.webhook = await self._engine.webhooks.view(entry)
+        return view
+
     def _row(self, row: TaskRow) -> TaskView:
         return TaskView(
             task_id=row.task_id,

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from llama_deploy.types.history import HistoryEntry, HistoryPage
     from llama_deploy.types.queues import QueuePage, QueueView
+    from llama_deploy.types.webhooks import WebhookSettings, WebhookView
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -59,6 +60,8 @@ else:
             "TaskPage": "llama_deploy.types.api",
             "TaskResultView": "llama_deploy.types.api",
             "TaskView": "llama_deploy.types.api",
+            "WebhookSettings": "llama_deploy.types.webhooks",
+            "WebhookView": "llama_deploy.types.webhooks",
         },
     )
 
@@ -99,6 +102,8 @@ __all__ = [
     "ToolCallBundle",
     "ToolCallResult",
     "Webhook",
+    "WebhookSettings",
+    "WebhookView",
     "check_transition",
     "generate_id",
 ]

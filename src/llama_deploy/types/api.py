@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.types.core import ServiceDefinition, TaskResult
 from llama_deploy.types.state import TaskState
+from llama_deploy.types.webhooks import WebhookView
 
 
 class _View(BaseModel):
@@ -41,6 +42,8 @@ class TaskView(_View):
     """What it came from: `child:<task id>`, `retry:<task id>`, `schedule:<name>`; None for what a client submitted."""
     error: str | None = None
     """The code of the error that it ended with."""
+    webhook: WebhookView | None = None
+    """Who is told of the end of the task, and how that gets on; only where one task is asked for."""
     prompt: Any | None = None
     """What a person is asked, while the state is `input_required`."""
     result: TaskResult | None = None

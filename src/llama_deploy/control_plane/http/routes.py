@@ -145,7 +145,7 @@ async def list_tasks(
 async def get_task(request: Request, task_id: str) -> TaskView:
     """Where a task stands, and why it waits."""
     plane = plane_of(request)
-    return plane.views.task(await plane.engine.cache.get(task_id))
+    return await plane.views.task_in_full(await plane.engine.cache.get(task_id))
 
 
 @router.get("/tasks/{task_id}/result", tags=["tasks"], responses=answers(400, 404))

@@ -32,7 +32,7 @@ async def test_why_a_task_waits() -> None:
         assert waits_for(made.plane, second) == "a free instance of echo (1 waiting)"
         instance.fail(step)
         await recorded(entry, 2)
-        assert waits_for(made.plane, entry) == "attempt 2 of echo, due in 5.0 s"
+        assert waits_for(made.plane, entry) == "attempt 2 of echo, due in 5.0 s (1 failed)"
         other = await instance.delivery(2)
         instance.park(other, "which?")
         await recorded(second, 2)

@@ -42,6 +42,7 @@ class Hops:
     rows: dict[str, Hop] = field(default_factory=dict)
     state: TaskState = TaskState.SUBMITTED
     submitted_at: float | None = None
+    paused: bool = False
 
     @property
     def eventful(self) -> bool:
@@ -53,6 +54,8 @@ class Hops:
         if self.submitted_at is None:
             self.submitted_at = entry.at
         self.state = entry.state
+        if entry.kind in {"paused", "resumed"}:
+            self.paused = entry.kind == "paused"
         changed = [hop for hop in (self._about(entry),) if hop is not None]
         for message in entry.messages:
             hop = self._sent(message, entry)
@@ -70,8 +73,8 @@ class Hops:
             hop.state = "failed" if failed else "answered"
             hop.note = _said((entry.result or {}).get("error")) if failed else ""
             hop.took_s = _span(entry, since=hop.sent_at)
-        elif entry.kind in {"retrying", "lost"}:
-            hop.state = "again" if entry.kind == "retrying" else "lost"
+        elif entry.kind in {"retrying", "lost", "paused"}:
+            hop.state = "lost" if entry.kind == "lost" else "again"
             hop.note = _said(entry.error.model_dump() if entry.error is not None else None) or entry.reason or ""
         elif entry.kind == "input_requested":
             asked = _prompt(entry.prompt)
@@ -129,7 +132,10 @@ class PlainFollower:
         since = entry.at - (self.hops.submitted_at or entry.at)
         for hop in changed:
             self._write(f"+{duration(since)}  {_line(hop, sent=hop.step_id not in new, task_id=self._task_id)}")
-        if entry.outcome is not None or (entry.kind == "canceled" and not changed):
+        if entry.kind in {"paused", "resumed"}:
+            by = f" by {entry.by}" if entry.by and not entry.step_id else ""
+            self._write(f"+{duration(since)}  {entry.kind}{by}{f': {entry.reason}' if entry.reason else ''}")
+        elif entry.outcome is not None or (entry.kind == "canceled" and not changed):
             reason = f": {entry.reason}" if entry.kind == "canceled" and entry.reason else ""
             self._write(f"+{duration(since)}  {entry.state.value}{reason}")
 
@@ -180,7 +186,7 @@ class LiveFollower:
             attempt = f"  attempt {hop.attempt}" if hop.attempt > 1 or hop.state in {"again", "lost"} else ""
             note = f"  {hop.note}" if hop.note else ""
             yield f"{branch} {sign} {hop.service:<{width}}  {duration(took_s)}{attempt}{note}"
-        yield f"{self.hops.state.value.replace('_', ' ')}"
+        yield self.hops.state.value.replace("_", " ") + (", paused" if self.hops.paused else "")
 
 
 def follower(task_id: str, *, on_stderr: bool, live: bool = True) -> Follower:

@@ -11,8 +11,11 @@ from llama_deploy.cli.lazy import CommandGroup
 from llama_deploy.cli.settings import Settings, with_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from llama_deploy.cli.output import Printer
     from llama_deploy.client import Client
+    from llama_deploy.types import TaskView
 
 STATES = (
     "submitted", "working", "input_required", "auth_required", "completed", "failed", "canceled", "rejected",
@@ -217,17 +220,42 @@ def cancel(settings: Settings, task_ids: tuple[str, ...], reason: str | None) ->
 
     What cannot be canceled does not keep the others from it; the exit code is that of the first such task.
     """
+    _change_each(settings, task_ids, lambda client, task_id: client.cancel(task_id, reason=reason))
+
+
+@tasks.command()
+@click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
+@click.option("--reason", metavar="TEXT", help="Why; it stands in the task's history.")
+@with_settings
+def pause(settings: Settings, task_ids: tuple[str, ...], reason: str | None) -> None:
+    """Hold tasks back: no step of them is handed out until they are resumed; what runs finishes."""
+    _change_each(settings, task_ids, lambda client, task_id: client.pause(task_id, reason=reason))
+
+
+@tasks.command()
+@click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
+@click.option("--reason", metavar="TEXT", help="Why; it stands in the task's history.")
+@with_settings
+def resume(settings: Settings, task_ids: tuple[str, ...], reason: str | None) -> None:
+    """Have paused tasks go on."""
+    _change_each(settings, task_ids, lambda client, task_id: client.resume(task_id, reason=reason))
+
+
+def _change_each(
+    settings: Settings, task_ids: tuple[str, ...], change: Callable[[Client, str], Awaitable[TaskView]]
+) -> None:
+    """Change one task after the other and print where each stands; one that refuses does not keep back the others."""
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Column, Printer, document_of
     from llama_deploy.errors import Category, LlamaDeployError
 
-    canceled: list[dict[str, Any]] = []
+    changed: list[dict[str, Any]] = []
     refusals: list[LlamaDeployError] = []
 
     async def work(client: Client) -> None:
         for task_id in task_ids:
             try:
-                canceled.append(document_of(await client.cancel(task_id, reason=reason), without={"result"}))
+                changed.append(document_of(await change(client, task_id), without={"result"}))
             except LlamaDeployError as error:
                 refusals.append(error)
                 if error.category not in {Category.NOT_FOUND, Category.CONFLICT}:
@@ -235,8 +263,10 @@ def cancel(settings: Settings, task_ids: tuple[str, ...], reason: str | None) ->
 
     with_client(settings, work)
     columns = [Column("task_id", "TASK"), Column("service", "SERVICE"), Column("state", "STATE")]
-    if canceled or not refusals:
-        Printer(settings).table(canceled, columns, name="task_id")
+    if changed and any(document["paused"] for document in changed):
+        columns.append(Column("waiting_for", "WAITS FOR"))
+    if changed or not refusals:
+        Printer(settings).table(changed, columns, name="task_id")
     for error in refusals[1:]:
         click.echo(error.render(), err=True)
     if refusals:

@@ -158,11 +158,11 @@ def _about(hop: Hop, entry: HistoryEntry) -> None:
         hop.did("input" if hop.asking else "queued", started_at)
         hop.ended = "answered" if (entry.result or {}).get("status", "completed") == "completed" else "failed"
         hop.did("running" if hop.ended == "answered" else "failed", finished_at)
-    elif entry.kind in {"retrying", "lost"}:
+    elif entry.kind in {"retrying", "lost", "paused"}:
         hop.attempt = entry.attempt or hop.attempt
         if entry.started_at is not None:
             hop.did("queued", started_at)
-        hop.did("failed" if entry.kind == "retrying" else "lost", finished_at)
+        hop.did("lost" if entry.kind == "lost" or entry.error is None else "failed", finished_at)
         hop.due_at = entry.due_at or 0.0
         hop.asking = False
         hop.attempt += 1

@@ -23,6 +23,7 @@ from llama_deploy.client.outcomes import output_of, result_of
 from llama_deploy.client.problems import unexpected
 from llama_deploy.client.service_calls import ServiceCalls
 from llama_deploy.client.submissions import definition, input_text
+from llama_deploy.client.time_calls import TimeCalls
 from llama_deploy.client.transport import Transport
 from llama_deploy.client.websocket import WebSocketTransport
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError
@@ -63,7 +64,7 @@ class StreamEvent(msgspec.Struct, frozen=True):
     """The event as JSON types."""
 
 
-class Client(ServiceCalls):
+class Client(ServiceCalls, TimeCalls):
     """A client of one control plane, for one event loop.
 
     Use it with `async with`, or call `close`. Nothing connects before the first call that needs it; that call raises

@@ -23,6 +23,7 @@ from llama_deploy.client.async_client import (
 )
 from llama_deploy.client.portal import Portal
 from llama_deploy.client.sync_service_calls import SyncServiceCalls
+from llama_deploy.client.sync_time_calls import SyncTimeCalls
 from llama_deploy.client.transport import Transport
 from llama_deploy.types import (
     HistoryEntry,
@@ -38,7 +39,7 @@ from llama_deploy.types import (
 Output = TypeVar("Output")
 
 
-class SyncClient(SyncServiceCalls):
+class SyncClient(SyncServiceCalls, SyncTimeCalls):
     """`Client` for blocking code; see there for what arguments mean, what is raised and what is true afterwards.
 
     It may be used from several threads at once, and in a notebook whose own loop is running. Use it with `with`, or

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llama_deploy.control_plane.decisions import Decision, Outcome, encode_result
+from llama_deploy.control_plane.recording import sent_message
 from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import failure, too_large
-from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
+from llama_deploy.control_plane.retries import Next, after_failure, worn_out
+from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, paused_because
 from llama_deploy.errors import AttemptsExhaustedError, CommitConflictError, InvalidRequestError, LlamaDeployError
 from llama_deploy.messages.frames import Answer
 from llama_deploy.runtime import failpoint
@@ -23,6 +25,9 @@ from llama_deploy.types import RetryPolicy, TaskResult
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
+
+NO_DATA = b"{}"
+"""The data of a message that names a step and says nothing new: what the step was sent before stays."""
 
 
 class Answers:
@@ -110,7 +115,9 @@ class Answers:
         `settled` is called after the commit, or with the error where that was refused and all starts over. `chunks`
         takes the stream events that commit with it; it is called when it is recorded, and not before.
         """
-        retry_delay_s = self._retry_delay(step, result) if result.status == "failed" else None
+        following: Next = None
+        if result.status == "failed" and not step.notification:
+            following = after_failure(self._engine, entry, step, result)
         encoded = encode_result(result)
         record = Record(
             state="",
@@ -127,9 +134,14 @@ class Answers:
         if step.notification:
             self._settle_notification(entry, step, result, transition)
             return
-        if retry_delay_s is not None:
+        if following is not None:
             transition.chunks = chunks()
-            self._retry(entry, step, record, transition, retry_delay_s)
+            if following == "pause":
+                said = f"{result.error.type}: {result.error.message}" if result.error else result.result
+                reason = f"attempt {step.attempt} of {step.service} failed and was the last: {said}"
+                self.pause_worn_out(entry, step, record, transition, reason)
+            else:
+                self._retry(entry, step, record, transition, following)
             return
         if result.status == "failed" and not self._engine.policy.handles_failures:
             transition.chunks = chunks()
@@ -171,9 +183,18 @@ class Answers:
         retry = next((s for s in decision.sendings if (s.step_id, s.service) == named), None)
         if retry is not None and decision.outcome is None:
             decision.sendings.remove(retry)
-            if step.attempt >= self._engine.settings.attempts_max:
+            if worn_out(self._engine, step):
                 self._end_by_attempts(entry, step, transition, record, result)
                 return
+            if retry.data not in (step.body, NO_DATA) or retry.options not in (None, step.options):
+                excess = self._engine.recording.excess_of(retry)
+                if excess is not None:
+                    self._end_by_error(entry, transition, "answered", record, excess, answered=(step.step_id,))
+                    return
+                step.body = retry.data if retry.data != NO_DATA else step.body
+                step.options = retry.options or step.options
+                record.messages.append(sent_message(step, retry.delay_s))
+            step.failures += 1
             self._engine.statistics.retries += 1
             transition.moved = (self._reschedule(step, now, self._engine.jitter(retry.delay_s)),)
             record.due_at = step.due_at
@@ -200,24 +221,6 @@ class Answers:
         outcome = Outcome("failed", bytes(record.result))
         self._engine.recording.end(entry, transition, "answered", record, outcome, now=self._engine.clock.now())
 
-    def _retry_delay(self, step: OpenStep, result: TaskResult) -> float | None:
-        """Seconds until the next attempt by the service's own settings; `None` where they want none, or say nothing.
-
-        A policy that handles failures is asked about those that the service's settings have given up, as final ones.
-        """
-        definition = self._engine.registry.definition(step.service)
-        retry = definition.retry if definition is not None else None
-        handled = self._engine.policy.handles_failures
-        if step.notification or (retry is None and handled):
-            return None
-        retry = retry or RetryPolicy()
-        delay_s = retry.delay_for(result.error, step.failures + 1)
-        if delay_s is not None and step.attempt < self._engine.settings.attempts_max:
-            return self._engine.jitter(delay_s, retry.jitter)
-        if handled and result.error is not None:
-            result.error = result.error.model_copy(update={"retryable": False})
-        return None
-
     def _retry(self, entry: TaskEntry, step: OpenStep, record: Record, transition: Transition, delay_s: float) -> None:
         """The next attempt, without asking the policy: the same ticket, due after a delay."""
         now = self._engine.clock.now()
@@ -226,6 +229,21 @@ class Answers:
         transition.moved = (self._reschedule(step, now, delay_s),)
         record.due_at = step.due_at
         self._engine.recording.commit(entry, transition, "retrying", record, now=now, state=entry.working_state())
+
+    def pause_worn_out(
+        self, entry: TaskEntry, step: OpenStep, record: Record, transition: Transition, reason: str
+    ) -> None:
+        """A step whose attempts are used up: its next attempt, counted anew, and a pause until somebody resumes."""
+        now = self._engine.clock.now()
+        transition.moved = (self._reschedule(step, now, self._engine.settings.overdue_s),)
+        step.due_at, step.due_since = 0.0, now
+        step.failures = step.losses = 0
+        record.reason = reason
+        entry.paused_because = paused_because(record)
+        self._engine.recording.commit(
+            entry, transition, "paused", record, now=now, state=entry.working_state(), paused=True
+        )
+        self._engine.hold_back(entry)
 
     def _fail(
         self, entry: TaskEntry, step: OpenStep, result: TaskResult, record: Record, transition: Transition
@@ -291,7 +309,7 @@ class Answers:
         step.claimed_by = None
         step.parked = 0
         step.prompt = step.resume = step.snapshot = None
-        step.due_at = now + delay_s
+        step.due_at = step.due_since = now + delay_s
         step.overdue_s = 0.0
         return DeliveryMove(step.step_id, step.attempt - 1, step.attempt, step.due_at)
 

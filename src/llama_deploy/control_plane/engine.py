@@ -203,6 +203,8 @@ class Engine:
 
     def publish(self, entry: TaskEntry, steps: list[OpenStep]) -> None:
         """Hand the current attempt of these steps to the queue."""
+        if entry.row.paused:
+            return
         failpoint("engine.before_publish")
         envelopes = []
         for step in steps:
@@ -235,11 +237,21 @@ class Engine:
             entry.open[refused.step_id].published = False
         failpoint("engine.after_publish")
 
-    def claim(self, instance_id: str, step_id: str, attempt: int) -> bool:
-        """An instance is about to get a step; false when the delivery is an old one and must be dropped."""
+    def hold_back(self, entry: TaskEntry) -> None:
+        """Take back from the queue what no instance has taken of a task that is paused now."""
+        waiting = [step for step in entry.open.values() if step.published and step.claimed_by is None]
+        for step in waiting:
+            step.published = False
+        if waiting:
+            self.queue.withdraw([step.step_id for step in waiting])
+
+    def claim(self, instance_id: str, step_id: str, attempt: int, *, holds: bool = False) -> bool:
+        """An instance is about to get a step, or `holds` it already; false when the delivery must be dropped."""
         entry = self.cache.tasks.get(step_id.rpartition(":")[0])
         step = entry.open.get(step_id) if entry is not None else None
         if entry is None or step is None or step.attempt != attempt or step.parked:
+            return False
+        if entry.row.paused and not holds:
             return False
         if step.claimed_by not in (None, instance_id) and step.claimed_by in self.registry.instances:
             return False  # delivered twice

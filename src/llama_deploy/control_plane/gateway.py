@@ -310,7 +310,7 @@ class Port:
                 continue
             known.published = True
             self._engine.queue.withdraw([step.step_id])
-            self._engine.claim(self.instance_id, step.step_id, step.attempt)
+            self._engine.claim(self.instance_id, step.step_id, step.attempt, holds=True)
             self._hold(step.step_id, step.attempt, known.service)
             inputs += [(step.step_id, number, value) for number, value in enumerate(known.inputs, start=1)]
         if self._is_closed:

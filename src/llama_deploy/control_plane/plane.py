@@ -11,6 +11,7 @@ from typing import Any
 from llama_deploy.control_plane.client_gateway import ClientGateway
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.gateway import Gateway
+from llama_deploy.control_plane.pauses import Pauses
 from llama_deploy.control_plane.settings import EngineSettings
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.control_plane.sweeper import Sweeper
@@ -62,6 +63,7 @@ class ControlPlane:
         )
         self.webhooks = webhooks or WebhookSettings()
         self.signals = Signals(self.engine)
+        self.pauses = Pauses(self.engine, self.signals)
         self.sweeper = Sweeper(self.engine, self.signals)
         self.gateway = Gateway(self.engine, self.signals)
         self.clients = ClientGateway(self.engine)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llama_deploy.control_plane.decisions import Decision, Outcome, encode_result, outcome_from_state
+from llama_deploy.control_plane.decisions import Decision, Outcome, Sending, encode_result, outcome_from_state
 from llama_deploy.control_plane.records import Record, SentMessage, StateChange, encode_record
 from llama_deploy.control_plane.refusals import error_code, failure, too_large
 from llama_deploy.control_plane.session_state import Delta
@@ -34,6 +34,21 @@ REFUSALS_MAX = 5
 """What a step says is not tried to be recorded any more after so many refused commits in a row."""
 REFUSED_PAUSE_S = 0.05
 """Pause after the second of them; it doubles."""
+
+
+def sent_message(step: OpenStep, delay_s: float) -> SentMessage:
+    """What a history entry says of a message: its step as it is sent now."""
+    message = SentMessage(
+        step_id=step.step_id,
+        service=step.service,
+        action=step.action,
+        data=msgspec.Raw(step.body),
+        tag=step.tag,
+        delay_s=delay_s,
+    )
+    if step.options is not None:
+        message.options = msgspec.Raw(step.options.model_dump_json(exclude_defaults=True).encode())
+    return message
 
 
 class Recording:
@@ -115,8 +130,9 @@ class Recording:
         settings = self._engine.settings
         limit = settings.payload_bytes_max + ENVELOPE_BYTES_MAX
         for sending in decision.sendings:
-            if len(sending.data) > limit:
-                return too_large("message", len(sending.data), settings.payload_bytes_max)
+            excess = self.excess_of(sending)
+            if excess is not None:
+                return excess
         delta = decision.delta
         for changes in (delta.own, delta.keys, delta.shared):
             for key, value in changes.items():
@@ -136,6 +152,13 @@ class Recording:
                 limit=limit,
             )
         return None
+
+    def excess_of(self, sending: Sending) -> LimitExceededError | None:
+        """The refusal of a message that is larger than is allowed."""
+        limit = self._engine.settings.payload_bytes_max
+        return (
+            too_large("message", len(sending.data), limit) if len(sending.data) > limit + ENVELOPE_BYTES_MAX else None
+        )
 
     def _no_progress(self, entry: TaskEntry) -> Outcome:
         error = NoProgressError(
@@ -189,9 +212,10 @@ class Recording:
         seq = entry.row.version + 1
         number = entry.row.steps
         rows: list[DeliveryRow] = []
-        for index, sending in enumerate(sendings):
+        for index, sending in enumerate(sendings, start=len(record.messages)):
+            number += 1
             step = OpenStep(
-                step_id=f"{task_id}:{number + index + 1}",
+                step_id=f"{task_id}:{number}",
                 service=sending.service,
                 action=sending.action,
                 tag=sending.tag,
@@ -202,18 +226,9 @@ class Recording:
             step.options = sending.options
             if sending.delay_s > 0:
                 step.due_at = now + self._engine.jitter(sending.delay_s)
+            step.due_since = step.due_at or now
             entry.open[step.step_id] = step
-            message = SentMessage(
-                step_id=step.step_id,
-                service=step.service,
-                action=step.action,
-                data=msgspec.Raw(step.body),
-                tag=step.tag,
-                delay_s=sending.delay_s,
-            )
-            if sending.options is not None:
-                message.options = msgspec.Raw(sending.options.model_dump_json(exclude_defaults=True).encode())
-            record.messages.append(message)
+            record.messages.append(sent_message(step, sending.delay_s))
             if step.service == PERSON_SERVICE:
                 asks = True
                 step.wait_for_person()
@@ -299,6 +314,7 @@ class Recording:
         steps: int = 0,
         ended: bool = False,
         error: str = "",
+        paused: bool | None = None,
     ) -> None:
         """Hand one transition of a task to the store, with its history entry and its new row.
 
@@ -307,7 +323,7 @@ class Recording:
         record.state = state
         transition.expected_version = entry.row.version
         service = entry.row.service or (record.messages[0].service if record.messages else "")
-        row = entry.bump(now, state=state, steps=steps, service=service, ended=ended, error=error)
+        row = entry.bump(now, state=state, steps=steps, service=service, ended=ended, error=error, paused=paused)
         transition.task = row
         transition.entry = HistoryRow(row.task_id, row.version, now, kind, encode_record(record))
         recorded = transition.settled

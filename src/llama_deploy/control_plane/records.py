@@ -82,6 +82,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     snapshot: bytes | None = None
     resume: str | None = None
     consumed: int = 0
+    on_purpose: bool = False
+    """A lost attempt was handed back by its instance."""
 
 
 encode_record = msgspec.json.Encoder().encode

@@ -17,6 +17,7 @@ from llama_deploy.control_plane.decisions import Outcome, encode_result
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import check_id, clean, failure, resolve, step_failure, too_large
+from llama_deploy.control_plane.retries import attempts_so_far, pauses_when_worn_out, worn_out
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import (
     AttemptsExhaustedError,
@@ -66,7 +67,7 @@ class Signals:
             transition = Transition(settled=settled)
             self._engine.recording.end(entry, transition, "canceled", record, outcome, now=self._engine.clock.now())
 
-        return await self._record_in_turn(task_id, work, even_if_busy=True)
+        return await self.record_in_turn(task_id, work, even_if_busy=True)
 
     # --- input ------------------------------------------------------------------------------------------------------
 
@@ -94,7 +95,7 @@ class Signals:
             found.append(step.step_id)
             self._take_input(entry, step, encoded, by, settled)
 
-        await self._record_in_turn(task_id, work)
+        await self.record_in_turn(task_id, work)
         return found[-1]
 
     def _asking_step(self, entry: TaskEntry, step_id: str | None, value: Any) -> OpenStep:
@@ -322,10 +323,25 @@ class Signals:
         step.claimed_by = None
         step.stop_asking()
         now = engine.clock.now()
-        if step.attempt >= engine.settings.attempts_max and not on_purpose:
+        record = Record(
+            state="",
+            step_id=step_id,
+            service=step.service,
+            attempt=step.attempt,
+            started_at=step.claimed_at or None,
+            reason=reason,
+            by=holder,
+            on_purpose=on_purpose,
+        )
+        if not on_purpose and worn_out(engine, step):
+            if not entry.final and pauses_when_worn_out(engine, entry, step):
+                settled = engine.recording.or_again(step_id, again, lambda: None)
+                reason = f"attempt {step.attempt} of {step.service} was lost and was the last: {reason}"
+                engine.answers.pause_worn_out(entry, step, record, Transition(settled=settled), reason)
+                return
             error = AttemptsExhaustedError(
-                f"step {step_id} was lost in each of its {step.attempt} attempts",
-                why=f"last: {reason}",
+                f"step {step_id} was lost in attempt {step.attempt}, the last of it",
+                why=f"{reason}; before: {attempts_so_far(step) or 'none'}",
                 fix="look at the service's log; attempts_max sets how often it is tried",
             )
             result = failure(entry.row.task_id, error)
@@ -335,16 +351,9 @@ class Signals:
             return
         step.attempt += 1
         step.published = False
+        step.due_at, step.due_since = 0.0, now
+        step.losses += not on_purpose
         move = DeliveryMove(step_id, step.attempt - 1, step.attempt, now + engine.settings.overdue_s)
-        record = Record(
-            state="",
-            step_id=step_id,
-            service=step.service,
-            attempt=step.attempt - 1,
-            started_at=step.claimed_at or None,
-            reason=reason,
-            by=holder,
-        )
 
         def next_attempt() -> None:
             failpoint("signals.lost")
@@ -400,7 +409,7 @@ class Signals:
 
         self._engine.cache.with_entry(step_id.rpartition(":")[0], use)
 
-    async def _record_in_turn(
+    async def record_in_turn(
         self, task_id: str, work: Callable[[TaskEntry, Settled], None], *, even_if_busy: bool = False
     ) -> TaskEntry:
         """Run `work` in the task's turn (or at once) and wait until what it recorded is committed.

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from llama_deploy.control_plane.records import Record, decode_record
+from llama_deploy.control_plane.records import Record, SentMessage, decode_record
 from llama_deploy.control_plane.session_state import Delta, PrivateState, SessionState
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, TaskRow
@@ -33,9 +33,11 @@ class OpenStep:
         "claimed_by",
         "consumed",
         "due_at",
+        "due_since",
         "failures",
         "index",
         "inputs",
+        "losses",
         "options",
         "overdue_s",
         "parked",
@@ -68,6 +70,8 @@ class OpenStep:
         self.attempt = 1
         self.due_at = 0.0
         """Not before this time, seconds since the epoch; 0 when it may go at once."""
+        self.due_since = 0.0
+        """Since when an instance may take this attempt."""
         self.published = False
         """Handed to the queue in this attempt, by this process."""
         self.claimed_by: str | None = None
@@ -77,7 +81,9 @@ class OpenStep:
         """The attempt that is recorded as begun."""
         self.overdue_s = 0.0
         self.failures = 0
-        """Failed attempts, where the engine retries by the service's policy."""
+        """Failed attempts, since the task last paused because of them."""
+        self.losses = 0
+        """Attempts that were lost with their instances, since then."""
         self.parked = 0
         """The history entry in which it was parked, or 0."""
         self.asking = False
@@ -119,6 +125,12 @@ class OpenStep:
         self.asking = False
         self.questions.clear()
 
+    def renew(self, message: SentMessage) -> None:
+        """The orchestrator has the step tried again with another message."""
+        self.body = bytes(message.data)
+        if bytes(message.options):
+            self.options = StepOptions.model_validate_json(bytes(message.options))
+
     @property
     def notification(self) -> bool:
         """Whether this only tells somebody of the end of the task: its answer changes nothing."""
@@ -136,6 +148,7 @@ class TaskEntry:
         "mailbox",
         "open",
         "outcome",
+        "paused_because",
         "private",
         "recorded",
         "recorded_callbacks",
@@ -166,6 +179,8 @@ class TaskEntry:
         """The newest history entry that is committed."""
         self.outcome: bytes | None = None
         """JSON of the final `TaskResult`, once that is committed."""
+        self.paused_because = ""
+        """Who paused it and why, while it is paused."""
         self.recorded_callbacks: list[Callable[[TaskEntry | None, LlamaDeployError | None], None]] = []
         """Called once the submission is committed, with the task (this one, unless it was known already), or refused.
         """
@@ -190,7 +205,15 @@ class TaskEntry:
             watcher()
 
     def bump(
-        self, now: float, *, state: str, steps: int = 0, service: str = "", ended: bool = False, error: str = ""
+        self,
+        now: float,
+        *,
+        state: str,
+        steps: int = 0,
+        service: str = "",
+        ended: bool = False,
+        error: str = "",
+        paused: bool | None = None,
     ) -> TaskRow:
         """The row after one more history entry; it becomes the entry's row."""
         row = self.row
@@ -205,7 +228,7 @@ class TaskEntry:
             now,
             now if ended else row.ended_at,
             row.origin,
-            0 if ended else row.paused,
+            0 if ended else (row.paused if paused is None else int(paused)),
             error,
         )
         return self.row
@@ -291,25 +314,25 @@ def rebuild(
             service=delivery.service,
             action=message.action,
             tag=message.tag,
-            body=bytes(message.data),
+            body=b"",
             seq=delivery.seq,
             index=delivery.index,
         )
-        if bytes(message.options):
-            step.options = StepOptions.model_validate_json(bytes(message.options))
+        step.renew(message)
         step.attempt = delivery.attempt
         step.due_at = sent_by.at + message.delay_s if message.delay_s else 0.0
+        step.due_since = step.due_at or sent_by.at
         step.parked = delivery.parked
         if step.service == PERSON_SERVICE:
             step.wait_for_person()
         step.started = delivery.attempt if delivery.started else 0
         entry.open[step.step_id] = step
     for row_of_entry, record in records:
-        _replay(entry, row_of_entry.kind, record)
+        _replay(entry, row_of_entry.kind, row_of_entry.at, record)
     return entry
 
 
-def _replay(entry: TaskEntry, kind: str, record: Record) -> None:
+def _replay(entry: TaskEntry, kind: str, at: float, record: Record) -> None:
     """Fold one history entry into the private state and the open steps."""
     if record.change is not None:
         delta = Delta()
@@ -323,9 +346,19 @@ def _replay(entry: TaskEntry, kind: str, record: Record) -> None:
     outcome = bytes(record.result if record.outcome_is_result else record.outcome)
     if outcome:
         entry.outcome = outcome
+    if kind == "paused":
+        entry.paused_because = paused_because(record)
+    elif kind == "resumed":
+        entry.paused_because = ""
+        for waiting in entry.open.values():
+            waiting.due_since = max(waiting.due_since, at)
     step = entry.open.get(record.step_id or "")
-    if step is None:
-        return
+    if step is not None:
+        _replay_step(step, kind, at, record)
+
+
+def _replay_step(step: OpenStep, kind: str, at: float, record: Record) -> None:
+    """What one history entry says of a step that is still open."""
     if kind == "input_requested" and record.resume is None:
         step.ask(record.number, bytes(record.prompt))
     elif kind == "input_requested":
@@ -337,9 +370,24 @@ def _replay(entry: TaskEntry, kind: str, record: Record) -> None:
         step.consumed = record.consumed
     elif kind == "input":
         step.take_input(bytes(record.input))
+        step.due_since = at
     elif kind == "retrying":
         step.failures += 1
         step.stop_asking()
         step.due_at = record.due_at or 0.0
-    elif kind == "lost":
+        step.due_since = step.due_at or at
+        for message in record.messages:
+            if message.step_id == step.step_id:
+                step.renew(message)
+    elif kind in {"lost", "paused"}:
         step.stop_asking()
+        step.due_at, step.due_since = 0.0, at
+        if kind == "paused":
+            step.failures = step.losses = 0
+        elif not record.on_purpose:
+            step.losses += 1
+
+
+def paused_because(record: Record) -> str:
+    """Who paused a task and why, as it is shown."""
+    return (f" by {record.by}" if record.by else "") + (f": {record.reason}" if record.reason else "")

@@ -12,6 +12,7 @@ import msgspec
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.filters import task_filter
 from llama_deploy.control_plane.records import to_entry
+from llama_deploy.control_plane.retries import attempts_so_far
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import ServiceNotFoundError, SessionNotFoundError
 from llama_deploy.state_stores.base import TaskFilter, TaskRow
@@ -72,6 +73,8 @@ class Views:
 
     def _waiting_for(self, entry: TaskEntry) -> str | None:
         """Why a task does not move, in words; `None` while an instance works on it."""
+        if entry.row.paused:
+            return "it is paused" + entry.paused_because
         if entry.busy:
             return "a decision of the orchestrator"
         if any(step.claimed_by and not step.asking for step in entry.open.values()):
@@ -90,7 +93,9 @@ class Views:
             return f'nobody serves "{step.service}" ({known})'
         now = self._engine.clock.now()
         if step.due_at > now:
-            return f"attempt {step.attempt} of {step.service}, due in {step.due_at - now:.1f} s"
+            before = attempts_so_far(step)
+            counted = f" ({before})" if before else ""
+            return f"attempt {step.attempt} of {step.service}, due in {step.due_at - now:.1f} s{counted}"
         waiting = self._engine.queue.statistics(step.service).waiting
         return f"a free instance of {step.service} ({waiting} waiting)"
 

@@ -27,7 +27,8 @@ class HistoryEntry(BaseModel):
     at: float
     """When it was recorded, in seconds since the epoch."""
     kind: str
-    """`submitted`, `answered`, `retrying`, `lost`, `input_requested`, `input` or `canceled`. Kinds may be added."""
+    """`submitted`, `answered`, `retrying`, `lost`, `input_requested`, `input`, `paused`, `resumed` or `canceled`. Kinds
+    may be added. A `paused` entry that names a step is about an attempt that failed or was lost and was the last."""
     step_id: str | None = None
     service: str | None = None
     attempt: int | None = None

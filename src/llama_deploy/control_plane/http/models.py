@@ -73,6 +73,12 @@ class CancelRequest(_Body):
     reason: str = Field(default="", max_length=REASON_CHARACTERS_MAX)
 
 
+class PauseRequest(_Body):
+    """Why a task is paused, or goes on."""
+
+    reason: str = Field(default="", max_length=REASON_CHARACTERS_MAX)
+
+
 class SessionRequest(_Body):
     """A session to create."""
 

@@ -21,31 +21,41 @@ if TYPE_CHECKING:
         Emit,
         Fail,
         Finish,
+        Hold,
+        Release,
         Run,
         TakeBack,
         Wait,
     )
     from llama_deploy.orchestrators.config import SimpleOrchestratorConfig
+    from llama_deploy.orchestrators.gate import Gate
+    from llama_deploy.orchestrators.group_chat import GroupChat, Transcript
     from llama_deploy.orchestrators.handoff import Handoff
     from llama_deploy.orchestrators.map import Map
     from llama_deploy.orchestrators.nodes import Node
     from llama_deploy.orchestrators.parallel import Parallel
+    from llama_deploy.orchestrators.planner import Planner
     from llama_deploy.orchestrators.router import Router
     from llama_deploy.orchestrators.sequence import Sequence
     from llama_deploy.orchestrators.turn import NoState, Notes, Turn
     from llama_deploy.orchestrators.typed import Orchestrator
+    from llama_deploy.orchestrators.wrappers import Budget, Cache, Fallback, Retry, Saga, Timeout, Vote
 else:
     _PLACES = {
-        "actions": "Action Again Answer Ask Compensate Emit Fail Finish Run TakeBack Wait",
+        "actions": "Action Again Answer Ask Compensate Emit Fail Finish Hold Release Run TakeBack Wait",
         "config": "SimpleOrchestratorConfig",
+        "gate": "Gate",
+        "group_chat": "GroupChat Transcript",
         "handoff": "Handoff",
         "map": "Map",
         "nodes": "Node",
         "parallel": "Parallel",
+        "planner": "Planner",
         "router": "Router",
         "sequence": "Sequence",
         "turn": "NoState Notes Turn",
         "typed": "Orchestrator",
+        "wrappers": "Budget Cache Fallback Retry Saga Timeout Vote",
     }
     __getattr__, __dir__ = lazy_names(
         __name__, {name: f"{__name__}.{place}" for place, names in _PLACES.items() for name in names.split()}
@@ -57,24 +67,37 @@ __all__ = [
     "Answer",
     "Ask",
     "BaseOrchestrator",
+    "Budget",
+    "Cache",
     "Compensate",
     "Emit",
     "Fail",
+    "Fallback",
     "Finish",
+    "Gate",
+    "GroupChat",
     "Handoff",
+    "Hold",
     "Map",
     "NoState",
     "Node",
     "Notes",
     "Orchestrator",
     "Parallel",
+    "Planner",
+    "Release",
+    "Retry",
     "Router",
     "Run",
+    "Saga",
     "Sequence",
     "SimpleOrchestrator",
     "SimpleOrchestratorConfig",
     "TakeBack",
+    "Timeout",
+    "Transcript",
     "Turn",
+    "Vote",
     "Wait",
     "get_result_key",
     "get_stream_key",

@@ -7,7 +7,7 @@ which the control plane records in one commit before anybody acts on them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llama_deploy.types.core import TaskError
@@ -36,6 +36,17 @@ class Answer:
     def failed(self) -> bool:
         """Whether there is no output to go on with."""
         return self.status != "completed"
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as JSON types."""
+        error = self.error.model_dump(mode="json", exclude_defaults=True) if self.error is not None else None
+        return {**asdict(self), "usage": dict(self.usage), "error": error}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Answer:
+        """The answer that `to_json` wrote."""
+        error = value["error"]
+        return cls(**{**value, "error": TaskError.model_validate(error) if error is not None else None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,16 @@ class Compensate:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """From `observe`: keep this answer, and all that follow, from those below until `Release`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Let those below have what was held."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """End with this output: the task's, or the answer to the orchestrator that this one is a node of."""
 
@@ -125,4 +146,4 @@ class Fail:
         return cls(TaskError(code="LD530", type="OrchestrationFailedError", message=message, fix=fix, retryable=False))
 
 
-Action = Run | Again | Ask | Wait | Emit | TakeBack | Compensate | Finish | Fail
+Action = Run | Again | Ask | Wait | Emit | TakeBack | Compensate | Hold | Release | Finish | Fail

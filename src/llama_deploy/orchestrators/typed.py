@@ -27,6 +27,8 @@ from llama_deploy.orchestrators.actions import (
     Emit,
     Fail,
     Finish,
+    Hold,
+    Release,
     Run,
     TakeBack,
     Wait,
@@ -34,7 +36,7 @@ from llama_deploy.orchestrators.actions import (
 from llama_deploy.orchestrators.base import BaseOrchestrator
 from llama_deploy.orchestrators.turn import NoState, Notes, StateT, Turn
 from llama_deploy.types.core import ActionTypes, NewTask, TaskDefinition, TaskError, TaskResult
-from llama_deploy.types.reserved import PERSON_SERVICE, STREAM_SERVICE, TAKE_BACK_SERVICE, TIMER_SERVICE
+from llama_deploy.types.reserved import ANSWERED_HERE, PERSON_SERVICE, STREAM_SERVICE, TAKE_BACK_SERVICE, TIMER_SERVICE
 
 _INBOX = "inbox"
 _UNDO_TAG = "__undo__"
@@ -67,9 +69,10 @@ class Orchestrator(BaseOrchestrator, Generic[StateT]):
         """What to do now that a node has answered, well or badly."""
 
     def observe(self, turn: Turn[StateT], answer: Answer) -> Iterable[Action]:
-        """What to do about an answer that goes to an orchestrator below this one, before it gets there.
+        """What to do about a service's answer to this orchestrator or to one below it, before it gets there.
 
-        Nothing, unless a subclass counts or limits what happens below it. Where it ends, the answer goes nowhere.
+        Nothing, unless a subclass counts or limits what happens here. Where it ends, the answer goes nowhere; with
+        `Hold`, it and all that follow wait for `Release`.
         """
         del turn, answer
         return ()
@@ -154,21 +157,36 @@ class Machine:
             attempt=result.attempt,
             usage=_usage(result.data),
         )
-        self._watch(path + slash, answer)
-        self._events.append((path + slash, answer))
+        self._arrive(path + slash, answer)
         self._go_on()
 
-    def _watch(self, path: str, answer: Answer) -> None:
-        """Let the orchestrators above see an answer, the outermost first; one of them may end everything below it."""
-        above = [path[: index + 1] for index, character in enumerate(path) if character == "/"]
-        for place in ["", *above][:-1]:
+    def _arrive(self, path: str, answer: Answer) -> None:
+        """Let the orchestrators on the way see an answer, the outermost first; then it is the next to happen.
+
+        One of them may end everything below it, or hold the answer.
+        """
+        on_the_way = ["", *(path[: index + 1] for index, character in enumerate(path) if character == "/")]
+        for place in on_the_way if answer.node not in ANSWERED_HERE else []:
             run = self._own.get(f"{place}run")
             if run is None or "error" in run:
-                return
+                break
+            held = self._own.get(f"{place}held")
             orchestrator = self._at(place)
-            if type(orchestrator).observe is not Orchestrator.observe:
+            if held is None and type(orchestrator).observe is not Orchestrator.observe:
                 turn = self._turn(place, self._state(place, orchestrator, run))
                 self._decided(place, orchestrator, turn, orchestrator.observe(turn, answer))
+                held = self._own.get(f"{place}held")
+            if held is not None:
+                self._own[f"{place}held"] = [*held, [path, answer.to_json()]]
+                return
+        self._events.append((path, answer))
+
+    def _release(self, place: str) -> None:
+        """What an orchestrator has held goes on; the first of it was seen already."""
+        held = [(path, Answer.from_json(value)) for path, value in self._own.pop(f"{place}held", None) or []]
+        self._events.extend(held[:1])
+        for path, answer in held[1:]:
+            self._arrive(path, answer)
 
     def begin(self) -> None:
         """Start the outermost orchestrator."""
@@ -237,6 +255,7 @@ class Machine:
         """Carry out the actions of one turn, in order; what comes after an end is not looked at."""
         begun: list[tuple[str, Answer | _Begin]] = []
         started = 0
+        release = False
         end: Finish | Fail | None = None
         for action in actions:
             if isinstance(action, Finish | Fail):
@@ -248,6 +267,8 @@ class Machine:
                     raise ValueError(f"the tag {action.tag or action.node!r} is in use: give each run a tag of its own")
                 begun.append((child, _Begin(action.node, action.input)))
                 started += 1
+            elif isinstance(action, Release):
+                release = True
             else:
                 started += self._act(path, orchestrator, action)
         changed = turn.state.model_dump(mode="json")
@@ -263,6 +284,8 @@ class Machine:
             self._end(path, run, Fail.because(f"{type(orchestrator).__name__} neither waits nor ends", fix=fix))
             return
         self._events.extend(begun)
+        if release:
+            self._release(path)
 
     def _act(self, path: str, orchestrator: Orchestrator[Any], action: Action) -> int:
         """One action that is neither an end nor the start of an orchestrator; returns how many answers it brings."""
@@ -289,6 +312,9 @@ class Machine:
         elif isinstance(action, TakeBack):
             self._take_back(path + _checked(action.tag))
             return -1
+        elif isinstance(action, Hold):
+            self._own[f"{path}held"] = []
+            return 0
         elif isinstance(action, Compensate):
             run = self._own[f"{path}run"]
             self._own[f"{path}run"] = {**run, "undo": [*run.get("undo", []), [action.node, action.input]]}

@@ -99,6 +99,8 @@ class _Player:
         self._random = random.Random(seed) if seed is not None else None  # noqa: S311 - an order, not a secret
         self._open: dict[str, _Open] = {}
         self._due: list[tuple[float, float, str]] = []
+        self._answers: dict[str, Any] = {}
+        """What people have answered."""
         self._steps = 0
         self.play = Play()
 
@@ -146,14 +148,31 @@ class _Player:
                 assert self._steps <= STEPS_MAX, f"more than {STEPS_MAX} steps: does it end?"
                 step_id = f"{self._task.task_id}:{self._steps}"
                 if message.type == PERSON_SERVICE:
-                    self.play.asked.append(_plain(message.data))
-                elif message.type != TIMER_SERVICE:
+                    self._ask(step_id, message)
+                    return
+                if message.type != TIMER_SERVICE:
                     self.play.sent.append(message)
             else:
                 attempt = int(step_id.rpartition("#")[2]) if "#" in step_id else 2
-            self._open[step_id] = _Open(self.play.waited_s + message.delay_s, step_id, message, attempt)
-            order = self._random.random() if self._random is not None else float(self._steps)
-            heapq.heappush(self._due, (self._open[step_id].due_s, order, step_id))
+            self._await(_Open(self.play.waited_s + message.delay_s, step_id, message, attempt))
+
+    def _await(self, step: _Open) -> None:
+        self._open[step.step_id] = step
+        order = self._random.random() if self._random is not None else float(self._steps)
+        heapq.heappush(self._due, (step.due_s, order, step.step_id))
+
+    def _ask(self, step_id: str, message: QueueMessage) -> None:
+        """A person is asked, and answers at once or never."""
+        prompt = _plain(message.data)
+        self.play.asked.append(prompt)
+        assert self._people is not None, f"a person is asked {prompt.get('prompt')!r}: pass `people`"
+        answer = self._people(prompt)
+        step = _Open(self.play.waited_s, step_id, message)
+        if answer is ...:
+            self._open[step_id] = step
+        else:
+            self._answers[step_id] = answer
+            self._await(step)
 
     def _take_back(self, tag: str) -> None:
         for step_id, step in list(self._open.items()):
@@ -173,7 +192,7 @@ class _Player:
             "attempt": step.attempt,
         }
         try:
-            output = await self._output(message)
+            output = self._answers.pop(step.step_id) if message.type == PERSON_SERVICE else await self._output(message)
         except Exception as error:  # noqa: BLE001 - the place of a service's runner
             failed: TaskError = error_from_exception(error)
             return TaskResult(**about, result=failed.message, status="failed", error=failed)
@@ -185,9 +204,6 @@ class _Player:
         data = _plain(message.data)
         if message.type == TIMER_SERVICE:
             return None
-        if message.type == PERSON_SERVICE:
-            assert self._people is not None, f"a person is asked {data.get('prompt')!r}: pass `people`"
-            return self._people(data)
         function = self._services.get(message.type)
         assert function is not None, f"nobody serves {message.type!r}"
         output = function(data["task"]["input"]) if isinstance(data.get("task"), dict) else function(**data)

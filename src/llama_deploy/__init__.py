@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ServiceContext,
         ToolService,
         WorkflowService,
+        current_step,
         serve_services,
         service,
     )
@@ -79,6 +80,7 @@ else:
             "TaskView": "llama_deploy.types",
             "ToolService": "llama_deploy.services",
             "WorkflowService": "llama_deploy.services",
+            "current_step": "llama_deploy.services",
             "get_result_key": "llama_deploy.orchestrators",
             "get_stream_key": "llama_deploy.orchestrators",
             "serve_services": "llama_deploy.services",
@@ -117,6 +119,7 @@ __all__ = [
     "ToolService",
     "WorkflowService",
     "__version__",
+    "current_step",
     "get_result_key",
     "get_stream_key",
     "serve_services",

@@ -7,7 +7,9 @@ or an exit code. `docs/errors.md` is checked against this module, so a new error
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+from functools import cache
 from typing import Any, ClassVar
 
 
@@ -399,6 +401,32 @@ class WebhookSignatureError(LlamaDeployError):
     """A request is not a webhook of the control plane whose secret this is, or it comes too late to be believed."""
 
     code, title, category = "LD521", "webhook not genuine", Category.UNAUTHORISED
+
+
+class StepCanceledError(LlamaDeployError):
+    """The attempt is not wanted any more: its task was canceled or has ended, or the step went to another attempt."""
+
+    code, title, category = "LD540", "attempt canceled", Category.FAILED
+
+
+def from_problem(problem: Mapping[str, Any]) -> LlamaDeployError:
+    """The error that a problem+json document of ours describes, as the class that its `code` names.
+
+    A code of a later version becomes the root class and stands in `details["remote_code"]`.
+    """
+    details: dict[str, Any] = dict(found) if isinstance(found := problem.get("details"), Mapping) else {}
+    cls = _by_code().get(str(problem.get("code")))
+    if cls is None:
+        cls = LlamaDeployError
+        details["remote_code"] = problem.get("code")
+    error = cls(str(problem.get("what") or problem.get("detail") or problem.get("title") or cls.title))
+    error.why, error.fix, error.details = str(problem.get("why") or ""), str(problem.get("fix") or ""), details
+    return error
+
+
+@cache
+def _by_code() -> dict[str, type[LlamaDeployError]]:
+    return {cls.code: cls for cls in all_errors()}
 
 
 def all_errors() -> list[type[LlamaDeployError]]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tests.processes.works import Work, cancels, held, hops, people, sessions, slow, streams
+from tests.processes.works import Work, cancels, held, hops, people, remembers, sessions, slow, streams
 
 Process = Literal["control plane", "instance", "client"]
 
@@ -58,6 +58,7 @@ CRASHES: dict[str, Crash] = {
     "signals.input_recorded": Crash(PLANE, (people,)),
     "signals.recorded": Crash(PLANE, (cancels,)),
     "signals.lost": Crash(PLANE, (held,), when="loss"),
+    "memos.recorded": Crash(PLANE, (remembers,), passing=3),
     "signals.session_recorded": Crash(PLANE, (sessions,)),
     "claims.before_record": Crash(PLANE, (slow,), settings={"claim_recorded_after_s": 0.1}),
     "claims.after_record": Crash(PLANE, (slow,), settings={"claim_recorded_after_s": 0.1}),

@@ -79,6 +79,19 @@ async def large(context: ServiceContext, size: int, event: int = 0) -> str:
     return "x" * size
 
 
+def _unique() -> str:
+    return f"{os.getpid()} {time.monotonic_ns()}"
+
+
+@service(concurrency=4)
+async def keep(context: ServiceContext, count: int) -> list[str]:
+    """Has values remembered, each of which tells who made it."""
+    effect(context)
+    return [
+        await context.once(f"value {number}", lambda: f"{os.getpid()} {time.monotonic_ns()}") for number in range(count)
+    ]
+
+
 @service(concurrency=4)
 async def asks(context: ServiceContext, text: str) -> list[str]:
     """Asks a person twice."""
@@ -92,7 +105,9 @@ PERSON = HumanService("person")
 async def main() -> bool:
     arm_from_environment()
     return await serve_services(
-        [double, gate, tell, block, flaky, large, asks, PERSON], control_plane_url=sys.argv[1], drain_timeout_s=20.0
+        [double, gate, tell, block, flaky, large, keep, asks, PERSON],
+        control_plane_url=sys.argv[1],
+        drain_timeout_s=20.0,
     )
 
 

@@ -140,7 +140,20 @@ def open_gate(folder: Path) -> None:
     (folder / "later" / "open").touch()
 
 
-WORKS: dict[str, Work] = {work.__name__: work for work in (hops, slow, streams, people, cancels, sessions, held)}
+async def remembers(client: Client, _: Path) -> dict[str, str]:
+    """A task whose code has values remembered: what it returns is what is recorded."""
+    kept = await _run(client, "keep", "remembers", count=5)
+
+    async def recorded() -> list[object]:
+        return [entry.value async for entry in client.history("remembers") if entry.kind == "remembered"]
+
+    assert await insist(recorded) == kept
+    return {"remembers": "completed"}
+
+
+WORKS: dict[str, Work] = {
+    work.__name__: work for work in (hops, slow, streams, people, cancels, sessions, held, remembers)
+}
 
 
 async def keep_the_promise(client: Client, wanted: dict[str, str]) -> None:

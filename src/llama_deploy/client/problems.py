@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from functools import cache
-from typing import Any
 
 import msgspec
 
@@ -20,7 +18,7 @@ from llama_deploy.errors import (
     ConnectionLostError,
     LlamaDeployError,
     ProtocolError,
-    all_errors,
+    from_problem,
 )
 
 TRANSIENT: frozenset[Category] = frozenset(
@@ -31,11 +29,6 @@ TRANSIENT: frozenset[Category] = frozenset(
 _GATEWAY_STATUSES = frozenset({502, 503, 504})
 
 
-@cache
-def _classes() -> dict[str, type[LlamaDeployError]]:
-    return {cls.code: cls for cls in all_errors()}
-
-
 def error_from_problem(problem: object, *, status: int, address: str = "") -> LlamaDeployError:
     """The error that a problem+json document describes, as the class that its `code` names.
 
@@ -44,15 +37,7 @@ def error_from_problem(problem: object, *, status: int, address: str = "") -> Ll
     """
     if not isinstance(problem, Mapping) or not isinstance(problem.get("code"), str):
         return _foreign(status, address)
-    details: dict[str, Any] = dict(found) if isinstance(found := problem.get("details"), Mapping) else {}
-    cls = _classes().get(problem["code"])
-    if cls is None:
-        cls = LlamaDeployError
-        details["remote_code"] = problem["code"]
-    what = str(problem.get("what") or problem.get("detail") or problem.get("title") or cls.title)
-    error = cls(what)
-    error.why, error.fix, error.details = str(problem.get("why") or ""), str(problem.get("fix") or ""), details
-    return error
+    return from_problem(problem)
 
 
 def error_from_refusal(problem: bytes) -> LlamaDeployError:

@@ -21,6 +21,7 @@ from llama_deploy.control_plane.answers import Answers
 from llama_deploy.control_plane.claims import Claims
 from llama_deploy.control_plane.deadlines import heartbeat_timeout_s, run_timeout_s
 from llama_deploy.control_plane.decisions import Decision, decide, drive
+from llama_deploy.control_plane.memos import Memos
 from llama_deploy.control_plane.recording import Recording
 from llama_deploy.control_plane.refusals import resolve
 from llama_deploy.control_plane.registry import Registry, encode_definition
@@ -92,6 +93,7 @@ class Engine:
         self.submissions = Submissions(self)
         self.answers = Answers(self)
         self.claims = Claims(self)
+        self.memos = Memos(self)
         self.recording = Recording(self)
         self.streams = Streams(self)
         self.webhooks = Webhooks(self, webhooks or WebhookSettings())
@@ -226,6 +228,7 @@ class Engine:
                 step.snapshot,
                 0 if entry.stream is None else entry.stream.count_of(step.step_id, step.attempt),
                 heartbeat_timeout_s(entry, step),
+                step.memos,
             )
             envelope = Envelope(step.step_id, step.attempt, step.service, encode_op(operation))
             if step.options is not None or entry.definition.options is not None:

@@ -42,6 +42,8 @@ from llama_deploy.messages.frames import (
     Park,
     ParkRefused,
     Refused,
+    Remember,
+    Remembered,
     Welcome,
 )
 from llama_deploy.runtime import failpoint
@@ -172,6 +174,7 @@ class Port:
             Events: self._events,
             Park: self._park,
             AskInput: self._ask,
+            Remember: self._remember,
             Heartbeat: self._heartbeat,
             Credits: self._credits,
             Goodbye: self._goodbye,
@@ -394,6 +397,13 @@ class Port:
             failpoint("gateway.asked")
 
         self._gateway.signals.ask(operation, done)
+
+    def _remember(self, operation: Remember) -> None:
+        def done(value: bytes, refusal: LlamaDeployError | None) -> None:
+            problem = msgspec.json.encode(refusal.to_problem()) if refusal is not None else b""
+            self.post(Remembered(operation.step_id, operation.attempt, operation.key, value, problem))
+
+        self._engine.memos.remember(operation, done)
 
     def _heartbeat(self, operation: Heartbeat) -> None:
         disowned = []

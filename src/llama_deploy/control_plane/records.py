@@ -84,6 +84,9 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     consumed: int = 0
     on_purpose: bool = False
     """A lost attempt was handed back by its instance."""
+    key: str | None = None
+    """What a remembered value stands under."""
+    value: Json = NOTHING
 
 
 encode_record = msgspec.json.Encoder().encode
@@ -141,6 +144,8 @@ def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
             "reason": record.reason,
             "input": _value(record.input),
             "prompt": _value(record.prompt),
+            "key": record.key,
+            "value": _value(record.value),
         }
     )
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llama_deploy.errors import InvalidRequestError, LimitExceededError, LlamaDeployError, TaskConflictError
+from llama_deploy.errors import (
+    InvalidRequestError,
+    LimitExceededError,
+    LlamaDeployError,
+    StepCanceledError,
+    TaskConflictError,
+)
 from llama_deploy.types import TaskDefinition, TaskError, TaskResult
 
 if TYPE_CHECKING:
@@ -60,14 +66,22 @@ def conflict(what: str, task_id: str) -> TaskConflictError:
     )
 
 
-def too_large(what: str, size: int, limit: int) -> LimitExceededError:
-    """The refusal of something bigger than `payload_bytes_max`."""
+def too_large(what: str, size: int, limit: int, setting: str = "payload_bytes_max") -> LimitExceededError:
+    """The refusal of something bigger than a setting allows."""
     return LimitExceededError(
         f"the {what} has {size} bytes",
-        why=f"payload_bytes_max is {limit}",
-        fix="pass a reference to large data, or raise payload_bytes_max",
-        setting="payload_bytes_max",
+        why=f"{setting} is {limit}",
+        fix=f"pass a reference to large data, or raise {setting}",
+        setting=setting,
         limit=limit,
+    )
+
+
+def not_current(step_id: str) -> StepCanceledError:
+    """The refusal of what an attempt asks for that nobody wants the result of any more."""
+    return StepCanceledError(
+        f"this attempt of step {step_id} is not wanted any more",
+        why="its task was canceled or has ended, or the step went to another attempt",
     )
 
 

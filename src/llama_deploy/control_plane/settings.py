@@ -41,6 +41,10 @@ class EngineSettings:
     """Pause before the first such repetition; it doubles."""
     payload_bytes_max: int = 4_194_304
     """Size of an input, a message, a result or an event."""
+    remembered_per_step_max: int = 1_000
+    """Values that the code of one step may have remembered (`once`)."""
+    remembered_bytes_max: int = 1_048_576
+    """Size of all values that the code of one step may have remembered; later attempts are given all of them."""
     id_length_max: int = 200
     """Characters of a task id, a session id, an idempotency key or a service name."""
     tasks_unfinished_max: int = 200_000

@@ -38,6 +38,7 @@ class OpenStep:
         "index",
         "inputs",
         "losses",
+        "memos",
         "options",
         "overdue_s",
         "parked",
@@ -99,6 +100,9 @@ class OpenStep:
         self.trouble: str | None = None
         """Why the attempt before this one failed, of a notification, whose failures no history has."""
 
+        self.memos: dict[str, bytes] | None = None
+        """JSON of the values that the step's code had remembered, by key; `None` until there is one."""
+
     def ask(self, number: int, prompt: bytes) -> None:
         """A running attempt asks; the oldest open question is the one that is shown."""
         self.questions[number] = prompt
@@ -119,6 +123,12 @@ class OpenStep:
         self.asking = True
         self.prompt = self.body
         self.resume = "answer"
+
+    def remember(self, key: str, value: bytes) -> None:
+        """A value for this attempt and every later one."""
+        if self.memos is None:
+            self.memos = {}
+        self.memos[key] = value
 
     def stop_asking(self) -> None:
         """Nobody waits for an answer any more."""
@@ -371,6 +381,8 @@ def _replay_step(step: OpenStep, kind: str, at: float, record: Record) -> None:
     elif kind == "input":
         step.take_input(bytes(record.input))
         step.due_since = at
+    elif kind == "remembered" and record.key is not None:
+        step.remember(record.key, bytes(record.value))
     elif kind == "retrying":
         step.failures += 1
         step.stop_asking()

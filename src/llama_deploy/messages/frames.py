@@ -107,6 +107,16 @@ class AskInput(_Op, frozen=True):
     """Which of the step's inputs will be the answer, counted from 1; by it a repeated question is recognised."""
 
 
+class Remember(_Op, frozen=True):
+    """The step wants a value kept for all of its attempts. Answered by `Remembered`; repeated after a reconnect."""
+
+    step_id: str
+    attempt: int
+    key: str
+    value: bytes
+    """JSON of the value."""
+
+
 class Heartbeat(_Op, frozen=True):
     """The instance lives, and holds these steps; those and no others have their lease extended."""
 
@@ -149,6 +159,8 @@ class Deliver(_Op, frozen=True):
     """Index of the next stream event within this attempt: not 0 where the attempt has streamed before it parked."""
     heartbeat_timeout_s: float = 0
     """The attempt is given up when the service's code has shown no sign of life for so many seconds; 0 for never."""
+    remembered: dict[str, bytes] | None = None
+    """JSON of the values that earlier attempts of the step have had remembered, by key."""
 
 
 class Acknowledged(_Op, frozen=True):
@@ -191,6 +203,17 @@ class ParkRefused(_Op, frozen=True):
 
     step_id: str
     number: int
+
+
+class Remembered(_Op, frozen=True):
+    """What is recorded under a key of a step: the value of whoever was first. Or why nothing can be."""
+
+    step_id: str
+    attempt: int
+    key: str
+    value: bytes
+    problem: bytes = b""
+    """JSON of problem+json where it was refused."""
 
 
 class Drain(_Op, frozen=True):
@@ -280,7 +303,7 @@ class Refused(_Op, frozen=True):
     problem: bytes
 
 
-InstanceOp = Hello | Credits | Answer | Events | Park | AskInput | Heartbeat | Goodbye
+InstanceOp = Hello | Credits | Answer | Events | Park | AskInput | Remember | Heartbeat | Goodbye
 ControlOp = (
     Welcome
     | Deliver
@@ -290,6 +313,7 @@ ControlOp = (
     | CancelStep
     | DeliverInput
     | ParkRefused
+    | Remembered
     | Drain
     | Refused
 )
@@ -324,6 +348,8 @@ _PAYLOAD_BYTES: dict[type, Callable[[Any], int]] = {
     Events: lambda op: sum(map(len, op.events)),
     Park: lambda op: len(op.prompt) + len(op.snapshot or b"") + sum(map(len, op.events)),
     AskInput: lambda op: len(op.prompt),
+    Remember: lambda op: len(op.value),
+    Remembered: lambda op: len(op.value),
     DeliverInput: lambda op: len(op.value),
     Submit: lambda op: len(op.definition),
     Ended: lambda op: len(op.result),

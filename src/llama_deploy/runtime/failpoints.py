@@ -37,6 +37,7 @@ FAILPOINTS: Mapping[str, str] = {
     "gateway.parked": "a step is parked, its instance does not know",
     "signals.recorded": "a cancellation or an input is recorded and whoever asked for it does not know",
     "signals.lost": "the loss of an attempt is recorded, the next one is not published",
+    "memos.recorded": "a value of a step's code is recorded and the code does not know",
     "signals.session_recorded": "a session is recorded and whoever created it does not know",
     "claims.before_record": "steps are held for longer than a moment, and that is not recorded",
     "claims.after_record": "it is recorded that steps have begun",

@@ -7,7 +7,7 @@ used, and not before.
 from typing import TYPE_CHECKING
 
 from llama_deploy._lazy import lazy_names
-from llama_deploy.services.base import Parked, Service, StepContext
+from llama_deploy.services.base import Parked, Service, StepContext, current_step
 
 if TYPE_CHECKING:
     from llama_deploy.services.adapters import as_service
@@ -52,6 +52,7 @@ __all__ = [
     "UnresolvedAnnotationError",
     "WorkflowService",
     "as_service",
+    "current_step",
     "error_from_exception",
     "result_from_value",
     "serve_services",

@@ -7,14 +7,21 @@ credits, deadlines, cancellation, answers. An adapter raises when the step faile
 from __future__ import annotations
 
 import asyncio
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from llama_deploy.errors import NonRetryableError
 from llama_deploy.services.encoding import encode
 from llama_deploy.types import ServiceDefinition, TaskResult
+
+if TYPE_CHECKING:
+    from llama_deploy.services.blocking import Blocking
 
 
 class Parked(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,10 +39,22 @@ class Parked(msgspec.Struct, frozen=True, kw_only=True):
     """How many inputs of this step the service has used up; parking is refused when there are newer ones."""
 
 
+class Desk(Protocol):
+    """Where an attempt's code has its wishes to the control plane taken care of; called from any thread."""
+
+    def remembered(self, key: str) -> bytes | None:
+        """JSON of what is recorded for the step under a key."""
+
+    def remember(self, key: str, value: bytes) -> Future[bytes]:
+        """Have a value recorded under a key; the answer is the value that is recorded there."""
+        ...
+
+
 class StepContext:
     """One attempt of one step, as the service's code sees it. Its methods may be called from any thread.
 
-    `step_id` is the same for all attempts: use it to make side effects idempotent.
+    `step_id` is the same for all attempts: use it to make side effects idempotent. What has to be awaited here has a
+    twin under `blocking`, for code that runs in a thread.
     """
 
     def __init__(
@@ -54,6 +73,7 @@ class StepContext:
         inputs_given: int = 0,
         snapshot: bytes | None = None,
         run_timeout_s: float = 0.0,
+        desk: Desk | None = None,
     ) -> None:
         self.step_id = step_id
         self.attempt = attempt
@@ -77,6 +97,8 @@ class StepContext:
         """True once the attempt should stop: its coroutine is cancelled, a thread has to look here."""
         self._emit = emit
         self._ask = ask
+        self._desk = desk
+        self._once: dict[str, Future[Any]] | None = None
 
     @property
     def input(self) -> str:
@@ -110,6 +132,90 @@ class StepContext:
         if self.inputs.empty():
             self.request_input({"prompt": prompt, **details})
         return await self.inputs.get()
+
+    # --- what is recorded ------------------------------------------------------------------------------------------
+
+    async def once(self, key: str, function: Callable[[], Awaitable[Any] | Any]) -> Any:
+        """Call `function` and have its value recorded; in every later attempt of the step, return that value at once.
+
+        The value is recorded before this returns; it needs a JSON form, and is returned as that says it in the first
+        attempt, too (a model comes back as a dict). `function` may be async; one that blocks belongs into a thread.
+        Two calls under one key at the same time call one function. When it raises, nothing is recorded.
+
+        The *effect* of `function` may happen again all the same: when the process dies after it and before the value
+        is recorded. Where that matters, give whoever carries it out `step_id` and `key` as its idempotency key.
+        Raises `LimitExceededError` for more than may be recorded, and `StepCanceledError` in an attempt that is not
+        wanted any more.
+        """
+        first, outcome = self.begin_once(key)
+        if not first:
+            return await asyncio.shield(asyncio.wrap_future(outcome))
+        try:
+            value = function()
+            if inspect.isawaitable(value):
+                value = await value
+            recorded = await asyncio.wrap_future(self.desk.remember(key, encode_value(value)))
+        except BaseException as error:
+            self.end_once(key, outcome, error)
+            raise
+        return self.end_once(key, outcome, recorded)
+
+    def begin_once(self, key: str) -> tuple[bool, Future[Any]]:
+        """Whether the caller is the one to call the function for this key, and where its value will be."""
+        outcome: Future[Any] = Future()
+        recorded = self.desk.remembered(key)
+        if recorded is not None:
+            outcome.set_result(msgspec.json.decode(recorded))
+            return False, outcome
+        if self._once is None:
+            self._once = {}
+        known = self._once.setdefault(key, outcome)
+        return known is outcome, known
+
+    def end_once(self, key: str, outcome: Future[Any], recorded: bytes | BaseException) -> Any:
+        """What `function` came to: its recorded value, or the error, after which the key is free again."""
+        if self._once is not None:
+            self._once.pop(key, None)
+        if not isinstance(recorded, BaseException):
+            value = msgspec.json.decode(recorded)
+            outcome.set_result(value)
+            return value
+        if isinstance(recorded, asyncio.CancelledError):
+            outcome.cancel()
+        else:
+            outcome.set_exception(recorded)
+        return None
+
+    @property
+    def desk(self) -> Desk:
+        """For this package: where wishes to the control plane are taken care of."""
+        if self._desk is None:
+            raise NonRetryableError("this context belongs to no running step", fix="use it in the code of a service")
+        return self._desk
+
+    @property
+    def blocking(self) -> Blocking:
+        """The same for code that runs in a thread (a plain `def`): each waits where it is called."""
+        from llama_deploy.services.blocking import Blocking
+
+        return Blocking(self)
+
+
+_current: ContextVar[StepContext | None] = ContextVar("llama_deploy_step", default=None)
+enter_step = _current.set
+"""For this package: the code that runs from here on, and what it starts, works on this attempt."""
+
+
+def current_step() -> StepContext:
+    """The context of the attempt that the calling code works on, also where none was handed to it (a workflow's step).
+
+    Known in the service's own coroutine or thread, and in tasks started from there. Raises `NonRetryableError`
+    elsewhere.
+    """
+    context = _current.get()
+    if context is None:
+        raise NonRetryableError("no step runs here", fix="call current_step() in the code of a service")
+    return context
 
 
 class Service(ABC):

@@ -15,7 +15,13 @@ from typing import Any
 
 import msgspec
 
-from llama_deploy.errors import ArgumentsError, ResultNotSerialisableError, RunTimeoutError, ServiceRaisedError
+from llama_deploy.errors import (
+    ArgumentsError,
+    ResultNotSerialisableError,
+    RunTimeoutError,
+    ServiceRaisedError,
+    StepCanceledError,
+)
 from llama_deploy.messages.frames import (
     FRAME_BYTES_TARGET,
     PROTOCOL_VERSION,
@@ -37,54 +43,22 @@ from llama_deploy.messages.frames import (
     Park,
     ParkRefused,
     Refused,
+    Remembered,
     Welcome,
     pieces,
 )
 from llama_deploy.runtime import Clock, SystemClock, failpoint
 from llama_deploy.runtime.logs import get_logger
-from llama_deploy.services.base import Parked, Service, StepContext, encode_value
+from llama_deploy.services.base import Parked, Service, StepContext, encode_value, enter_step
 from llama_deploy.services.encoding import check_size
 from llama_deploy.services.failures import error_from_exception
+from llama_deploy.services.steps import RunningStep
 from llama_deploy.types import TaskResult, generate_id
 
 log = get_logger("llama_deploy.runner")
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
-
-
-class RunningStep:
-    """One attempt of one step in this instance, from its delivery until its answer is recorded."""
-
-    __slots__ = (
-        "answer",
-        "asked",
-        "attempt",
-        "committed",
-        "context",
-        "deadline",
-        "delivery",
-        "events",
-        "task",
-        "unsent",
-    )
-
-    def __init__(self, delivery: Deliver) -> None:
-        self.delivery = delivery
-        self.attempt = delivery.attempt
-        self.task: asyncio.Task[None] | None = None
-        self.context: StepContext | None = None
-        self.deadline: asyncio.Timeout | None = None
-        self.answer: Answer | Park | None = None
-        """What was answered and is not acknowledged."""
-        self.asked: dict[int, AskInput] = {}
-        """Questions to a person that are not answered yet, by the number of the input that will answer them."""
-        self.events: list[bytes] = []
-        """Stream events that are not committed."""
-        self.committed = delivery.events_from
-        """How many events of this attempt are committed: the index of the first of `events`."""
-        self.unsent = 0
-        """How many of the last of `events` were not sent yet."""
 
 
 class Runner:
@@ -158,6 +132,10 @@ class Runner:
             self._input(operation)
         elif isinstance(operation, ParkRefused):
             self._park_refused(operation)
+        elif isinstance(operation, Remembered):
+            step = self.steps.get(operation.step_id)
+            if step is not None and step.attempt == operation.attempt:
+                step.take_remembered(operation)
         elif isinstance(operation, Drain):
             self.drain_requested()
         elif isinstance(operation, Refused):
@@ -188,8 +166,9 @@ class Runner:
             else:
                 self._post_events(step, step.committed, step.events)
             step.unsent = 0
-            for question in step.asked.values() if step.answer is None else ():
-                self._post(question)
+            if step.answer is None:
+                for operation in [*step.asked.values(), *step.unanswered()]:
+                    self._post(operation)
         if self.draining:
             self._stop_taking()
 
@@ -204,7 +183,7 @@ class Runner:
                 return
             self._stop(delivery.step_id, "a newer attempt has come")
         failpoint("runner.delivered")
-        step = RunningStep(delivery)
+        step = RunningStep(delivery, loop=self._loop, post=self._post)
         self.steps[delivery.step_id] = step
         self._idle.clear()
         step.task = self._loop.create_task(self._run(step))
@@ -217,6 +196,7 @@ class Runner:
         try:
             service = self._service(delivery.service)
             context = step.context = self._context(step)
+            enter_step(context)
             deadline = step.deadline = asyncio.timeout(delivery.run_timeout_s or None)
             try:
                 async with deadline:
@@ -267,6 +247,7 @@ class Runner:
             inputs_given=len(delivery.inputs),
             snapshot=delivery.snapshot,
             run_timeout_s=delivery.run_timeout_s,
+            desk=step,
         )
 
     def _answer(self, step: RunningStep, result: TaskResult | Parked, started_at: float) -> None:
@@ -280,6 +261,8 @@ class Runner:
                 error = ResultNotSerialisableError("the service's result cannot be recorded", why=str(error))
             step.answer = _encoded(step, _failed(step, error), started_at, self._clock.now())
         step.task = None
+        if step.open:
+            step.abandon(StepCanceledError("the attempt has ended"))
         self._post_answer(step, step.answer)
 
     def _post_answer(self, step: RunningStep, answer: Answer | Park) -> None:
@@ -311,11 +294,13 @@ class Runner:
         step = self.steps.get(step_id)
         if step is None:
             return
+        step.stopped = True
         if step.context is not None:
             step.context.canceled = True
         if step.task is not None:
             log.info("step stopped", step_id=step_id, reason=reason)
             step.task.cancel(reason)
+        step.abandon(StepCanceledError("the attempt was canceled", why=reason))
         self._forget(step_id, step)
 
     # --- streams and inputs -----------------------------------------------------------------------------------------

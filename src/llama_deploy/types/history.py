@@ -27,8 +27,9 @@ class HistoryEntry(BaseModel):
     at: float
     """When it was recorded, in seconds since the epoch."""
     kind: str
-    """`submitted`, `answered`, `retrying`, `lost`, `input_requested`, `input`, `paused`, `resumed` or `canceled`. Kinds
-    may be added. A `paused` entry that names a step is about an attempt that failed or was lost and was the last."""
+    """`submitted`, `answered`, `retrying`, `lost`, `input_requested`, `input`, `remembered`, `paused`, `resumed` or
+    `canceled`. Kinds may be added. A `paused` entry that names a step is about an attempt that failed or was lost and
+    was the last."""
     step_id: str | None = None
     service: str | None = None
     attempt: int | None = None
@@ -62,6 +63,10 @@ class HistoryEntry(BaseModel):
     """What a person answered."""
     prompt: Any = None
     """What a person was asked."""
+    key: str | None = None
+    """What the service's code named it: a value that it had remembered."""
+    value: Any = None
+    """What is remembered under `key`."""
 
 
 class HistoryPage(BaseModel):

@@ -156,6 +156,7 @@ async def abandon(plane: ControlPlane) -> None:
         timer.cancel()
     plane.clients.stop()
     await plane.sweeper.stop()
+    await plane.retention.stop()
     await plane.engine.stop()
     await plane.queue.stop()
     store: Any = plane._crashed_store  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from llama_deploy.messages.frames import OPERATION_BYTES_MAX
 MAY_BE_ZERO = frozenset(
     {"reconnect_grace_s", "recovery_grace_s", "service_return_s", "run_timeout_grace_s"}
     | {"decision_retries_max", "decision_retry_s", "ended_tasks_cached_max", "sessions_cached_max"}
+    | {"retention_s", "ended_tasks_max", "dead_letter_retention_s", "session_retention_s", "unused_content_s"}
 )
 """Settings that 0 turns off; all others are above it."""
 

@@ -64,6 +64,8 @@ class EngineStatistics:
     published: int = 0
     conflicts: int = 0
     decisions_repeated: int = 0
+    removed: int = 0
+    """Ended tasks that are not kept any more."""
 
 
 class Engine:

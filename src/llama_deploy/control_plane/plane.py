@@ -12,6 +12,7 @@ from llama_deploy.control_plane.client_gateway import ClientGateway
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.gateway import Gateway
 from llama_deploy.control_plane.pauses import Pauses
+from llama_deploy.control_plane.retention import Retention
 from llama_deploy.control_plane.settings import EngineSettings
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.control_plane.sweeper import Sweeper
@@ -65,6 +66,7 @@ class ControlPlane:
         self.signals = Signals(self.engine)
         self.pauses = Pauses(self.engine, self.signals)
         self.sweeper = Sweeper(self.engine, self.signals)
+        self.retention = Retention(self.engine)
         self.gateway = Gateway(self.engine, self.signals)
         self.clients = ClientGateway(self.engine)
         self.views = Views(self.engine)
@@ -81,6 +83,7 @@ class ControlPlane:
         await self.queue.start()
         self.engine.registry.restore(await self.store.load_services())
         self.steps_carried_on = await self.sweeper.start()
+        self.retention.start()
         self.started_at = self.engine.clock.now()
         self.ready = True
         log.info("control plane started", store=self.store.location)
@@ -100,6 +103,7 @@ class ControlPlane:
         self.clients.stop()
         self.gateway.stop()
         await self.sweeper.stop()
+        await self.retention.stop()
         await self.engine.stop()
         await self.queue.stop()
         failpoint("plane.before_close")

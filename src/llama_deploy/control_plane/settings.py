@@ -59,5 +59,20 @@ class EngineSettings:
     """Ended tasks whose outcome is kept in memory for clients that ask right afterwards."""
     sessions_cached_max: int = 2_000
     """Sessions without unfinished tasks whose shared state is kept in memory."""
+    retention_s: float = 2_592_000.0
+    """Ended tasks are removed so long after their end, with everything that was recorded of them; 0 keeps them."""
+    ended_tasks_max: int = 1_000_000
+    """Beyond so many ended tasks, those that were submitted first are removed; 0 keeps them."""
+    dead_letter_retention_s: float = 7_776_000.0
+    """A dead letter that was not sent again keeps its task for so long, then it is removed; 0 keeps it."""
+    session_retention_s: float = 7_776_000.0
+    """A session is removed, with its state, when it was created so long ago and none of its tasks is left; 0 keeps it.
+    """
+    unused_content_s: float = 3_600.0
+    """Large contents that no task needs, and uploads that do not go on, are removed after so long."""
+    retention_look_s: float = 60.0
+    """How often what is not kept any more is looked for."""
+    retention_batch_max: int = 50
+    """Tasks that are removed in one commit."""
     sweep_batch_max: int = 500
     """Overdue steps that one sweep handles."""

@@ -16,7 +16,7 @@ import msgspec
 
 from llama_deploy.control_plane.refusals import step_failure, too_large
 from llama_deploy.control_plane.tasks import OpenStep, StreamState, TaskEntry
-from llama_deploy.errors import InvalidRequestError, LimitExceededError, LlamaDeployError
+from llama_deploy.errors import InvalidRequestError, LimitExceededError, LlamaDeployError, TaskNotFoundError
 from llama_deploy.messages.frames import Answer
 from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import HistoryRow, StreamChunk, Transition
@@ -249,7 +249,10 @@ class Streams:
                 yield first, batch
                 first += len(batch)
                 continue
-            for chunk in await self._engine.store.load_chunks(entry.row.task_id, first=first, limit=64):
+            chunks = await self._engine.store.load_chunks(entry.row.task_id, first=first, limit=64)
+            if not chunks:
+                raise _removed(entry)
+            for chunk in chunks:
                 events = [bytes(raw) for raw in _decode_raw_list(chunk.data)][first - chunk.first :]
                 yield first, events
                 first += len(events)
@@ -261,13 +264,21 @@ class Streams:
                 while not entry.stale:
                     ended = entry.ended
                     while after < entry.settled_seq:
-                        for row in await self._engine.store.load_history(entry.row.task_id, after=after, limit=500):
+                        rows = await self._engine.store.load_history(entry.row.task_id, after=after, limit=500)
+                        if not rows:
+                            raise _removed(entry)
+                        for row in rows:
                             yield row
                             after = row.seq
                     if ended:
                         return
                     await bell.wait()
             entry = await self._engine.cache.get(entry.row.task_id)
+
+
+def _removed(entry: TaskEntry) -> TaskNotFoundError:
+    """What is committed is not there: the task was removed while somebody followed it."""
+    return TaskNotFoundError(f"task {entry.row.task_id!r} was removed meanwhile")
 
 
 class _Bell:

@@ -6,8 +6,9 @@ Bounded by settings. Nothing here decides or records.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -215,6 +216,34 @@ class TaskCache:
             task_id, old = self.ended_tasks.popitem(last=False)
             if self.tasks.get(task_id) is old:
                 del self.tasks[task_id]
+
+    async def drop(self, task_ids: Sequence[str]) -> None:
+        """Forget tasks that the store does not have any more, those included that are just being read from it."""
+        for task_id in task_ids:
+            if task_id in self._loading:
+                with contextlib.suppress(LlamaDeployError):
+                    await self.load(task_id)
+            entry = self.tasks.get(task_id)
+            if entry is None or not entry.recorded:
+                continue  # a new task of the same id
+            self.ended_tasks.pop(task_id, None)
+            if entry.final:
+                entry.stale = True
+                del self.tasks[task_id]
+            else:
+                self.forget(entry)
+            entry.notify()
+
+    def let_go_of_session(self, session_id: str) -> bool:
+        """Forget a session unless it is in use; whoever needs it next reads it from the store."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            return True
+        if session.unfinished or session.pending:
+            return False
+        self._idle_sessions.pop(session_id, None)
+        del self.sessions[session_id]
+        return True
 
     @property
     def unfinished(self) -> int:

@@ -172,8 +172,15 @@ class StateStore(ABC):
         """The session's shared state, removed keys included (their versions still guard)."""
 
     @abstractmethod
-    async def delete_session(self, session_id: str) -> bool:
-        """Remove the session's row and shared state, not its tasks. True when it existed; repeating is harmless."""
+    async def delete_session(self, session_id: str, *, if_unused: bool = False) -> bool:
+        """Remove the session's row and shared state, not its tasks. True when it existed; repeating is harmless.
+
+        With `if_unused`, a session that has tasks stays, and false is returned.
+        """
+
+    @abstractmethod
+    async def unused_sessions(self, before: float, *, limit: int) -> list[str]:
+        """At most `limit` sessions that were created before then and have no task, oldest first."""
 
     @abstractmethod
     async def find_idempotent(self, key: str) -> tuple[str, str] | None:
@@ -291,7 +298,8 @@ class StateStore(ABC):
         """At most `limit` tasks that ended before `when` and that nothing holds back, in the order of their submission.
 
         An open delivery (a notification that is still to be made) and a dead letter that was not sent again hold a
-        task back. What was submitted after `when` is not looked at: an imported task counts from its import on.
+        task back. A store stops looking once it met many tasks that were submitted after `when`: those that were
+        taken in from elsewhere go when they come to the front.
         """
 
     @abstractmethod
@@ -301,6 +309,13 @@ class StateStore(ABC):
         History, stream, deliveries, idempotency keys, dead letters and uses of contents go too; the contents
         themselves when `delete_unused_blobs` comes by. A task that has not ended is left alone. `erase` removes
         unfinished ones too, and at once the contents that nobody else uses. Repeating it is harmless.
+        """
+
+    @abstractmethod
+    async def shrink(self) -> bool:
+        """Give a piece of unused space back, when there is much of it; true when there is more to give back.
+
+        What is removed leaves space that later rows take; only what they will not need soon is worth the work.
         """
 
     @abstractmethod

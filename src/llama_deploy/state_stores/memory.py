@@ -267,10 +267,16 @@ class MemoryStore(MemoryKeeping):
     async def load_shared(self, session_id: str) -> list[SharedValue]:
         return list(self._shared.get(session_id, {}).values())
 
-    async def delete_session(self, session_id: str) -> bool:
+    async def delete_session(self, session_id: str, *, if_unused: bool = False) -> bool:
         self._commit()
+        if if_unused and self._tasks.of_session(session_id):
+            return False
         self._shared.pop(session_id, None)
         return self._sessions.pop(session_id, None) is not None
+
+    async def unused_sessions(self, before: float, *, limit: int) -> list[str]:
+        rows = [row for _, row in self._sessions.values() if row.created_at < before]
+        return [row.session_id for row in rows if not self._tasks.of_session(row.session_id)][:limit]
 
     async def find_idempotent(self, key: str) -> tuple[str, str] | None:
         return self._idempotent.get(key)

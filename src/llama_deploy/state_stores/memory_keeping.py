@@ -153,7 +153,7 @@ class MemoryKeeping(StateStore):
         held = {row.task_id for _, row in self._dead.values() if not row.redriven}
         found: list[str] = []
         for _, row in self._tasks.in_order():
-            if len(found) == limit or row.created_at >= when:
+            if len(found) == limit:
                 break
             if row.ended_at is None or row.ended_at >= when:
                 continue
@@ -181,6 +181,9 @@ class MemoryKeeping(StateStore):
                     self._blobs.remove(hash_)
             removed += 1
         return removed
+
+    async def shrink(self) -> bool:
+        return False
 
     async def import_task(self, row: TaskRow, history: Sequence[HistoryRow], chunks: Sequence[StreamChunk]) -> None:
         self._commit()

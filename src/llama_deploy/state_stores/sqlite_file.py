@@ -71,6 +71,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, synchronous: str) -> No
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute("PRAGMA cache_size = -32000")
     connection.execute("PRAGMA wal_autocheckpoint = 2000")
+    connection.execute("PRAGMA journal_size_limit = 67108864")  # what a long read has made of the WAL does not stay
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

@@ -39,6 +39,16 @@ T = TypeVar("T")
 PARTS_AT_ONCE = 16
 """Parts of a content that one commit removes: removing reads every page of them."""
 
+YOUNG_MAX = 200
+"""So many tasks in the order of submission that came after a time end the search for those before it: one may have
+been dated by a clock that was wrong."""
+
+FREE_PAGES_KEPT = 2_000
+FREE_SHARE_KEPT = 0.2
+"""Unused pages that stay in the file for later rows: so many, or this share of the file."""
+PAGES_AT_ONCE = 200
+"""Pages that one commit gives back."""
+
 _DEAD_COLUMNS = ", ".join(DeadLetterRow.__struct_fields__)
 
 
@@ -60,8 +70,10 @@ class SQLiteKeeping(SQLiteReads):
         count: int = (await self._rows("count_deliveries", ()))[0][0]
         return count
 
-    async def delete_session(self, session_id: str) -> bool:
+    async def delete_session(self, session_id: str, *, if_unused: bool = False) -> bool:
         def work(connection: sqlite3.Connection) -> int:
+            if if_unused and connection.execute(self._sql["count_session_tasks"], (session_id,)).fetchone()[0]:
+                return 0
             connection.execute(self._sql["delete_shared"], (session_id,))
             return connection.execute(self._sql["delete_session"], (session_id,)).rowcount
 
@@ -217,12 +229,14 @@ class SQLiteKeeping(SQLiteReads):
     async def ended_before(self, when: float, *, limit: int) -> list[str]:
         def query(connection: sqlite3.Connection) -> list[str]:
             found: list[str] = []
+            young = 0
             rows = connection.execute(self._sql["ended_tasks"])
             for task_id, created_at, ended_at in rows:
-                if len(found) == limit or created_at >= when:
-                    break
                 if ended_at < when:
                     found.append(task_id)
+                young += created_at >= when
+                if len(found) == limit or young == YOUNG_MAX:
+                    break
             rows.close()
             return found
 
@@ -264,6 +278,17 @@ class SQLiteKeeping(SQLiteReads):
         discard = self._sql["discard_blob"]
         left = [hash_ for hash_ in hashes if connection.execute(discard, (hash_, float("inf"))).rowcount]
         return len(doomed), left
+
+    async def shrink(self) -> bool:
+        def work(connection: sqlite3.Connection) -> bool:
+            free = connection.execute("PRAGMA freelist_count").fetchone()[0]
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+            if free < max(FREE_PAGES_KEPT, pages * FREE_SHARE_KEPT):
+                return False
+            connection.execute(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})").fetchall()  # a page per row that is read
+            return True
+
+        return await self._write_now(work)
 
     async def import_task(self, row: TaskRow, history: Sequence[HistoryRow], chunks: Sequence[StreamChunk]) -> None:
         task = (

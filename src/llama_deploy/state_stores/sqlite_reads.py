@@ -150,6 +150,9 @@ class SQLiteReads(StateStore):
         shown = rows[:limit]
         return SessionListing([SessionRow(*row[1:]) for row in shown], str(shown[-1][0]) if len(rows) > limit else None)
 
+    async def unused_sessions(self, before: float, *, limit: int) -> list[str]:
+        return [row[0] for row in await self._rows("unused_sessions", (before, limit))]
+
     async def load_shared(self, session_id: str) -> list[SharedValue]:
         return [SharedValue(*row) for row in await self._rows("load_shared", (session_id,))]
 

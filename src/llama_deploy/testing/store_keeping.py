@@ -15,6 +15,8 @@ from llama_deploy.errors import CommitConflictError, InvalidRequestError, LlamaD
 from llama_deploy.state_stores.base import (
     BLOB_PART_BYTES,
     DeadLetterRow,
+    SessionRow,
+    SharedWrite,
     StateStore,
     TaskFilter,
 )
@@ -313,6 +315,30 @@ class KeepingConformance(StoreSuite):
             assert await store.ended_before(AT + 100, limit=2) == ["t1", "t4"]
             assert await store.ended_before(AT + 5.5, limit=10) == ["t1", "t4"]
             assert await store.ended_before(AT, limit=10) == []
+
+    async def test_sessions_without_a_task(self) -> None:
+        async with self.opened() as store:
+            for number in range(5):
+                await record(store, session=SessionRow(f"s{number}", AT + number))
+            await record(store, **submission("t", task=task_row("t", session_id="s1")))
+            await record(store, **submission("s2"))  # a task of that id, in no session
+            await record(store, shared=[SharedWrite("s0", "k", 0, b"1"), SharedWrite("s1", "k", 0, b"1")])
+            assert await store.unused_sessions(AT + 4, limit=10) == ["s0", "s2", "s3"]
+            assert await store.unused_sessions(AT + 4, limit=1) == ["s0"]
+            assert await store.delete_session("s0", if_unused=True)
+            assert not await store.delete_session("s1", if_unused=True)
+            assert await store.unused_sessions(AT + 4, limit=10) == ["s2", "s3"]
+            assert await store.load_shared("s0") == []
+            assert len(await store.load_shared("s1")) == 1
+
+    async def test_shrinking_comes_to_an_end(self) -> None:
+        async with self.opened() as store:
+            names = [f"t{number}" for number in range(30)]
+            await record_all(store, [submission(name, entry=entry_row(name, data=bytes(1_000_000))) for name in names])
+            assert await store.delete_tasks(names[:20], erase=True) == 20
+            while await store.shrink():
+                pass
+            assert len(await all_tasks(store)) == 10
 
     async def test_a_task_is_taken_in_once(self) -> None:
         async with self.opened() as store:

@@ -104,6 +104,11 @@ SELECT session_id, created_at FROM sessions WHERE session_id = ?;
 -- name: list_sessions
 SELECT number, session_id, created_at FROM sessions WHERE number < ? ORDER BY number DESC LIMIT ?;
 
+-- name: unused_sessions
+SELECT session_id FROM sessions WHERE created_at < ? AND NOT EXISTS (
+    SELECT 1 FROM tasks WHERE tasks.session_id = sessions.session_id AND tasks.session_id <> tasks.task_id)
+ORDER BY number LIMIT ?;
+
 -- name: load_shared
 SELECT key, version, value FROM session_state WHERE session_id = ?;
 

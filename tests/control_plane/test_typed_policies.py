@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from tests.control_plane.harness import FakeInstance, LinkedRunner, history, outcome, state_of, submit, world
+from tests.control_plane.harness import FakeInstance, LinkedRunner, history, outcome, recorded, state_of, submit, world
 
+from llama_deploy.control_plane import EngineSettings
 from llama_deploy.control_plane.own_state import OwnState
 from llama_deploy.messages import frames
 from llama_deploy.orchestrators.actions import Action, Answer, Ask, Emit, Finish, Run, TakeBack
@@ -18,6 +19,8 @@ from llama_deploy.orchestrators.turn import Turn
 from llama_deploy.orchestrators.typed import Orchestrator
 from llama_deploy.services import service
 from llama_deploy.state_stores import MemoryStore, StateStore
+from llama_deploy.testing import ManualClock
+from llama_deploy.types import RetryPolicy
 
 pytestmark = pytest.mark.anyio
 
@@ -89,6 +92,29 @@ async def test_a_step_that_is_taken_back_is_stopped_and_its_late_answer_counts_f
         assert [entry.taken_back for entry in entries] == [[], [first.step_id], []]
         assert here.plane.engine.statistics.answers_late == 1
         assert not await here.plane.store.load_deliveries(task)
+
+
+class Lenient(Orchestrator[Plain]):
+    """Ends with what became of its one step, well or badly."""
+
+    def start(self, turn: Turn[Plain]) -> Iterable[Action]:
+        return [Run("echo", "a")]
+
+    def on_answer(self, turn: Turn[Plain], answer: Answer) -> Iterable[Action]:
+        return [Finish([answer.status, answer.attempt])]
+
+
+async def test_a_typed_orchestrator_is_told_of_the_last_failure_alone() -> None:
+    settings = EngineSettings(overdue_s=1e6, lease_s=1e6)
+    async with world(orchestrator=Lenient(), settings=settings, clock=ManualClock()) as here:
+        instance = FakeInstance()
+        await instance.connect(here.plane)
+        task = await submit(here.plane, "echo")
+        for attempt in range(1, RetryPolicy().max_retries + 2):
+            instance.fail(await instance.delivery(attempt))
+            await recorded(task, attempt + 1)
+            here.manual.advance(10.0)
+        assert (await outcome(here.plane, task)).output == ["failed", RetryPolicy().max_retries + 1]
 
 
 class Wide(Orchestrator[Plain]):

@@ -42,7 +42,7 @@ def after_failure(engine: Engine, entry: TaskEntry, step: OpenStep, result: Task
     """
     given = retry_policy(engine, entry, step)
     handled = engine.policy.handles_failures
-    if given is None and handled:
+    if given is None and handled and engine.policy.decides_retries:
         return None
     policy = given or RetryPolicy()
     error = result.error

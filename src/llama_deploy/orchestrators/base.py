@@ -26,6 +26,10 @@ class BaseOrchestrator(ABC):
     """True: failed results are folded into this orchestrator, and it decides on retries. False: the control plane
     applies the service's retry policy, and a failure with no retry left ends the task."""
 
+    decides_retries: ClassVar[bool] = True
+    """False, with `handles_failures`: the control plane tries a failed step again as `RetryPolicy()` or whoever knows
+    better says, and this orchestrator is told of the last failure alone."""
+
     synchronous: ClassVar[bool] = False
     """True promises that neither method ever really waits, so that both may be driven without an event loop."""
 

@@ -51,6 +51,7 @@ class Orchestrator(BaseOrchestrator, Generic[StateT]):
 
     synchronous: ClassVar[bool] = True
     handles_failures: ClassVar[bool] = True
+    decides_retries: ClassVar[bool] = False
     state_on_demand: ClassVar[bool] = True
     State: ClassVar[type[BaseModel]] = NoState
     version: ClassVar[int] = 1

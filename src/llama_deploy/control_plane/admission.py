@@ -1,14 +1,315 @@
-"""Whose turn it is: the priority and the key that a step waits with."""
+"""Admission: whether a step may be handed to the queue now, or waits for its turn.
+
+Here are the gates of the services that have limits or are paused; for all others nothing is kept and nothing is asked
+but one look into an empty dictionary. Counts live in memory and come from the deliveries: a place is taken when a step
+is handed to the queue, and given back after the commit that answers it, parks it, loses it or takes it back. After a
+restart it is taken again by whoever comes back with the step. What operators said is kept as documents in the store.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llama_deploy.control_plane.gate import Gate, Guest, Place, turn_of
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
-from llama_deploy.types.options import PRIORITY_DEFAULT
+from llama_deploy.errors import ServiceNotFoundError
+from llama_deploy.runtime.clock import Timer
+from llama_deploy.runtime.logs import get_logger
+from llama_deploy.state_stores.base import Transition
+from llama_deploy.types import ServiceLimits
+from llama_deploy.types.limits import NO_LIMITS
+from llama_deploy.types.queues import LimitsView, PauseView
+
+if TYPE_CHECKING:
+    from llama_deploy.control_plane.engine import Engine
+
+log = get_logger("llama_deploy.admission")
+
+PAUSED, LIMITS = "paused", "limits"
+"""The kinds of the documents that operators' words are kept as; their names are those of the services."""
+
+ADMITTED_AT_ONCE_MAX = 500
+"""Steps that leave one waiting room in one turn of the loop."""
 
 
-def turn_of(entry: TaskEntry, step: OpenStep) -> tuple[int, str]:
-    """The priority and the key of a step: its own, else its task's."""
-    if step.options is None and entry.definition.options is None:
-        return PRIORITY_DEFAULT, ""
-    priority = entry.option(step, "priority")
-    return PRIORITY_DEFAULT if priority is None else priority, entry.option(step, "key") or ""
+class Admission:
+    """The gates of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.gates: dict[str, Gate] = {}
+        """By service, for those that are limited or paused; the hot path asks whether there is any."""
+        self._where: dict[str, Gate] = {}
+        """By step id: the gate at which a step has its place, or waits."""
+        self.pauses: dict[str, PauseView] = {}
+        self.overrides: dict[str, LimitsView] = {}
+        self._closed_until = 0.0
+        self._timers: dict[str, tuple[float, Timer]] = {}
+
+    # --- what operators say -----------------------------------------------------------------------------------------
+
+    async def restore(self) -> None:
+        """Know again what operators have said; the services have been restored."""
+        store = self._engine.store
+        for name, data in (await store.load_documents(PAUSED)).items():
+            self.pauses[name] = PauseView.model_validate_json(data)
+        for name, data in (await store.load_documents(LIMITS)).items():
+            self.overrides[name] = LimitsView.model_validate_json(data)
+        for name in {*self.pauses, *self.overrides, *self._engine.registry.services}:
+            self.refresh(name)
+
+    def close_until(self, when: float) -> None:
+        """Let nothing through limits before: instances of an earlier run may come back with what they hold."""
+        self._closed_until = when
+        for gate in self.gates.values():
+            gate.closed_until = when
+
+    async def pause(self, service: str, *, reason: str = "", by: str = "") -> None:
+        """Hand out no step of a service any more. It is on record when this returns; what runs goes on.
+
+        Tasks are accepted and wait. Repeating it changes nothing, not even who and why. Raises `ServiceNotFoundError`.
+        """
+        self._must_know(service)
+        if service not in self.pauses:
+            pause = PauseView(at=self._engine.clock.now(), by=by, reason=reason)
+            await self._engine.store.put_document(PAUSED, service, pause.model_dump_json().encode())
+            self.pauses[service] = pause
+            self.refresh(service)
+
+    async def resume(self, service: str) -> None:
+        """Hand out again what waits. Repeating it does nothing. Raises `ServiceNotFoundError`."""
+        self._must_know(service)
+        if service in self.pauses:
+            await self._engine.store.delete_document(PAUSED, service)
+            self.pauses.pop(service, None)
+            self.refresh(service)
+
+    async def set_limits(self, service: str, limits: ServiceLimits, *, by: str = "") -> None:
+        """Limit a service in the place of what its definition says, until `reset_limits`; on record when this returns.
+
+        What runs goes on, also where it is more than the new limits. Raises `ServiceNotFoundError`.
+        """
+        self._must_know(service)
+        view = LimitsView(limits=limits, at=self._engine.clock.now(), by=by)
+        await self._engine.store.put_document(LIMITS, service, view.model_dump_json().encode())
+        self.overrides[service] = view
+        self.refresh(service)
+
+    async def reset_limits(self, service: str) -> None:
+        """The limits of the definition count again. Repeating it does nothing. Raises `ServiceNotFoundError`."""
+        self._must_know(service)
+        if service in self.overrides:
+            await self._engine.store.delete_document(LIMITS, service)
+            self.overrides.pop(service, None)
+            self.refresh(service)
+
+    def limits_of(self, service: str) -> ServiceLimits:
+        """The limits that count for a service: the operator's, else those of its definition."""
+        override = self.overrides.get(service)
+        if override is not None:
+            return override.limits
+        definition = self._engine.registry.definition(service)
+        return (definition.limits if definition is not None else None) or NO_LIMITS
+
+    def _must_know(self, service: str) -> None:
+        known = self._engine.registry.services
+        if service not in known:
+            raise ServiceNotFoundError(
+                f"there is no service {service!r}", why="known: " + (", ".join(sorted(known)) or "none")
+            )
+
+    def refresh(self, service: str) -> None:
+        """A service's limits or its pause may have changed: have a gate that fits, or none."""
+        limits, pause = self.limits_of(service), self.pauses.get(service)
+        gate = self.gates.get(service)
+        if gate is None:
+            if limits.nothing and pause is None:
+                return
+            gate = self._open_gate(service)
+        newly_paused = pause is not None and gate.paused is None
+        gate.paused = pause
+        gate.set_limits(limits)
+        if newly_paused:
+            self._take_back(gate)
+        self._drain(gate)
+
+    def _open_gate(self, service: str) -> Gate:
+        """A gate for a service that had none: what was handed out before counts."""
+        gate = self.gates[service] = Gate(service)
+        gate.closed_until = self._closed_until
+        for entry in self._engine.cache.tasks.values():
+            for step in entry.open.values():
+                out = step.published or step.claimed_by is not None
+                if step.service == service and out and not (step.asking or step.parked):
+                    self._take_place(gate, entry, step, begins=False)
+        return gate
+
+    def _take_back(self, gate: Gate) -> None:
+        """A service is paused: what stands in the queue and nobody has taken waits here instead, in the same order."""
+        queue, tasks = self._engine.queue, self._engine.cache.tasks
+        listed = [envelope.step_id for envelope in queue.peek(gate.service, limit=queue.depth(gate.service))]
+        for step_id in dict.fromkeys([*listed, *gate.places]):
+            entry = tasks.get(step_id.rpartition(":")[0])
+            step = entry.open.get(step_id) if entry is not None else None
+            if entry is not None and step is not None and step.published and step.claimed_by is None:
+                queue.withdraw([step_id])
+                step.published = False
+                gate.leave_place(step_id)
+                self._let_wait(gate, Guest(entry, step))
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def passes(self, entry: TaskEntry, step: OpenStep) -> bool:
+        """Whether a step may be handed to the queue now; where not, it waits here and is handed over in its turn."""
+        gate = self.gates.get(step.service)
+        if gate is None:
+            return True
+        place = gate.places.get(step.step_id)
+        if place is not None:
+            if place.attempt == step.attempt and gate.paused is None:
+                return True  # published again
+            gate.leave_place(step.step_id)
+        now = self._engine.clock.now()
+        waits = step.step_id in gate.room
+        if not waits and not gate.room.ready and gate.has_room_for(entry.row.session_id, turn_of(entry, step)[1]):
+            opens_at = gate.opens_at(now)
+            if opens_at is not None and opens_at <= now:
+                self._take_place(gate, entry, step)
+                return True
+        self._let_wait(gate, Guest(entry, step))
+        if place is not None or not waits:
+            self._drain(gate)
+        return False
+
+    def may_be_claimed(self, step: OpenStep) -> bool:
+        """Whether a delivery of a step may go to an instance: not where the step was taken back from the queue."""
+        gate = self.gates.get(step.service)
+        return gate is None or step.step_id not in gate.room
+
+    def reclaimed(self, entry: TaskEntry, step: OpenStep) -> None:
+        """An instance has come back with a step: it counts, also where that is one too many."""
+        gate = self.gates.get(step.service)
+        if gate is not None and not step.asking:
+            gate.room.remove(step.step_id)
+            self._take_place(gate, entry, step, begins=False)
+
+    def settled(self, transition: Transition) -> None:
+        """A transition is committed: what it has answered, parked or put off gives its place back."""
+        for step_id in transition.answered:
+            self.release(step_id)
+        for move in transition.moved:
+            entry = self._engine.cache.tasks.get(move.step_id.rpartition(":")[0])
+            step = entry.open.get(move.step_id) if entry is not None else None
+            if step is None or not (step.published or step.claimed_by is not None or self._waits(move.step_id)):
+                self.release(move.step_id)
+
+    def _waits(self, step_id: str) -> bool:
+        gate = self._where.get(step_id)
+        return gate is not None and step_id in gate.room
+
+    def release(self, step_id: str) -> None:
+        """A step neither runs nor waits any more. Repeating it does nothing.
+
+        Also for a step that waits while it runs (for a person, for its children): `go_on` asks for its place again.
+        """
+        gate = self._where.pop(step_id, None)
+        if gate is None:
+            return
+        gate.room.remove(step_id)
+        if gate.leave_place(step_id):
+            self._drain(gate)
+
+    def go_on(self, entry: TaskEntry, step: OpenStep, then: Callable[[], None]) -> None:
+        """A step that runs has given its place away and goes on: `then` is called once it has one, often at once."""
+        gate = self.gates.get(step.service)
+        if gate is None or step.step_id in gate.places:
+            then()
+            return
+        waiting = gate.room.get(step.step_id)
+        earlier = waiting.item.go_on if waiting is not None else None
+
+        def both() -> None:
+            if earlier is not None:
+                earlier()
+            then()
+
+        self._let_wait(gate, Guest(entry, step, both), first=True)
+        self._drain(gate)
+
+    def replaced(self, entry: TaskEntry, fresh: TaskEntry | None) -> None:
+        """A task was loaded again: places of steps that are not handed out any more are given back."""
+        for step_id in entry.open:
+            step = fresh.open.get(step_id) if fresh is not None else None
+            if step is None or not (step.published or step.claimed_by is not None):
+                self.release(step_id)
+
+    def _take_place(self, gate: Gate, entry: TaskEntry, step: OpenStep, *, begins: bool = True) -> None:
+        self._where[step.step_id] = gate
+        place = Place(step.attempt, entry.row.session_id, turn_of(entry, step)[1])
+        gate.take_place(step.step_id, place, self._engine.clock.now(), begins=begins)
+
+    def _let_wait(self, gate: Gate, guest: Guest, *, first: bool = False) -> None:
+        step = guest.step
+        self._where[step.step_id] = gate
+        gate.wait(guest, since=self._engine.clock.now(), first=first or step.attempt > 1)
+
+    # --- turns ------------------------------------------------------------------------------------------------------
+
+    def _drain(self, gate: Gate) -> None:
+        """Let those go whose turn it is; look again when time alone lets the next one go."""
+        now = self._engine.clock.now()
+        going: list[tuple[TaskEntry, OpenStep]] = []
+        again_at: float | None = None
+        while gate.room.ready:
+            again_at = gate.opens_at(now)
+            if again_at is None or again_at > now:
+                break
+            if len(going) == ADMITTED_AT_ONCE_MAX:
+                break
+            waiting = gate.room.pop()
+            assert waiting is not None
+            guest = waiting.item
+            if not guest.wanted:
+                self._where.pop(waiting.name, None)
+                continue
+            self._take_place(gate, guest.entry, guest.step, begins=guest.go_on is None)
+            if guest.go_on is not None:
+                guest.go_on()
+            else:
+                going.append((guest.entry, guest.step))
+        if gate.room.ready and again_at is not None:
+            self._look_again(gate, again_at)
+        if not gate.needed and not len(gate.room):
+            self._close_gate(gate)
+        if going:
+            self._engine.hand_out(going)
+
+    def _close_gate(self, gate: Gate) -> None:
+        """The service is limited no more, and nobody waits: nothing needs to be counted."""
+        del self.gates[gate.service]
+        for step_id in gate.places:
+            self._where.pop(step_id, None)
+        self._forget_timer(gate.service)
+
+    def _look_again(self, gate: Gate, when: float) -> None:
+        known = self._timers.get(gate.service)
+        if known is not None and known[0] <= when:
+            return
+        self._forget_timer(gate.service)
+        self._timers[gate.service] = (when, self._engine.clock.call_at(when, lambda: self._due(gate)))
+
+    def _forget_timer(self, service: str) -> None:
+        known = self._timers.pop(service, None)
+        if known is not None:
+            known[1].cancel()
+
+    def _due(self, gate: Gate) -> None:
+        self._timers.pop(gate.service, None)
+        if self.gates.get(gate.service) is gate:
+            self._drain(gate)
+
+    def stop(self) -> None:
+        """Let nothing more go."""
+        for service in tuple(self._timers):
+            self._forget_timer(service)

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llama_deploy.control_plane.admission import turn_of
+from llama_deploy.control_plane.admission import Admission
 from llama_deploy.control_plane.answers import Answers
 from llama_deploy.control_plane.claims import Claims
 from llama_deploy.control_plane.deadlines import heartbeat_timeout_s, run_timeout_s
 from llama_deploy.control_plane.decisions import Decision, decide, drive
+from llama_deploy.control_plane.gate import turn_of
 from llama_deploy.control_plane.memos import Memos
 from llama_deploy.control_plane.recording import Recording
 from llama_deploy.control_plane.refusals import resolve
@@ -96,6 +97,7 @@ class Engine:
         self.answers = Answers(self)
         self.claims = Claims(self)
         self.memos = Memos(self)
+        self.admission = Admission(self)
         self.recording = Recording(self)
         self.streams = Streams(self)
         self.webhooks = Webhooks(self, webhooks or WebhookSettings())
@@ -206,40 +208,57 @@ class Engine:
         return delay_s * (1 + share * (2 * self._random.random() - 1)) if delay_s > 0 else 0.0
 
     def publish(self, entry: TaskEntry, steps: list[OpenStep]) -> None:
-        """Hand the current attempt of these steps to the queue."""
+        """Hand the current attempt of these steps to the queue; those that a gate holds back follow in their turn."""
         if entry.row.paused:
             return
         failpoint("engine.before_publish")
-        envelopes = []
-        for step in steps:
-            if step.step_id not in entry.open:
-                continue
-            step.published = True
-            step.claimed_by = None
-            definition = self.registry.definition(step.service)
-            operation = Deliver(
-                step.step_id,
-                step.attempt,
-                step.service,
-                step.action,
-                entry.row.task_id,
-                entry.row.session_id,
-                step.body,
-                run_timeout_s(entry, step, definition),
-                step.inputs,
-                step.snapshot,
-                0 if entry.stream is None else entry.stream.count_of(step.step_id, step.attempt),
-                heartbeat_timeout_s(entry, step),
-                step.memos,
-            )
-            envelope = Envelope(step.step_id, step.attempt, step.service, encode_op(operation))
-            if step.options is not None or entry.definition.options is not None:
-                priority, key = turn_of(entry, step)
-                envelope = Envelope(step.step_id, step.attempt, step.service, envelope.body, priority, key)
-            envelopes.append(envelope)
+        admission = self.admission if self.admission.gates else None
+        self._carry(
+            [
+                self._envelope(entry, step)
+                for step in steps
+                if step.step_id in entry.open and (admission is None or admission.passes(entry, step))
+            ]
+        )
+
+    def hand_out(self, steps: list[tuple[TaskEntry, OpenStep]]) -> None:
+        """Hand steps to the queue whose turn has come at their gate."""
+        failpoint("engine.before_publish")
+        self._carry([self._envelope(entry, step) for entry, step in steps])
+
+    def _envelope(self, entry: TaskEntry, step: OpenStep) -> Envelope:
+        """A step on its way to whoever takes it."""
+        step.published = True
+        step.claimed_by = None
+        definition = self.registry.definition(step.service)
+        operation = Deliver(
+            step.step_id,
+            step.attempt,
+            step.service,
+            step.action,
+            entry.row.task_id,
+            entry.row.session_id,
+            step.body,
+            run_timeout_s(entry, step, definition),
+            step.inputs,
+            step.snapshot,
+            0 if entry.stream is None else entry.stream.count_of(step.step_id, step.attempt),
+            heartbeat_timeout_s(entry, step),
+            step.memos,
+        )
+        body = encode_op(operation)
+        if step.options is None and entry.definition.options is None:
+            return Envelope(step.step_id, step.attempt, step.service, body)
+        return Envelope(step.step_id, step.attempt, step.service, body, *turn_of(entry, step))
+
+    def _carry(self, envelopes: list[Envelope]) -> None:
         self.statistics.published += len(envelopes)
         for refused in self.queue.publish(envelopes):
-            entry.open[refused.step_id].published = False
+            entry = self.cache.tasks.get(refused.step_id.rpartition(":")[0])
+            step = entry.open.get(refused.step_id) if entry is not None else None
+            if step is not None and step.attempt == refused.attempt:
+                step.published = False
+            self.admission.release(refused.step_id)
         failpoint("engine.after_publish")
 
     def hold_back(self, entry: TaskEntry) -> None:
@@ -249,6 +268,10 @@ class Engine:
             step.published = False
         if waiting:
             self.queue.withdraw([step.step_id for step in waiting])
+        if self.admission.gates:
+            for step in entry.open.values():
+                if step.claimed_by is None:
+                    self.admission.release(step.step_id)
 
     def claim(self, instance_id: str, step_id: str, attempt: int, *, holds: bool = False) -> bool:
         """An instance is about to get a step, or `holds` it already; false when the delivery must be dropped."""
@@ -260,6 +283,8 @@ class Engine:
             return False
         if step.claimed_by not in (None, instance_id) and step.claimed_by in self.registry.instances:
             return False  # delivered twice
+        if self.admission.gates and not self.admission.may_be_claimed(step):
+            return False  # taken back from the queue, which has delivered it all the same
         step.claimed_by = instance_id
         step.claimed_at = self.clock.now()
         self.claims.note(entry, step)
@@ -341,6 +366,8 @@ class Engine:
                 await self.store.put_service(definition.service_name, encode_definition(definition))
                 failpoint("services.recorded")
 
+        for definition in definitions:
+            self.admission.refresh(definition.service_name)
         if definitions:
             self.spawn(store())
 
@@ -348,6 +375,7 @@ class Engine:
         """Take nothing new and end what runs beside the flow. The store is closed by whoever opened it."""
         self.stopping = True
         self.claims.stop()
+        self.admission.stop()
         for task in tuple(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

@@ -313,6 +313,8 @@ class Port:
                 continue
             known.published = True
             self._engine.queue.withdraw([step.step_id])
+            if entry is not None and self._engine.admission.gates:
+                self._engine.admission.reclaimed(entry, known)
             self._engine.claim(self.instance_id, step.step_id, step.attempt, holds=True)
             self._hold(step.step_id, step.attempt, known.service)
             inputs += [(step.step_id, number, value) for number, value in enumerate(known.inputs, start=1)]

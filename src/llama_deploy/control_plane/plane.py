@@ -82,7 +82,10 @@ class ControlPlane:
         failpoint("plane.store_opened")
         await self.queue.start()
         self.engine.registry.restore(await self.store.load_services())
+        await self.engine.admission.restore()
         self.steps_carried_on = await self.sweeper.start()
+        if self.steps_carried_on:
+            self.engine.admission.close_until(self.engine.clock.now() + self.engine.settings.recovery_grace_s)
         self.retention.start()
         self.started_at = self.engine.clock.now()
         self.ready = True

@@ -351,6 +351,8 @@ class Recording:
             for write in shared:
                 self._shared_committed(write)
             recorded(None)
+            if self._engine.admission.gates:
+                self._engine.admission.settled(transition)
             if to_publish:
                 self._engine.publish(entry, to_publish)
             if entry.watchers:
@@ -367,6 +369,8 @@ class Recording:
             if error is None:
                 self._arm_sweeper(transition)
             recorded(error)
+            if error is None and self._engine.admission.gates:
+                self._engine.admission.settled(transition)
 
         transition.settled = settled
         self._engine.store.record(transition)
@@ -397,12 +401,14 @@ class Recording:
             entry.notify()
             fresh = await self._engine.cache.load(entry.row.task_id, patient=True)
             if fresh is None:
+                self._engine.admission.replaced(entry, None)
                 return
             for step_id, step in fresh.open.items():
                 before = entry.open.get(step_id)
                 if before is not None and before.attempt == step.attempt and step.claimed_by is None:
                     step.claimed_by, step.claimed_at = before.claimed_by, before.claimed_at
                     step.published, step.overdue_s = before.published, before.overdue_s
+            self._engine.admission.replaced(entry, fresh)
             self._engine.when_ended(fresh, entry.end_like)
             for callback in entry.ended_callbacks:
                 self._engine.when_ended(fresh, callback)

@@ -185,15 +185,20 @@ class Signals:
         def recorded(error: LlamaDeployError | None) -> None:
             if error is None:
                 failpoint("signals.input_recorded")
-                port = engine.registry.instances.get(step.claimed_by) if step.claimed_by else None
                 if parked:
                     engine.publish(entry, [step])
-                elif port is not None:
-                    port.give_input(step.step_id, number, encoded)
+                else:  # it had given its place away while it waited
+                    engine.admission.go_on(entry, step, partial(self._give_input, step, number, encoded))
             settled(error)
 
         transition.settled = recorded
         engine.recording.commit(entry, transition, "input", record, now=now, state=entry.working_state())
+
+    def _give_input(self, step: OpenStep, number: int, value: bytes) -> None:
+        """Hand a recorded input to the instance that works on the step, if there is one."""
+        port = self._engine.registry.instances.get(step.claimed_by) if step.claimed_by else None
+        if port is not None:
+            port.give_input(step.step_id, number, value)
 
     # --- asking and parking -----------------------------------------------------------------------------------------
 
@@ -215,7 +220,12 @@ class Signals:
             record = Record(
                 state="", step_id=step.step_id, service=step.service, prompt=msgspec.Raw(op.prompt), number=number
             )
-            again = self._engine.recording.or_again(op.step_id, partial(self.ask, op, done), done)
+
+            def asked() -> None:
+                self._engine.admission.release(op.step_id)  # while a person thinks, others may work
+                done()
+
+            again = self._engine.recording.or_again(op.step_id, partial(self.ask, op, done), asked)
             transition = Transition(settled=again)
             self._engine.recording.commit(
                 entry, transition, "input_requested", record, now=self._engine.clock.now(), state="input_required"

@@ -163,6 +163,8 @@ class Sweeper:
 
     def _was_begun(self, entry: TaskEntry, step: OpenStep) -> bool:
         """Whether an instance of an earlier run has worked on this attempt, and nobody has come back with it."""
+        if self._engine.admission.gates and not self._engine.admission.may_be_claimed(step):
+            return False  # it waits for its turn, and has kept what it had begun before it was parked
         if step.claimed_by is not None or step.published or step.due_at > self._engine.clock.now():
             return False
         streamed = entry.stream is not None and entry.stream.count_of(step.step_id, step.attempt) > 0

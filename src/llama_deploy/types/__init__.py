@@ -26,6 +26,7 @@ from llama_deploy.types.core import (
     ToolCallResult,
     generate_id,
 )
+from llama_deploy.types.limits import RateLimit, ServiceLimits
 from llama_deploy.types.options import Origin, StepOptions, TaskOptions, Webhook
 from llama_deploy.types.retry import RetryPolicy
 from llama_deploy.types.state import FINAL_STATES, LEGAL_TRANSITIONS, TaskState, check_transition
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
         TaskView,
     )
     from llama_deploy.types.history import HistoryEntry, HistoryPage
-    from llama_deploy.types.queues import QueuePage, QueueView
+    from llama_deploy.types.queues import LimitsView, PauseView, QueuePage, QueueView
     from llama_deploy.types.webhooks import WebhookSettings, WebhookView
 else:
     __getattr__, __dir__ = lazy_names(
@@ -51,6 +52,8 @@ else:
             "HistoryEntry": "llama_deploy.types.history",
             "HistoryPage": "llama_deploy.types.history",
             "InstanceView": "llama_deploy.types.api",
+            "LimitsView": "llama_deploy.types.queues",
+            "PauseView": "llama_deploy.types.queues",
             "QueuePage": "llama_deploy.types.queues",
             "QueueView": "llama_deploy.types.queues",
             "ServicePage": "llama_deploy.types.api",
@@ -76,13 +79,17 @@ __all__ = [
     "HistoryPage",
     "HumanResponse",
     "InstanceView",
+    "LimitsView",
     "MessageRole",
     "NewTask",
     "Origin",
+    "PauseView",
     "QueuePage",
     "QueueView",
+    "RateLimit",
     "RetryPolicy",
     "ServiceDefinition",
+    "ServiceLimits",
     "ServicePage",
     "ServiceView",
     "SessionDefinition",

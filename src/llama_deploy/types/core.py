@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import uuid_utils
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
+from llama_deploy.types.limits import ServiceLimits
 from llama_deploy.types.options import TaskOptions
 from llama_deploy.types.retry import RetryPolicy
 
@@ -281,6 +282,8 @@ class ServiceDefinition(_Model):
     retry: RetryPolicy | None = None
     """How failed attempts are tried again. None leaves it to the orchestrator, and to `RetryPolicy()` where that does
     not handle failures; what is given here counts with every orchestrator."""
+    limits: ServiceLimits | None = None
+    """How much of it runs at once over all instances, and how often. An operator's word comes before it."""
 
 
 class HumanResponse(_Model):

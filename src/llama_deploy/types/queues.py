@@ -8,11 +8,29 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from llama_deploy.types.limits import ServiceLimits
+
 
 class _View(BaseModel):
     """Base of the views: fields of later versions are ignored."""
 
     model_config = ConfigDict(extra="ignore", defer_build=True)
+
+
+class PauseView(_View):
+    """That a service is paused: since when, by whom and why."""
+
+    at: float
+    by: str = ""
+    reason: str = ""
+
+
+class LimitsView(_View):
+    """The limits that an operator has set in the place of those that a service has by its definition."""
+
+    limits: ServiceLimits
+    at: float
+    by: str = ""
 
 
 class QueueView(_View):

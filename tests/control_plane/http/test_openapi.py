@@ -46,6 +46,8 @@ async def test_every_route_is_in_it(document: dict[str, Any]) -> None:
         "GET /v1/sessions/{session_id}/state",
         "GET /v1/services",
         "GET /v1/services/{name}",
+        "GET /v1/queues",
+        "GET /v1/queues/{name}",
         "GET /v1/status",
         "GET /healthz",
         "GET /readyz",

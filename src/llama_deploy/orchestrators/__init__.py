@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     )
     from llama_deploy.orchestrators.config import SimpleOrchestratorConfig
     from llama_deploy.orchestrators.gate import Gate
+    from llama_deploy.orchestrators.graph import Edge, Graph
     from llama_deploy.orchestrators.group_chat import GroupChat, Transcript
     from llama_deploy.orchestrators.handoff import Handoff
     from llama_deploy.orchestrators.map import Map
     from llama_deploy.orchestrators.nodes import Node
     from llama_deploy.orchestrators.parallel import Parallel
+    from llama_deploy.orchestrators.picture import Picture, PictureEdge
     from llama_deploy.orchestrators.planner import Planner
     from llama_deploy.orchestrators.router import Router
     from llama_deploy.orchestrators.sequence import Sequence
@@ -45,10 +47,12 @@ else:
         "actions": "Action Again Answer Ask Compensate Emit Fail Finish Hold Release Run TakeBack Wait",
         "config": "SimpleOrchestratorConfig",
         "gate": "Gate",
+        "graph": "Edge Graph",
         "group_chat": "GroupChat Transcript",
         "handoff": "Handoff",
         "map": "Map",
         "nodes": "Node",
+        "picture": "Picture PictureEdge",
         "parallel": "Parallel",
         "planner": "Planner",
         "router": "Router",
@@ -70,11 +74,13 @@ __all__ = [
     "Budget",
     "Cache",
     "Compensate",
+    "Edge",
     "Emit",
     "Fail",
     "Fallback",
     "Finish",
     "Gate",
+    "Graph",
     "GroupChat",
     "Handoff",
     "Hold",
@@ -84,6 +90,8 @@ __all__ = [
     "Notes",
     "Orchestrator",
     "Parallel",
+    "Picture",
+    "PictureEdge",
     "Planner",
     "Release",
     "Retry",

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from llama_deploy.orchestrators.actions import Action, Answer, Emit, Fail, Finish, Run
 from llama_deploy.orchestrators.nodes import Node, named
+from llama_deploy.orchestrators.picture import Picture, PictureEdge
 from llama_deploy.orchestrators.turn import NoState, Turn
 from llama_deploy.orchestrators.typed import Orchestrator
 
@@ -59,3 +60,9 @@ class Router(Orchestrator[NoState]):
         if route is None:
             return [Fail.because(f"{str(chosen)[:200]!r} is none of the routes: {', '.join(self.routes)}")]
         return [Emit({"route": route}), Run(route, turn.input)]
+
+    def picture(self) -> Picture:
+        """The decision, then the routes."""
+        edges = [PictureEdge(_DECIDE, name, name) for name in self.routes]
+        edges += [PictureEdge(name, "end") for name in self.routes]
+        return Picture(["start", _DECIDE, *self.routes, "end"], [PictureEdge("start", _DECIDE), *edges])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel
 
 from llama_deploy.orchestrators.actions import Action, Answer, Finish, Run
 from llama_deploy.orchestrators.nodes import Node, named
+from llama_deploy.orchestrators.picture import Picture, PictureEdge
 from llama_deploy.orchestrators.turn import Turn
 from llama_deploy.orchestrators.typed import Orchestrator
 
@@ -53,3 +55,8 @@ class Sequence(Orchestrator[SequenceState]):
             return Run(name, last)
         answers = {done: turn.notes[done] for done in list(self.nodes)[: turn.state.done]}
         return Run(name, {"input": turn.input, "answers": answers})
+
+    def picture(self) -> Picture:
+        """One below the other."""
+        names = ["start", *self.nodes, "end"]
+        return Picture(names, [PictureEdge(*pair) for pair in pairwise(names)])

@@ -34,6 +34,7 @@ from llama_deploy.orchestrators.actions import (
     Wait,
 )
 from llama_deploy.orchestrators.base import BaseOrchestrator
+from llama_deploy.orchestrators.picture import Picture, PictureEdge
 from llama_deploy.orchestrators.turn import NoState, Notes, StateT, Turn
 from llama_deploy.types.core import ActionTypes, NewTask, TaskDefinition, TaskError, TaskResult
 from llama_deploy.types.reserved import ANSWERED_HERE, PERSON_SERVICE, STREAM_SERVICE, TAKE_BACK_SERVICE, TIMER_SERVICE
@@ -88,6 +89,11 @@ class Orchestrator(BaseOrchestrator, Generic[StateT]):
             f"{type(self).__name__} is at version {self.version} and the task began with {version}: "
             f"keep that version, or say in `migrate` how its state ({', '.join(state) or 'empty'}) is read"
         )
+
+    def picture(self) -> Picture:
+        """How it is drawn: as far as nothing else is known, its nodes side by side."""
+        edges = [edge for name in self.nodes for edge in (PictureEdge("start", name), PictureEdge(name, "end"))]
+        return Picture(["start", *self.nodes, "end"], edges or [PictureEdge("start", "end")])
 
     def failure(self, answer: Answer) -> Fail:
         """The failure of a node as this orchestrator's own."""

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class Process:
         self._arguments = arguments
         self._log = folder / f"{name}.log"
         self._process: asyncio.subprocess.Process | None = None
+        self.started_at = 0.0
+        """When its present life began, in seconds since the epoch."""
         self.codes: list[int] = []
         """How each of its lives ended; negative for a signal."""
 
@@ -38,6 +41,7 @@ class Process:
 
     async def start(self) -> None:
         """Begin a new life."""
+        self.started_at = time.time()
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,

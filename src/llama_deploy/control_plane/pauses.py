@@ -12,7 +12,7 @@ from functools import partial
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import clean
-from llama_deploy.control_plane.signals import Settled, Signals, ended_error
+from llama_deploy.control_plane.signals import Settled, Signals, ended_error, once_recorded
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, paused_because
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.state_stores.base import DeliveryMove, Transition
@@ -43,7 +43,7 @@ class Pauses:
 
     def _pause(self, reason: str, by: str, entry: TaskEntry, settled: Settled) -> None:
         if entry.final or entry.row.paused:
-            settled(ended_error(entry) if entry.final else None)
+            once_recorded(self._engine, entry, settled, ended_error(entry) if entry.final else None)
             return
         engine = self._engine
         record = Record(state="", reason=reason or None, by=by or None)
@@ -61,7 +61,7 @@ class Pauses:
 
     def _resume(self, reason: str, by: str, entry: TaskEntry, settled: Settled) -> None:
         if entry.final or not entry.row.paused:
-            settled(ended_error(entry) if entry.final else None)
+            once_recorded(self._engine, entry, settled, ended_error(entry) if entry.final else None)
             return
         engine = self._engine
         now = engine.clock.now()

@@ -347,6 +347,7 @@ class Recording:
                 recorded(refusal)
                 return
             entry.settled_seq = seq
+            entry.shown = row
             self._arm_sweeper(transition)
             for write in shared:
                 self._shared_committed(write)

@@ -57,7 +57,9 @@ class Signals:
 
         def work(entry: TaskEntry, settled: Settled) -> None:
             if entry.final:
-                settled(None if entry.row.state == "canceled" else ended_error(entry))
+                once_recorded(
+                    self._engine, entry, settled, None if entry.row.state == "canceled" else ended_error(entry)
+                )
                 return
             error = TaskCanceledError("the task was canceled" + (f": {reason}" if reason else ""))
             result = failure(task_id, error)
@@ -90,7 +92,7 @@ class Signals:
             try:
                 step = self._asking_step(entry, step_id, value)
             except LlamaDeployError as error:
-                settled(error)
+                once_recorded(self._engine, entry, settled, error)
                 return
             found.append(step.step_id)
             self._take_input(entry, step, encoded, by, settled)
@@ -450,6 +452,18 @@ def _work_unless_stale(entry: TaskEntry, work: Callable[[TaskEntry, Settled], No
         settled(CommitConflictError("the task was loaded again"))
     else:
         work(entry, settled)
+
+
+def once_recorded(engine: Engine, entry: TaskEntry, settled: Settled, found: LlamaDeployError | None) -> None:
+    """Tell what was found instead of recording anything, once what it was found from is committed.
+
+    Where that commit is refused, whoever asked begins anew.
+    """
+
+    def tell() -> None:
+        settled(CommitConflictError("the task was loaded again") if entry.stale else found)
+
+    engine.when_settled(entry, tell)
 
 
 def ended_error(entry: TaskEntry) -> TaskEndedError:

@@ -165,6 +165,7 @@ class TaskEntry:
         "row",
         "session",
         "settled_seq",
+        "shown",
         "stale",
         "stream",
         "watchers",
@@ -172,6 +173,8 @@ class TaskEntry:
 
     def __init__(self, row: TaskRow, definition: TaskDefinition, session: SessionState | None) -> None:
         self.row = row
+        self.shown = row
+        """The row as it is recorded: what anybody is told of. `row` is ahead of it while a commit is on its way."""
         self.definition = definition
         self.definition_json = b""
         self.session = session
@@ -246,6 +249,7 @@ class TaskEntry:
     def end_like(self, other: TaskEntry) -> None:
         """The entry that took the place of this stale one has ended: whoever still waits with this one sees that."""
         self.row, self.outcome, self.settled_seq = other.row, other.outcome, other.settled_seq
+        self.shown = other.shown
 
     def option(self, step: OpenStep, name: str) -> Any:
         """One of `StepOptions` for a step: what its decision said, else what the task's options say, else `None`."""

@@ -41,12 +41,12 @@ class Views:
     # --- tasks ------------------------------------------------------------------------------------------------------
 
     def task(self, entry: TaskEntry) -> TaskView:
-        """A task in memory."""
+        """A task in memory, as it is recorded."""
         asking = next((step for step in entry.open.values() if step.asking and step.prompt), None)
-        view = self._row(entry.row)
-        if not entry.final:
+        view = self._row(entry.shown)
+        if view.ended_at is None:
             view.waiting_for = self._waiting_for(entry)
-            if asking is not None and asking.prompt is not None:
+            if asking is not None and asking.prompt is not None and view.state is TaskState.INPUT_REQUIRED:
                 view.prompt = {"step_id": asking.step_id, **_as_dict(msgspec.json.decode(asking.prompt))}
         return view
 
@@ -102,7 +102,7 @@ class Views:
     async def result(self, entry: TaskEntry) -> TaskResultView:
         """The outcome of a task, `None` inside while it has none."""
         result = TaskResult.model_validate_json(entry.outcome) if entry.outcome is not None else None
-        return TaskResultView(task_id=entry.row.task_id, state=TaskState(entry.row.state), result=result)
+        return TaskResultView(task_id=entry.row.task_id, state=TaskState(entry.shown.state), result=result)
 
     async def list_tasks(
         self,

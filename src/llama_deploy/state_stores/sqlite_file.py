@@ -29,7 +29,10 @@ def open_connection(path: Path, synchronous: str) -> sqlite3.Connection:
     try:
         # SQLite opens a file that it may only read, and leaves its own files beside it; and what tasks carry is nobody
         # else's business, so a new file is its owner's alone.
+        new = not path.exists()
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if new:  # SQLite syncs what is in the file, not that there is one
+            _sync_names(path.parent)
     except OSError as error:
         raise _read_only_error(path, str(error)) from error
     failpoint("store.file_created")
@@ -83,10 +86,27 @@ def _migrate(connection: sqlite3.Connection) -> None:
         failpoint("store.after_migration")
 
 
+def _sync_names(folder: Path) -> None:
+    """See to it that what was made in a folder is found there after a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, durably."""
+    if not folder.exists():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_names(folder.parent)
+
+
 def lock(path: Path) -> int:
     """Take the lock file beside the database; it is released when the process ends, however it ends."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _read_only_error(path, str(error)) from error

@@ -213,7 +213,7 @@ async def get_stream(
 
 
 async def _state(plane: ControlPlane, task_id: str) -> str:
-    return (await plane.engine.cache.get(task_id)).row.state
+    return (await plane.engine.cache.get(task_id)).shown.state
 
 
 @router.post("/tasks/{task_id}/input", tags=["tasks"], responses=answers(400, 404, 409, 413))

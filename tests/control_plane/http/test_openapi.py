@@ -40,6 +40,8 @@ async def test_every_route_is_in_it(document: dict[str, Any]) -> None:
         "GET /v1/tasks/{task_id}/stream",
         "POST /v1/tasks/{task_id}/input",
         "POST /v1/tasks/{task_id}/cancel",
+        "POST /v1/tasks/{task_id}/pause",
+        "POST /v1/tasks/{task_id}/resume",
         "POST /v1/sessions",
         "GET /v1/sessions",
         "GET /v1/sessions/{session_id}",

@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from llama_deploy.control_plane.deadlines import run_timeout_s
+from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.runtime import failpoint
@@ -71,12 +72,29 @@ class Claims:
                 step.started = attempt
                 visible_at = self.look_again_at(entry, step, now)
                 engine.arm_sweeper(visible_at)
-                moves.append(DeliveryMove(step.step_id, attempt, attempt, visible_at, started=1))
+                move = DeliveryMove(step.step_id, attempt, attempt, visible_at, started=1)
+                if entry.row.state == "submitted":
+                    self._begun(entry, step, move, now)
+                else:
+                    moves.append(move)
         if moves:
             failpoint("claims.before_record")
             engine.store.record(Transition(settled=_unless_answered, moved=moves))
         if self._recent:
             self._arm()
+
+    def _begun(self, entry: TaskEntry, step: OpenStep, move: DeliveryMove, now: float) -> None:
+        """A task that had to wait for its beginning is seen to be worked on."""
+        record = Record(
+            state="",
+            step_id=step.step_id,
+            service=step.service,
+            attempt=step.attempt,
+            started_at=step.claimed_at,
+            by=step.claimed_by,
+        )
+        transition = Transition(settled=_unless_answered, moved=(move,))
+        self._engine.recording.commit(entry, transition, "begun", record, now=now, state=entry.working_state())
 
 
 def _unless_answered(_: LlamaDeployError | None) -> None:

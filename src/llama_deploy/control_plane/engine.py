@@ -41,6 +41,7 @@ from llama_deploy.runtime import Clock, SystemClock, failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores import StateStore
 from llama_deploy.types import TaskResult
+from llama_deploy.types.reserved import TIMER_SERVICE
 from llama_deploy.types.webhooks import WebhookSettings
 
 log = get_logger("llama_deploy.engine")
@@ -217,7 +218,9 @@ class Engine:
             [
                 self._envelope(entry, step)
                 for step in steps
-                if step.step_id in entry.open and (admission is None or admission.passes(entry, step))
+                if step.step_id in entry.open
+                and step.service != TIMER_SERVICE
+                and (admission is None or admission.passes(entry, step))
             ]
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from llama_deploy.control_plane.deadlines import look_again_at
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import clean
@@ -71,7 +72,7 @@ class Pauses:
         for step in waiting:
             step.due_since = max(step.due_at, now)
             step.overdue_s = 0.0
-            moves.append(_look_again(engine, step, now))
+            moves.append(_look_again(engine, entry, step, now))
 
         def recorded(error: LlamaDeployError | None) -> None:
             if error is None and not entry.row.paused:
@@ -86,6 +87,6 @@ class Pauses:
         engine.recording.commit(entry, transition, "resumed", record, now=now, state=entry.row.state, paused=False)
 
 
-def _look_again(engine: Engine, step: OpenStep, now: float) -> DeliveryMove:
-    visible_at = step.due_at if step.due_at > now else now + engine.settings.overdue_s
+def _look_again(engine: Engine, entry: TaskEntry, step: OpenStep, now: float) -> DeliveryMove:
+    visible_at = step.due_at if step.due_at > now else look_again_at(entry, step, now, engine.settings.overdue_s)
     return DeliveryMove(step.step_id, step.attempt, step.attempt, visible_at, started=int(step.started == step.attempt))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llama_deploy.control_plane.deadlines import DEADLINE_INDEX, deadline_id, look_again_at
 from llama_deploy.control_plane.decisions import Decision, Outcome, Sending, encode_result, outcome_from_state
 from llama_deploy.control_plane.records import Record, SentMessage, StateChange, encode_record
 from llama_deploy.control_plane.refusals import error_code, failure, too_large
@@ -21,7 +22,7 @@ from llama_deploy.errors import LimitExceededError, LlamaDeployError, NoProgress
 from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, SharedRead, SharedWrite, Transition
-from llama_deploy.types.reserved import PERSON_SERVICE
+from llama_deploy.types.reserved import PERSON_SERVICE, TIMER_SERVICE
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
@@ -224,17 +225,22 @@ class Recording:
                 index=index,
             )
             step.options = sending.options
-            if sending.delay_s > 0:
-                step.due_at = now + self._engine.jitter(sending.delay_s)
+            begins_at = entry.begins_at if entry.begins_at > now and not step.notification else now
+            if step.service == TIMER_SERVICE:
+                step.due_at = begins_at + sending.delay_s
+            elif sending.delay_s > 0:
+                step.due_at = begins_at + self._engine.jitter(sending.delay_s)
+            elif begins_at > now:
+                step.due_at = begins_at
             step.due_since = step.due_at or now
             entry.open[step.step_id] = step
             record.messages.append(sent_message(step, sending.delay_s))
             if step.service == PERSON_SERVICE:
                 asks = True
                 step.wait_for_person()
-            visible_at = step.due_at or now + self._engine.settings.overdue_s
+            visible_at = step.due_at or look_again_at(entry, step, now, self._engine.settings.overdue_s)
             rows.append(DeliveryRow(step.step_id, task_id, step.service, 1, visible_at, seq, index, step.parked))
-        transition.sent = rows
+        transition.sent = [*transition.sent, *rows]
         return asks
 
     def end(
@@ -252,6 +258,10 @@ class Recording:
         webhook = self._engine.webhooks.sending(entry.definition)
         if webhook is not None:
             sendings = [*(sendings or ()), webhook]
+        if entry.deadline_at and entry.row.version:
+            transition.answered = [*transition.answered, deadline_id(entry.row.task_id)]
+        elif entry.deadline_at:  # it ends as it begins
+            transition.sent = ()
         abandoned = list(entry.open.values())
         if abandoned:
             transition.answered = [*transition.answered, *(step.step_id for step in abandoned)]
@@ -333,7 +343,9 @@ class Recording:
         seq = row.version
         shared = transition.shared
         to_publish = [
-            step for sent in transition.sent if not ((step := entry.open[sent.step_id]).due_at or step.parked)
+            step
+            for sent in transition.sent
+            if sent.index != DEADLINE_INDEX and not ((step := entry.open[sent.step_id]).due_at or step.parked)
         ]
 
         def settled(refusal: LlamaDeployError | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from llama_deploy.control_plane.deadlines import look_again_at
 from llama_deploy.control_plane.decisions import Outcome, encode_result
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.records import Record
@@ -180,9 +181,9 @@ class Signals:
         if parked:
             step.parked = 0
             step.published = False
-            transition.moved = (
-                DeliveryMove(step.step_id, step.attempt, step.attempt, now + engine.settings.overdue_s),
-            )
+            step.due_since = now
+            visible_at = look_again_at(entry, step, now, engine.settings.overdue_s)
+            transition.moved = (DeliveryMove(step.step_id, step.attempt, step.attempt, visible_at),)
 
         def recorded(error: LlamaDeployError | None) -> None:
             if error is None:
@@ -365,7 +366,8 @@ class Signals:
         step.published = False
         step.due_at, step.due_since = 0.0, now
         step.losses += not on_purpose
-        move = DeliveryMove(step_id, step.attempt - 1, step.attempt, now + engine.settings.overdue_s)
+        visible_at = look_again_at(entry, step, now, engine.settings.overdue_s)
+        move = DeliveryMove(step_id, step.attempt - 1, step.attempt, visible_at)
 
         def next_attempt() -> None:
             failpoint("signals.lost")

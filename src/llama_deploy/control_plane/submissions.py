@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from llama_deploy.control_plane.deadlines import DEADLINE_INDEX, begins_at, deadline_id, ends_at
 from llama_deploy.control_plane.decisions import Decision
 from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import check_id, conflict, digest, resolve, too_large
@@ -25,8 +26,10 @@ from llama_deploy.errors import (
     StoreUnavailableError,
 )
 from llama_deploy.runtime import failpoint
-from llama_deploy.state_stores.base import SessionRow, TaskRow, Transition
-from llama_deploy.types import TaskDefinition
+from llama_deploy.state_stores.base import DeliveryRow, SessionRow, TaskRow, Transition
+from llama_deploy.types import TaskDefinition, TaskOptions
+from llama_deploy.types.options import SECONDS_MAX
+from llama_deploy.types.reserved import DEADLINE_SERVICE
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
@@ -114,8 +117,10 @@ class Submissions:
                 why="names that begin with two underscores are the control plane's own",
                 fix="name another service",
             )
-        if definition.options is not None and definition.options.webhook is not None:
-            self._engine.webhooks.check(definition.options.webhook)
+        if definition.options is not None:
+            _check_begin(definition.options, self._engine.clock.now())
+            if definition.options.webhook is not None:
+                self._engine.webhooks.check(definition.options.webhook)
 
     async def _submit_slowly(self, definition: TaskDefinition, done: Submitted) -> None:
         """Where the store has to be asked first: an idempotency key, a session that is not in memory.
@@ -223,6 +228,10 @@ class Submissions:
                     raise self._engine.registry.unserved(sending.service)
                 waiting = True
         now = self._engine.clock.now()
+        options = definition.options
+        if options is not None:
+            entry.begins_at, entry.deadline_at = begins_at(options, now), ends_at(options, now)
+            waiting = waiting or entry.begins_at > now
         entry.definition_json = msgspec.json.encode(definition.model_dump())
         record = Record(state="", definition=msgspec.Raw(entry.definition_json))
         transition = Transition(settled=lambda error: self._submission_settled(entry, error, refusals))
@@ -230,6 +239,10 @@ class Submissions:
             transition.session = SessionRow(entry.session.session_id, now)
         if definition.idempotency_key:
             transition.idempotency = (definition.idempotency_key, digest(definition))
+        if entry.deadline_at:
+            task_id = definition.task_id
+            row = DeliveryRow(deadline_id(task_id), task_id, DEADLINE_SERVICE, 1, entry.deadline_at, 1, DEADLINE_INDEX)
+            transition.sent = [row]
         self._engine.recording.record_decision(
             entry, transition, "submitted", record, decision, now=now, state="submitted" if waiting else None
         )
@@ -281,6 +294,16 @@ class Submissions:
             self._begin(definition, session, done, refusals=refusals)
         else:
             done(None, error)
+
+
+def _check_begin(options: TaskOptions, now: float) -> None:
+    """Raise for a task that is to begin in a time that nobody will wait for."""
+    if options.run_at is not None and options.run_at > now + SECONDS_MAX:
+        raise InvalidRequestError(
+            f"options.run_at is {options.run_at:.0f}, more than {SECONDS_MAX / 86_400:.0f} days from now",
+            why="it counts seconds since the epoch",
+            fix="give seconds, not milliseconds, or a date and time such as 2030-01-31T08:00:00Z",
+        )
 
 
 def _check_text(name: str, texts: list[str], bytes_max: int) -> None:

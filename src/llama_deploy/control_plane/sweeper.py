@@ -10,15 +10,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from llama_deploy.control_plane.deadlines import DEADLINE_INDEX, look_again_at, queue_ends_at
+from llama_deploy.control_plane.decisions import Outcome, encode_result
 from llama_deploy.control_plane.engine import Engine
-from llama_deploy.control_plane.refusals import resolve
+from llama_deploy.control_plane.records import Record
+from llama_deploy.control_plane.refusals import failure, resolve, step_failure
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
-from llama_deploy.errors import LlamaDeployError
+from llama_deploy.errors import LlamaDeployError, QueueTimeoutError, TaskTimeoutError
 from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.clock import Timer
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import DeliveryMove, DeliveryRow, Transition
+from llama_deploy.types import TaskResult
+from llama_deploy.types.reserved import TIMER_SERVICE
 
 log = get_logger("llama_deploy.sweeper")
 
@@ -115,10 +120,20 @@ class Sweeper:
         publications: list[tuple[TaskEntry, OpenStep, int]] = []
         lost = 0
         for row, entry in loaded:  # nothing is awaited from here until the moves are handed over
+            if row.index == DEADLINE_INDEX:
+                lost += self._at_deadline(entry, row, now, moves)
+                continue
             step = entry.open.get(row.step_id) if entry is not None else None
             if entry is None or step is None or step.parked or step.attempt != row.attempt or entry.stale:
                 continue  # answered, parked or moved, and on its way to the store
-            if not entry.busy and self._is_lost(entry, step, now):
+            if step.service == TIMER_SERVICE:
+                if step.due_at <= now and not step.published:
+                    self._fire_timer(entry, step)
+                    lost += 1
+                else:
+                    moves.append(self._extended(entry, step, now))
+                continue
+            if not entry.busy and (self._waited_too_long(entry, step, now) or self._is_lost(entry, step, now)):
                 lost += 1
                 continue
             moves.append(self._extended(entry, step, now))
@@ -147,9 +162,67 @@ class Sweeper:
             visible_at = self._engine.claims.look_again_at(entry, step, now)
         else:
             step.overdue_s = min(settings.overdue_s_max, step.overdue_s * 2 or settings.overdue_s)
-            visible_at = now + step.overdue_s
+            visible_at = look_again_at(entry, step, now, step.overdue_s, settings.recovery_grace_s)
         begun = int(step.started == step.attempt)
         return DeliveryMove(step.step_id, step.attempt, step.attempt, visible_at, started=begun)
+
+    def _at_deadline(self, entry: TaskEntry | None, row: DeliveryRow, now: float, moves: list[DeliveryMove]) -> int:
+        """End a task whose deadline is over, or look again when it is; returns how many were ended."""
+        if entry is None or entry.final or entry.stale:
+            return 0  # it has ended, or is loaded again
+        if entry.deadline_at > now:
+            moves.append(DeliveryMove(row.step_id, 1, 1, entry.deadline_at))
+            return 0
+        options = entry.definition.options
+        seconds = options.total_timeout_s if options is not None else None
+        error = TaskTimeoutError(
+            f"the task had not ended {seconds:g} s after its beginning",
+            why=f"total_timeout_s of the task is {seconds:g}",
+            fix="llamactl tasks timeline TASK_ID   shows what took so long; or submit it with a longer total_timeout_s",
+        )
+        outcome = Outcome("failed", encode_result(failure(entry.row.task_id, error)))
+        transition = Transition(settled=lambda _: None)  # refused: the task is loaded again and the row still stands
+        record = Record(state="", reason=str(error))
+        self._engine.recording.end(entry, transition, "timed_out", record, outcome, now=now)
+        return 1
+
+    def _fire_timer(self, entry: TaskEntry, step: OpenStep) -> None:
+        """Answer a timer of the orchestrator that is due."""
+        step.published = True  # once: a policy that thinks may keep it waiting
+
+        def fire() -> None:
+            if entry.stale or entry.final or entry.open.get(step.step_id) is not step:
+                return
+            result = TaskResult(
+                task_id=entry.row.task_id,
+                history=[],
+                result="",
+                data={"due_at": step.due_at},
+                step_id=step.step_id,
+                service=step.service,
+                attempt=step.attempt,
+                tag=step.tag,
+            )
+            self._engine.answers.conclude(entry, step, result, lambda _: None, finished_at=step.due_at)
+
+        self._engine.in_turn(entry, fire)
+
+    def _waited_too_long(self, entry: TaskEntry, step: OpenStep, now: float) -> bool:
+        """Fail a step that no instance has taken in time."""
+        if step.claimed_by is not None or entry.row.paused or step.due_at > now:
+            return False
+        if not (step.published or step.overdue_s) or queue_ends_at(entry, step) > now:
+            return False  # after a restart, an instance may come back with it
+        seconds = entry.option(step, "queue_timeout_s")
+        error = QueueTimeoutError(
+            f"no instance of {step.service} has taken step {step.step_id} within {seconds:g} s",
+            why=f"queue_timeout_s is {seconds:g}",
+            fix="start further instances of the service, or let it wait longer",
+        )
+        if step.published:
+            self._engine.queue.withdraw([step.step_id])
+        self._engine.answers.conclude(entry, step, step_failure(entry, step, error), lambda _: None)
+        return True
 
     def _is_lost(self, entry: TaskEntry, step: OpenStep, now: float) -> bool:
         """Make a step that nobody will answer any more the next attempt."""

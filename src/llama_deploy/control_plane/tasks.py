@@ -11,12 +11,13 @@ from typing import Any
 
 import msgspec
 
+from llama_deploy.control_plane.deadlines import DEADLINE_INDEX, begins_at, ends_at
 from llama_deploy.control_plane.records import Record, SentMessage, decode_record
 from llama_deploy.control_plane.session_state import Delta, PrivateState, SessionState
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, TaskRow
 from llama_deploy.types import StepOptions, TaskDefinition
-from llama_deploy.types.reserved import PERSON_SERVICE
+from llama_deploy.types.reserved import PERSON_SERVICE, TIMER_SERVICE
 
 FINAL = frozenset({"completed", "failed", "canceled", "rejected"})
 
@@ -151,7 +152,9 @@ class TaskEntry:
     """One task in memory."""
 
     __slots__ = (
+        "begins_at",
         "busy",
+        "deadline_at",
         "definition",
         "definition_json",
         "ended_callbacks",
@@ -182,6 +185,10 @@ class TaskEntry:
         self.open: dict[str, OpenStep] = {}
         self.mailbox: deque[Callable[[], None]] = deque()
         """What arrived while a decision was being made, in order."""
+        self.begins_at = 0.0
+        """No step of it is due before this time; 0 where it began at once."""
+        self.deadline_at = 0.0
+        """It fails unless it has ended by this time; 0 where it may take for ever."""
         self.busy = False
         """A decision is being made; the mailbox waits for it."""
         self.recorded = False
@@ -320,7 +327,13 @@ def rebuild(
     entry.recorded = True
     entry.settled_seq = row.version
     by_seq = {row.seq: (row, record) for row, record in records}
+    options = definition.options
+    if options is not None:
+        entry.begins_at = begins_at(options, history[0].at)
+        entry.deadline_at = ends_at(options, history[0].at)
     for delivery in deliveries:
+        if delivery.index == DEADLINE_INDEX:
+            continue
         sent_by, record = by_seq[delivery.seq]
         message = record.messages[delivery.index]
         step = OpenStep(
@@ -334,7 +347,9 @@ def rebuild(
         )
         step.renew(message)
         step.attempt = delivery.attempt
-        step.due_at = sent_by.at + message.delay_s if message.delay_s else 0.0
+        sent_at = sent_by.at if step.notification else max(sent_by.at, entry.begins_at)
+        if message.delay_s or sent_at > sent_by.at or step.service == TIMER_SERVICE:
+            step.due_at = sent_at + message.delay_s
         step.due_since = step.due_at or sent_by.at
         step.parked = delivery.parked
         if step.service == PERSON_SERVICE:

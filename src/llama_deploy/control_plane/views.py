@@ -29,7 +29,7 @@ from llama_deploy.types import (
     TaskState,
     TaskView,
 )
-from llama_deploy.types.reserved import PERSON_SERVICE
+from llama_deploy.types.reserved import PERSON_SERVICE, TIMER_SERVICE
 
 
 class Views:
@@ -77,6 +77,9 @@ class Views:
             return "it is paused" + entry.paused_because
         if entry.busy:
             return "a decision of the orchestrator"
+        now = self._engine.clock.now()
+        if entry.begins_at > now:
+            return f"its beginning, in {entry.begins_at - now:.1f} s"
         if any(step.claimed_by and not step.asking for step in entry.open.values()):
             return None
         reasons = [self._step_waits_for(step) for step in entry.open.values()]
@@ -87,11 +90,13 @@ class Views:
             prompt = _as_dict(msgspec.json.decode(step.prompt or b"{}")).get("prompt")
             asks = "" if step.service == PERSON_SERVICE else f" for {step.service}"
             return f"a person's input{asks}" + (f": {prompt}" if prompt else "")
+        now = self._engine.clock.now()
+        if step.service == TIMER_SERVICE:
+            return f"a timer, due in {max(0.0, step.due_at - now):.1f} s" + (f" ({step.tag})" if step.tag else "")
         registry = self._engine.registry
         if not registry.has_instance(step.service):
             known = "no instance of it is connected" if step.service in registry.services else "it was never registered"
             return f'nobody serves "{step.service}" ({known})'
-        now = self._engine.clock.now()
         if step.due_at > now:
             before = attempts_so_far(step)
             counted = f" ({before})" if before else ""

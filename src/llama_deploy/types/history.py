@@ -27,9 +27,9 @@ class HistoryEntry(BaseModel):
     at: float
     """When it was recorded, in seconds since the epoch."""
     kind: str
-    """`submitted`, `answered`, `retrying`, `lost`, `input_requested`, `input`, `remembered`, `paused`, `resumed` or
-    `canceled`. Kinds may be added. A `paused` entry that names a step is about an attempt that failed or was lost and
-    was the last."""
+    """`submitted`, `answered`, `retrying`, `lost`, `input_requested`, `input`, `remembered`, `begun`, `paused`,
+    `resumed`, `timed_out` or `canceled`. Kinds may be added. A `paused` entry that names a step is about an attempt
+    that failed or was lost and was the last. `begun` stands only where a task had to wait for its beginning."""
     step_id: str | None = None
     service: str | None = None
     attempt: int | None = None

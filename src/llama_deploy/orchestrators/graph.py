@@ -36,6 +36,8 @@ class Edge:
     """How often it may be taken: an edge that goes back. Everything after its target then runs again."""
     on_failure: bool = False
     """Taken when `source` has failed, and not when it has succeeded; its input is the error."""
+    label: str = ""
+    """What the picture says of the edge; by default the name of `when`."""
 
 
 class GraphState(BaseModel):
@@ -169,10 +171,13 @@ def _name(edge: Edge) -> str:
 
 def _label(edge: Edge) -> str:
     words = []
+    if edge.label:
+        return edge.label
     if edge.on_failure:
         words.append("on failure")
     if edge.when is not None:
-        words.append(getattr(edge.when, "__name__", "").replace("<lambda>", "").replace("_", " ") or "if")
+        name = getattr(edge.when, "__name__", "").replace("<lambda>", "if")
+        words.append(name.replace("_", " "))
     if edge.at_most is not None:
         words.append(f"at most {edge.at_most}x")
     return ", ".join(words)

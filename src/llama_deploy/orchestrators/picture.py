@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 
-_WIDTH, _HEIGHT, _ACROSS, _DOWN, _MARGIN = 132, 36, 36, 56, 20
+_WIDTH, _HEIGHT, _ACROSS, _DOWN, _MARGIN, _SIDE = 132, 36, 36, 56, 40, 56
+_CHARACTER = 6
+"""Pixels of a label's character, about."""
 
 _STYLE = """\
 text { font: 13px system-ui, sans-serif; fill: #1f2430; text-anchor: middle; dominant-baseline: central }
@@ -79,7 +81,8 @@ class Picture:
     def svg(self, status: Mapping[str, str] | None = None) -> str:
         """A standalone SVG document, readable in light and dark."""
         places = self._places()
-        width = max((x for x, _ in places.values()), default=0) + _WIDTH + 2 * _MARGIN
+        beside = max((len(edge.label) for edge in self.edges if edge.back), default=0) * _CHARACTER // 2
+        width = max((x for x, _ in places.values()), default=0) + _WIDTH + 2 * _MARGIN + beside
         height = max((y for _, y in places.values()), default=0) + _HEIGHT + 2 * _MARGIN
         size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
         parts = [
@@ -107,12 +110,16 @@ class Picture:
         (x1, y1), (x2, y2) = places[edge.source], places[edge.target]
         shape = ' class="dashed"' if edge.back or edge.dashed else ""
         half = _WIDTH // 2
-        if edge.back or y2 <= y1:  # around the right side
-            right = max(x1, x2) + _WIDTH + _MARGIN
-            side = right + _ACROSS // 2
+        if edge.back or y2 <= y1:  # around everything on the right
+            side = max(x for x, _ in places.values()) + _WIDTH + _MARGIN + _SIDE
             y_from, y_to = y1 + _HEIGHT // 2 + _MARGIN, y2 + _HEIGHT // 2 + _MARGIN
             path = f"M{x1 + _WIDTH + _MARGIN} {y_from}C{side} {y_from} {side} {y_to} {x2 + _WIDTH + _MARGIN} {y_to}"
-            label_at = (right, (y_from + y_to) // 2)
+            label_at = (side - _SIDE // 2, (y_from + y_to) // 2)
+        elif y2 - y1 > _HEIGHT + _DOWN and x1 == x2:  # past what stands between them
+            side = x1 + _MARGIN - _SIDE
+            y_from, y_to = y1 + _HEIGHT // 2 + _MARGIN, y2 + _HEIGHT // 2 + _MARGIN
+            path = f"M{x1 + _MARGIN} {y_from}C{side} {y_from} {side} {y_to} {x2 + _MARGIN} {y_to}"
+            label_at = (side + _SIDE // 2, (y_from + y_to) // 2)
         else:
             begin = (x1 + half + _MARGIN, y1 + _HEIGHT + _MARGIN)
             end = (x2 + half + _MARGIN, y2 + _MARGIN)

@@ -37,6 +37,8 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
     ["init", "dev", "serve", "run", "status", "tasks list", "tasks get", "tasks watch", "tasks events", "tasks send"]
     + [
         "tasks cancel",
+        "tasks pause",
+        "tasks resume",
         "tasks timeline",
         "services list",
         "services get",

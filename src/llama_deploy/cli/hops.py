@@ -136,7 +136,8 @@ class PlainFollower:
             by = f" by {entry.by}" if entry.by and not entry.step_id else ""
             self._write(f"+{duration(since)}  {entry.kind}{by}{f': {entry.reason}' if entry.reason else ''}")
         elif entry.outcome is not None or (entry.kind == "canceled" and not changed):
-            reason = f": {entry.reason}" if entry.kind == "canceled" and entry.reason else ""
+            told = entry.kind in {"canceled", "timed_out"} and entry.reason
+            reason = f": {entry.reason}" if told else ""
             self._write(f"+{duration(since)}  {entry.state.value}{reason}")
 
     def tick(self) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llama_deploy.cli.settings import Settings, with_settings
+from llama_deploy.cli.task_options import taken_options, with_task_options
 
 if TYPE_CHECKING:
     from llama_deploy.cli.hops import Hops
@@ -39,8 +40,7 @@ TICK_S = 0.1
 @click.option("--stream", is_flag=True, help="Print the task's events as they come.")
 @click.option("--wait-for-service", is_flag=True, help="Wait where nobody serves SERVICE yet, instead of failing.")
 @click.option("--idempotency-key", metavar="KEY", help="Submitting again under this key finds the first task.")
-@click.option("--priority", type=click.IntRange(0, 9), help="What waits goes by it, 9 first; 5 where it is not given.")
-@click.option("--key", metavar="KEY", help="Whom the work is for: keys take turns, and may have limits.")
+@with_task_options()
 @with_settings
 def run(settings: Settings, service: str, **options: Any) -> None:
     """Submit a task to SERVICE and wait for its result.
@@ -66,8 +66,6 @@ async def _run(
     source: str | None,
     input_json: str | None,
     arguments: tuple[tuple[str, str], ...],
-    priority: int | None,
-    key: str | None,
     **submission: Any,
 ) -> None:
     from llama_deploy.cli.output import document_of
@@ -76,8 +74,7 @@ async def _run(
     given = await _input(client, service, source=source, input_json=input_json, arguments=arguments)
     if given is not None:
         submission["input"] = given
-    options = {name: value for name, value in (("priority", priority), ("key", key)) if value is not None}
-    if options:
+    if options := taken_options(submission):
         submission["options"] = options
     task_id = await client.submit(service, **submission)
     if no_wait:

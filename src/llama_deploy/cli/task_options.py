@@ -74,7 +74,7 @@ _OPTIONS = (
     click.option(
         "--when-exhausted", type=click.Choice(["fail", "pause"]), help="After the last retry: fail, or pause the task."
     ),
-    click.option("--priority", type=click.IntRange(0, 9), help="What waits goes by it, 9 first; 5 where none is given."),
+    click.option("--priority", type=click.IntRange(0, 9), help="What waits goes by it, 9 first; 5 without it."),
     click.option("--key", metavar="KEY", help="Whom the work is for: keys take turns, and may have limits."),
 )  # fmt: skip
 _NAMES = (

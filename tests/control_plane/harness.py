@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class World:
         store: StateStore | Path | None = None,
         *,
         orchestrator: BaseOrchestrator | None = None,
+        orchestrators: Mapping[str, BaseOrchestrator] | None = None,
         settings: EngineSettings | None = None,
         clock: Clock | None = None,
         default_service: str | None = None,
@@ -55,6 +56,7 @@ class World:
         self._path = store if isinstance(store, Path) else None
         self._memory = store if isinstance(store, StateStore) else MemoryStore()
         self.orchestrator = orchestrator
+        self.orchestrators = orchestrators
         self.settings = settings
         self.clock = clock
         self.default_service = default_service
@@ -78,6 +80,7 @@ class World:
         self.running = ControlPlane(
             store=SQLiteStore(self._path) if self._path is not None else self._memory,
             orchestrator=self.orchestrator,
+            orchestrators=self.orchestrators,
             settings=self.settings,
             clock=self.clock,
             default_service=self.default_service,

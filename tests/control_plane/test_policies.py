@@ -294,7 +294,7 @@ async def test_a_first_decision_over_a_limit_refuses_the_task(name: str) -> None
         with pytest.raises(LimitExceededError) as caught:
             await submit(made.plane, None, session_id="s")
         assert caught.value.details["setting"] == setting
-        made.plane.engine.policy = Scripted(begin=lambda state: touch(state, to_echo()))
+        made.plane.engine.policies.default = Scripted(begin=lambda state: touch(state, to_echo()))
         await submit(made.plane, None, session_id="s")
         assert await made.plane.views.session_state("s") == {"touched": 1}
         assert made.plane.engine.statistics.conflicts == 0

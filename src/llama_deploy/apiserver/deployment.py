@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -33,7 +33,8 @@ class Deployment:
 
     `services` are functions, workflows or `Service` objects. `store` is a path, `":memory:"`, or a `StateStore`; by
     default `.llama_deploy/<name>.db` below the current folder. `orchestrator` decides who gets what; by default each
-    task goes to the service that it names. With `port`, the control plane also listens there (0: a free port) for
+    task goes to the service that it names. `orchestrators` are further ones by name, for tasks that ask for one
+    (`options={"orchestrator": name}`); `"name@1"` is an earlier version, for the tasks that began with it. With `port`, the control plane also listens there (0: a free port) for
     clients and for services in other processes. `webhooks` says who is told of the end of tasks, and who may be.
 
     Use it as an async context manager. Leaving it finishes or hands back what runs; unfinished tasks stay recorded.
@@ -46,6 +47,7 @@ class Deployment:
         name: str = "default",
         store: str | os.PathLike[str] | StateStore | None = None,
         orchestrator: BaseOrchestrator | None = None,
+        orchestrators: Mapping[str, BaseOrchestrator] | None = None,
         default_service: str | None = None,
         host: str = "127.0.0.1",
         port: int | None = None,
@@ -70,6 +72,7 @@ class Deployment:
         self.plane = ControlPlane(
             store=open_store(store, name=name),
             orchestrator=orchestrator,
+            orchestrators=orchestrators,
             settings=settings,
             clock=clock,
             default_service=default_service,

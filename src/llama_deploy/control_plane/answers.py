@@ -143,7 +143,7 @@ class Answers:
             else:
                 self._retry(entry, step, record, transition, following)
             return
-        if result.status == "failed" and not self._engine.policy.handles_failures:
+        if result.status == "failed" and not entry.policy.handles_failures:
             transition.chunks = chunks()
             self._fail(entry, step, result, record, transition)
             return

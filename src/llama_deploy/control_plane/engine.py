@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from llama_deploy.control_plane.deadlines import heartbeat_timeout_s, run_timeou
 from llama_deploy.control_plane.decisions import Decision, decide, drive
 from llama_deploy.control_plane.gate import turn_of
 from llama_deploy.control_plane.memos import Memos
+from llama_deploy.control_plane.policies import Policies
 from llama_deploy.control_plane.recording import Recording
 from llama_deploy.control_plane.refusals import resolve
 from llama_deploy.control_plane.registry import Registry, encode_definition
@@ -79,6 +80,7 @@ class Engine:
         store: StateStore,
         queue: MessageQueue,
         orchestrator: BaseOrchestrator,
+        orchestrators: Mapping[str, BaseOrchestrator] | None = None,
         settings: EngineSettings | None = None,
         clock: Clock | None = None,
         default_service: str | None = None,
@@ -87,7 +89,7 @@ class Engine:
     ) -> None:
         self.store = store
         self.queue = queue
-        self.policy = orchestrator
+        self.policies = Policies(orchestrator, orchestrators or {})
         self.settings = settings or EngineSettings()
         self.clock = clock or SystemClock()
         self.default_service = default_service
@@ -119,9 +121,9 @@ class Engine:
         """Ask the policy; `decided` is called at once where it never waits, else when it has answered."""
         session = entry.session
         at_once = session is None or not (session.stale or session.lock.locked())
-        if self.policy.synchronous and at_once:
+        if entry.policy.synchronous and at_once:
             try:
-                decision = drive(decide(self.policy, entry.definition, entry.private, entry.session, answer))
+                decision = drive(decide(entry.policy, entry.definition, entry.private, entry.session, answer))
             except LlamaDeployError as error:
                 decided(error)
                 return
@@ -176,10 +178,10 @@ class Engine:
         """Ask the policy once, within its deadline; what it raises is its answer."""
         try:
             async with asyncio.timeout(self.settings.decision_timeout_s):
-                return await decide(self.policy, entry.definition, entry.private, session, answer)
+                return await decide(entry.policy, entry.definition, entry.private, session, answer)
         except TimeoutError:
             return OrchestratorError(
-                f"the orchestrator {type(self.policy).__name__} did not decide in time",
+                f"the orchestrator {type(entry.policy).__name__} did not decide in time",
                 why=f"decision_timeout_s is {self.settings.decision_timeout_s:g}",
             )
         except LlamaDeployError as error:

@@ -6,6 +6,7 @@ It has no network of its own; the HTTP server and the embedded `Deployment` both
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from llama_deploy.control_plane.client_gateway import ClientGateway
@@ -42,6 +43,7 @@ class ControlPlane:
         store: StateStore,
         queue: MessageQueue | None = None,
         orchestrator: BaseOrchestrator | None = None,
+        orchestrators: Mapping[str, BaseOrchestrator] | None = None,
         settings: EngineSettings | None = None,
         clock: Clock | None = None,
         default_service: str | None = None,
@@ -56,6 +58,7 @@ class ControlPlane:
             store=store,
             queue=self.queue,
             orchestrator=orchestrator or SimpleOrchestrator(),
+            orchestrators=orchestrators,
             settings=settings,
             clock=clock,
             default_service=default_service,

@@ -57,6 +57,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     state: str
     """The task's state after this entry."""
     definition: Json = NOTHING
+    orchestrator: str = ""
+    """Of the first entry: who decides, as `name@version`; empty for the default in its first version."""
     step_id: str | None = None
     service: str | None = None
     attempt: int = 0

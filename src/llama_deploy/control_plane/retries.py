@@ -41,8 +41,8 @@ def after_failure(engine: Engine, entry: TaskEntry, step: OpenStep, result: Task
     has given up, which is marked as not retryable for it.
     """
     given = retry_policy(engine, entry, step)
-    handled = engine.policy.handles_failures
-    if given is None and handled and engine.policy.decides_retries:
+    handled = entry.policy.handles_failures
+    if given is None and handled and entry.policy.decides_retries:
         return None
     policy = given or RetryPolicy()
     error = result.error

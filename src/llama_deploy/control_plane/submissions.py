@@ -118,6 +118,7 @@ class Submissions:
                 fix="name another service",
             )
         if definition.options is not None:
+            self._engine.policies.choose(definition)
             _check_begin(definition.options, self._engine.clock.now())
             if definition.options.webhook is not None:
                 self._engine.webhooks.check(definition.options.webhook)
@@ -194,7 +195,7 @@ class Submissions:
             now,
             now,
         )
-        entry = TaskEntry(row, definition, session)
+        entry = TaskEntry(row, definition, session, self._engine.policies.choose(definition))
         entry.recorded_callbacks.append(done)
         self._engine.cache.tasks[definition.task_id] = entry
         if session is not None:
@@ -233,7 +234,8 @@ class Submissions:
             entry.begins_at, entry.deadline_at = begins_at(options, now), ends_at(options, now)
             waiting = waiting or entry.begins_at > now
         entry.definition_json = msgspec.json.encode(definition.model_dump())
-        record = Record(state="", definition=msgspec.Raw(entry.definition_json))
+        mark = self._engine.policies.mark(entry.policy, definition)
+        record = Record(state="", definition=msgspec.Raw(entry.definition_json), orchestrator=mark)
         transition = Transition(settled=lambda error: self._submission_settled(entry, error, refusals))
         if entry.session is not None and not entry.session.recorded:
             transition.session = SessionRow(entry.session.session_id, now)

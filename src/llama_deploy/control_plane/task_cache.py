@@ -120,7 +120,7 @@ class TaskCache:
         # Last, so that the session cannot leave memory before the task holds it.
         session = await self.load_session(row.session_id) if row.session_id != row.task_id else None
         try:
-            entry = rebuild(row, history, deliveries, session)
+            entry = rebuild(row, history, deliveries, session, self._engine.policies.find)
         except (msgspec.DecodeError, LookupError, ValueError) as error:
             raise LlamaDeployError(f"the record of task {task_id} cannot be read", why=str(error)) from error
         entry.stream = stream

@@ -15,6 +15,7 @@ from llama_deploy.control_plane.deadlines import DEADLINE_INDEX, begins_at, ends
 from llama_deploy.control_plane.records import Record, SentMessage, decode_record
 from llama_deploy.control_plane.session_state import Delta, PrivateState, SessionState
 from llama_deploy.errors import LlamaDeployError
+from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, TaskRow
 from llama_deploy.types import StepOptions, TaskDefinition
 from llama_deploy.types.reserved import PERSON_SERVICE, TIMER_SERVICE
@@ -162,6 +163,7 @@ class TaskEntry:
         "open",
         "outcome",
         "paused_because",
+        "policy",
         "private",
         "recorded",
         "recorded_callbacks",
@@ -174,7 +176,11 @@ class TaskEntry:
         "watchers",
     )
 
-    def __init__(self, row: TaskRow, definition: TaskDefinition, session: SessionState | None) -> None:
+    def __init__(
+        self, row: TaskRow, definition: TaskDefinition, session: SessionState | None, policy: BaseOrchestrator
+    ) -> None:
+        self.policy = policy
+        """Who decides about it."""
         self.row = row
         self.shown = row
         """The row as it is recorded: what anybody is told of. `row` is ahead of it while a commit is on its way."""
@@ -316,13 +322,17 @@ class StreamState:
 
 
 def rebuild(
-    row: TaskRow, history: Sequence[HistoryRow], deliveries: Sequence[DeliveryRow], session: SessionState | None
+    row: TaskRow,
+    history: Sequence[HistoryRow],
+    deliveries: Sequence[DeliveryRow],
+    session: SessionState | None,
+    find_policy: Callable[[str], BaseOrchestrator],
 ) -> TaskEntry:
-    """The task as its history and its open deliveries tell it."""
+    """The task as its history and its open deliveries tell it. `find_policy` knows what the first entry calls it."""
     records = [(entry, decode_record(entry.data)) for entry in history]
     first = records[0][1]
     definition = TaskDefinition.model_validate(msgspec.json.decode(bytes(first.definition)))
-    entry = TaskEntry(row, definition, session)
+    entry = TaskEntry(row, definition, session, find_policy(first.orchestrator))
     entry.definition_json = bytes(first.definition)
     entry.recorded = True
     entry.settled_seq = row.version

@@ -81,6 +81,8 @@ class TaskOptions(StepOptions):
     """Not to begin before so many seconds after it was submitted."""
     total_timeout_s: float | None = Field(default=None, gt=0, le=SECONDS_MAX, allow_inf_nan=False)
     """The task fails when it has not ended so many seconds after it was due to begin."""
+    orchestrator: str | None = Field(default=None, min_length=1, max_length=200)
+    """Who decides about the task, by one of the names that the deployment has; None for its default."""
     webhook: Webhook | None = None
     origin: Origin | None = None
     """Set by the control plane; what a client sends here is refused."""

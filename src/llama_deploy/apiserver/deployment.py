@@ -34,8 +34,9 @@ class Deployment:
     `services` are functions, workflows or `Service` objects. `store` is a path, `":memory:"`, or a `StateStore`; by
     default `.llama_deploy/<name>.db` below the current folder. `orchestrator` decides who gets what; by default each
     task goes to the service that it names. `orchestrators` are further ones by name, for tasks that ask for one
-    (`options={"orchestrator": name}`); `"name@1"` is an earlier version, for the tasks that began with it. With `port`, the control plane also listens there (0: a free port) for
-    clients and for services in other processes. `webhooks` says who is told of the end of tasks, and who may be.
+    (`options={"orchestrator": name}`); `"name@1"` is an earlier version, for the tasks that began with it. With
+    `port`, the control plane also listens there (0: a free port) for clients and for services in other processes.
+    `webhooks` says who is told of the end of tasks, and who may be.
 
     Use it as an async context manager. Leaving it finishes or hands back what runs; unfinished tasks stay recorded.
     """

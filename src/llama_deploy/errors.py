@@ -294,6 +294,18 @@ class CommitConflictError(LlamaDeployError):
     code, title, category = "LD405", "commit conflict", Category.CONFLICT
 
 
+class StoreExistsError(LlamaDeployError):
+    """A store was to be restored where there is one already; it is untouched."""
+
+    code, title, category = "LD406", "store exists already", Category.CONFLICT
+
+
+class BackupError(LlamaDeployError):
+    """The file is not there, is damaged, or is no backup that this version can read. Nothing was changed."""
+
+    code, title, category = "LD407", "backup not usable", Category.INVALID
+
+
 # --- LD5xx: how tasks and steps end badly -------------------------------------------------------------------------
 
 

@@ -45,6 +45,8 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
         "queues list",
         "sessions list",
         "sessions get",
+        "backup",
+        "restore",
         "explain",
         "version",
     ],

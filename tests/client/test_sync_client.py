@@ -39,7 +39,9 @@ def client(plane: FakeControlPlane) -> Iterator[SyncClient]:
 
 
 def public(cls: type) -> dict[str, Any]:
-    return {name: value for name, value in vars(cls).items() if callable(value) and not name.startswith("_")}
+    """Its public methods, those of its parts included."""
+    found = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+    return {name: found[name] for name in sorted(found) if callable(found[name]) and not name.startswith("_")}
 
 
 def blocking(annotation: Any) -> Any:

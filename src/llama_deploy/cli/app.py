@@ -37,6 +37,8 @@ COMMANDS = {
     "services": ("llama_deploy.cli.services:services", "List the services and their instances."),
     "queues": ("llama_deploy.cli.queues:queues", "See what waits for each service."),
     "sessions": ("llama_deploy.cli.sessions:sessions", "List the sessions and look into one."),
+    "backup": ("llama_deploy.cli.backup:backup", "Copy everything that is recorded to a file."),
+    "restore": ("llama_deploy.cli.backup:restore", "Make a store of a backup."),
     "explain": ("llama_deploy.cli.explain:explain", "What an error code means."),
     "version": ("llama_deploy.cli.version:version", "The version of this program."),
 }

@@ -6,12 +6,13 @@ library is imported at the first request: what only submits and waits never pays
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llama_deploy.client.problems import cannot_reach, why_unreachable
+from llama_deploy.client.problems import cannot_reach, error_from_problem, why_unreachable
 from llama_deploy.errors import ConnectionLostError, InvalidRequestError
 from llama_deploy.runtime import failpoint
 
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 
 REQUEST_TIMEOUT_S = 30.0
 """How long one request may take; a long wait for an outcome goes over the connection, never over HTTP."""
+DOWNLOAD_TIMEOUT_S = 3_600.0
+"""How long a download may be silent: the control plane writes a copy of everything before it sends the first byte."""
 IDLE_CONNECTION_S = 2.0
 """Idle connections are dropped after this; servers drop them after 5 s, and a request must not meet that."""
+
+_AS_IT_IS = {"accept-encoding": "identity"}
 
 
 class HttpRequests:
@@ -56,6 +61,24 @@ class HttpRequests:
                 raise self._lost(method, path, error) from error
             failpoint("client.after_request")
             return response.status_code, _body(response)
+
+    async def download(self, path: str) -> AsyncIterator[bytes]:
+        """Fulfils `Transport.download`."""
+        import httpx2
+
+        http = self._http or self._open()
+        patient = httpx2.Timeout(REQUEST_TIMEOUT_S, read=DOWNLOAD_TIMEOUT_S)
+        try:
+            async with http.stream("GET", path, headers=_AS_IT_IS, timeout=patient) as response:
+                if response.status_code >= HTTPStatus.BAD_REQUEST:
+                    await response.aread()
+                    raise error_from_problem(_body(response), status=response.status_code, address=self._base_url)
+                async for piece in response.aiter_bytes():
+                    yield piece
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise cannot_reach(self._base_url, why_unreachable(error)) from error
+        except (httpx2.TransportError, OSError) as error:
+            raise self._lost("GET", path, error) from error
 
     def _open(self) -> AsyncClient:
         from httpx2 import ASGITransport, AsyncClient, Limits

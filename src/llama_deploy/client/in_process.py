@@ -6,10 +6,11 @@ connection that could break: it ends when the control plane does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 from llama_deploy.client.http_requests import HttpRequests
+from llama_deploy.client.in_process_download import download
 from llama_deploy.client.transport import Lost, Receive
 from llama_deploy.messages.frames import ClientOp, ReplyOp
 
@@ -38,6 +39,7 @@ class InProcessTransport:
 
     def __init__(self, attach: Attach, app: Any) -> None:
         self._attach = attach
+        self._app = app
         self._port: ClientPort | None = None
         self._http = HttpRequests("http://in-process", app=app, trust_environment=False)
 
@@ -58,6 +60,10 @@ class InProcessTransport:
         self, method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None
     ) -> tuple[int, Any]:
         return await self._http.request(method, path, params=params, json=json)
+
+    async def download(self, path: str) -> AsyncIterator[bytes]:
+        async for piece in download(self._app, path):
+            yield piece
 
     async def close(self) -> None:
         self._drop()

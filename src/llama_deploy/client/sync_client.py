@@ -22,6 +22,7 @@ from llama_deploy.client.async_client import (
     StreamEvent,
 )
 from llama_deploy.client.portal import Portal
+from llama_deploy.client.sync_data_calls import SyncDataCalls
 from llama_deploy.client.sync_service_calls import SyncServiceCalls
 from llama_deploy.client.sync_time_calls import SyncTimeCalls
 from llama_deploy.client.transport import Transport
@@ -39,7 +40,7 @@ from llama_deploy.types import (
 Output = TypeVar("Output")
 
 
-class SyncClient(SyncServiceCalls, SyncTimeCalls):
+class SyncClient(SyncDataCalls, SyncServiceCalls, SyncTimeCalls):
     """`Client` for blocking code; see there for what arguments mean, what is raised and what is true afterwards.
 
     It may be used from several threads at once, and in a notebook whose own loop is running. Use it with `with`, or

@@ -6,7 +6,7 @@ what was under way when a connection broke is the business of `llama_deploy.clie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 from llama_deploy.messages.frames import ClientOp, ReplyOp
@@ -49,6 +49,14 @@ class Transport(Protocol):
 
         Raises `CannotReachError` when nothing answers and `ConnectionLostError` when it is not known whether the
         request was carried out. An answer of any status is returned; a body that is not JSON is returned as None.
+        """
+        ...
+
+    def download(self, path: str) -> AsyncIterator[bytes]:
+        """The body of a GET request to the HTTP API, piece by piece, however large it is.
+
+        Raises what the answer tells when it is not the body, and otherwise as `request` does, also when the body ends
+        before its announced length. Leaving the iterator early ends the request.
         """
         ...
 

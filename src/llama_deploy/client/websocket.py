@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -125,6 +125,10 @@ class WebSocketTransport:
         self, method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None
     ) -> tuple[int, Any]:
         return await self._http.request(method, path, params=params, json=json)
+
+    async def download(self, path: str) -> AsyncIterator[bytes]:
+        async for piece in self._http.download(path):
+            yield piece
 
     async def close(self) -> None:
         await self._drop()

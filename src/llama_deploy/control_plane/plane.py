@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama_deploy.control_plane.client_gateway import ClientGateway
+from llama_deploy.control_plane.copies import Copies
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.gateway import Gateway
 from llama_deploy.control_plane.pauses import Pauses
@@ -70,6 +71,7 @@ class ControlPlane:
         self.pauses = Pauses(self.engine, self.signals)
         self.sweeper = Sweeper(self.engine, self.signals)
         self.retention = Retention(self.engine)
+        self.copies = Copies(store)
         self.gateway = Gateway(self.engine, self.signals)
         self.clients = ClientGateway(self.engine)
         self.views = Views(self.engine)
@@ -83,6 +85,7 @@ class ControlPlane:
         """Open the store, know the services of an earlier run, take up what was unfinished."""
         await self.store.open()
         failpoint("plane.store_opened")
+        self.copies.remove_leftovers()
         await self.queue.start()
         self.engine.registry.restore(await self.store.load_services())
         await self.engine.admission.restore()

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
-from llama_deploy.errors import StoreUnavailableError
 from llama_deploy.state_stores.base import (
     DeadLetterRow,
     DeadListing,
@@ -195,7 +197,29 @@ class MemoryKeeping(StateStore):
             self._streams.setdefault(row.task_id, Stream()).append(chunk)
 
     async def backup(self, path: Path) -> None:
-        raise StoreUnavailableError(
-            f"{path} was not written: a store in memory has no backup",
-            fix="keep the tasks in a file: name one with --store",
-        )
+        """From the rows as they are now, by a thread of its own."""
+        from llama_deploy.state_stores.backups import write_rows  # who keeps everything in memory needs no database
+
+        await asyncio.to_thread(write_rows, path, self._rows())
+
+    def _rows(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Every row, by the name of the statement that inserts it."""
+        chunks = [chunk for stream in self._streams.values() for chunk in stream.chunks]
+        deliveries = [row for task_id in self._tasks.rows for row in self._deliveries.of_task(task_id)]
+        return {
+            "insert_task": [astuple(row) for _, row in self._tasks.in_order()],
+            "insert_history": [astuple(entry) for entries in self._history.values() for entry in entries],
+            "insert_delivery": [astuple(row) for row in deliveries],
+            "insert_chunk": [astuple(chunk) for chunk in chunks],
+            "insert_session": [astuple(row) for _, row in self._sessions.values()],
+            "copy_shared": [
+                (session_id, value.key, value.version, value.value)
+                for session_id, values in self._shared.items()
+                for value in values.values()
+            ],
+            "insert_idempotency": [(key, *found) for key, found in self._idempotent.items()],
+            "put_service": list(self._services.items()),
+            "put_document": [(*place, data) for place, data in self._documents.items()],
+            "insert_dead": [astuple(row) for _, row in self._dead.values()],
+            **self._blobs.table_rows(),
+        }

@@ -9,6 +9,7 @@ import heapq
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -222,6 +223,20 @@ class Blobs:
 
     def unused(self, before: float) -> list[str]:
         return [hash_ for hash_, at in self._times.items() if at < before and hash_ not in self._users]
+
+    def table_rows(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Every row as SQLite has it, by the name of the statement that inserts it."""
+        parts = [
+            (hash_, position + first // BLOB_PART_BYTES, data[first : first + BLOB_PART_BYTES])
+            for hash_, found in self._parts.items()
+            for position, data in found.items()
+            for first in range(0, len(data), BLOB_PART_BYTES)
+        ]
+        return {
+            "copy_blob": [(hash_, self._sizes.get(hash_), at) for hash_, at in self._times.items()],
+            "put_blob_part": parts,
+            "copy_blob_use": [(hash_, task_id) for hash_, users in self._users.items() for task_id in users],
+        }
 
     def remove(self, hash_: str) -> None:
         del self._parts[hash_], self._times[hash_]

@@ -125,6 +125,7 @@ class SQLiteStore(SQLiteKeeping):
         self._flush()
         await self._idle.wait()
         self._closed = True
+        await self._stop_copies()
         await self._stop_writer()
         self._close_readers()
         self._connection.close()

@@ -6,6 +6,7 @@ Opens the file of any earlier version and brings it up to date; refuses everythi
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import sqlite3
 from importlib import resources
@@ -120,6 +121,8 @@ def lock(path: Path) -> int:
             why="a store has one writer at a time",
             fix="stop the other process, or name another file with --store",
         ) from error
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
+        left.unlink(missing_ok=True)  # of a restoration that was killed
     os.ftruncate(descriptor, 0)
     os.write(descriptor, str(os.getpid()).encode())
     return descriptor

@@ -6,8 +6,7 @@ statements of a commit run on the event loop's thread. Statements are in `sql/sq
 
 from __future__ import annotations
 
-import contextlib
-import os
+import asyncio
 import sqlite3
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llama_deploy.errors import StoreUnavailableError
+from llama_deploy.state_stores.backups import write_file
 from llama_deploy.state_stores.base import (
     BLOB_PART_BYTES,
     DeadLetterRow,
@@ -54,6 +54,11 @@ _DEAD_COLUMNS = ", ".join(DeadLetterRow.__struct_fields__)
 
 class SQLiteKeeping(SQLiteReads):
     """Everything of the store's contract that writes outside of transitions."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._copying: set[sqlite3.Connection] = set()
+        self._copies: set[asyncio.Future[None]] = set()
 
     @abstractmethod
     async def _write_now(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -307,39 +312,36 @@ class SQLiteKeeping(SQLiteReads):
         await self._write_now(work)
 
     async def backup(self, path: Path) -> None:
-        """Written under a temporary name beside it, from one snapshot, by a reader's thread."""
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        """From one snapshot, by a thread of its own, with the unused space left out."""
+        if self._closed:
+            raise StoreUnavailableError("the store is closed")
+        # A connection of its own: the readers' may not write, not even to another file.
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self._copying.add(connection)
 
-        def copy(_: sqlite3.Connection) -> None:
-            # A connection of its own: the readers' may not write, not even to another file.
-            connection = sqlite3.connect(self.path, isolation_level=None)
+        def copy(unfinished: Path) -> None:
+            connection.execute("PRAGMA busy_timeout = 5000")
+            connection.execute("VACUUM INTO ?", (str(unfinished),))
+
+        def work() -> None:
             try:
-                connection.execute("PRAGMA busy_timeout = 5000")
-                connection.execute("VACUUM INTO ?", (str(unfinished),))
+                write_file(path, copy)
             finally:
                 connection.close()
 
+        copied = self._loop.run_in_executor(None, work)
+        self._copies.add(copied)
+        copied.add_done_callback(self._copies.discard)
         try:
-            os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-            await self._read(copy)
-            await self._loop.run_in_executor(self._readers, _place, unfinished, path)
-        except OSError as error:
-            raise StoreUnavailableError(f"{path} cannot be written", why=str(error)) from error
+            await asyncio.shield(copied)
+        except asyncio.CancelledError:
+            connection.interrupt()
+            raise
         finally:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
+            self._copying.discard(connection)
 
-
-def _place(unfinished: Path, path: Path) -> None:
-    """Give a finished file its name, durably. Raises `FileExistsError` where there is one already."""
-    _sync(unfinished)
-    os.link(unfinished, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    async def _stop_copies(self) -> None:
+        """End the backups that are being written; whoever asked for one is told."""
+        for connection in self._copying:
+            connection.interrupt()
+        await asyncio.gather(*self._copies, return_exceptions=True)

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from llama_deploy._version import __version__
-from llama_deploy.control_plane.http import openapi, pause_routes, problems, queue_routes, routes, sockets
+from llama_deploy.control_plane.http import data_routes, openapi, pause_routes, problems, queue_routes, routes, sockets
 from llama_deploy.control_plane.http.bodies import BodyLimit
 from llama_deploy.control_plane.plane import ControlPlane
 
@@ -33,6 +33,7 @@ def build_app(plane: ControlPlane) -> BodyLimit:
     app.include_router(routes.router)
     app.include_router(pause_routes.router)
     app.include_router(queue_routes.router)
+    app.include_router(data_routes.router)
     app.include_router(routes.probes)
     app.include_router(sockets.router)
     openapi.install(app)

@@ -36,6 +36,15 @@ INSERT OR IGNORE INTO session_state (value, session_id, key, version) VALUES (?,
 -- name: update_shared
 UPDATE session_state SET value = ?, version = version + 1 WHERE session_id = ? AND key = ? AND version = ?;
 
+-- name: copy_shared
+INSERT INTO session_state (session_id, key, version, value) VALUES (?, ?, ?, ?);
+
+-- name: copy_blob
+INSERT INTO blobs (hash, bytes, created_at) VALUES (?, ?, ?);
+
+-- name: copy_blob_use
+INSERT INTO blob_uses (hash, task_id) VALUES (?, ?);
+
 -- name: shared_version
 SELECT version FROM session_state WHERE session_id = ? AND key = ?;
 

@@ -1,0 +1,73 @@
+"""The client's part about the data itself: copies of all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+from secrets import token_hex
+
+from llama_deploy.client.http_calls import HttpCalls
+from llama_deploy.errors import InvalidRequestError
+
+
+class DataCalls(HttpCalls):
+    """Methods of `Client` about the data as a whole."""
+
+    async def backup(self, path: str | os.PathLike[str], *, replace: bool = False) -> int:
+        """Write a copy of everything that the control plane has recorded to a file; returns its size in bytes.
+
+        Everything that was acknowledged before is in it; work goes on meanwhile. The file is there once all of it is
+        on disk. Raises `InvalidRequestError` when there is a file of that name and it is not to be replaced, or when
+        it cannot be written; nothing is left behind then.
+        """
+        file = await asyncio.to_thread(_NewFile, Path(path), replace=replace)
+        try:
+            async for piece in self._transport.download("/v1/backup"):
+                await asyncio.to_thread(file.write, piece)
+            return await asyncio.to_thread(file.finish)
+        finally:
+            await asyncio.to_thread(file.close)
+
+
+class _NewFile:
+    """A file that takes its name, and the place of an earlier one, once all of it is on disk."""
+
+    def __init__(self, target: Path, *, replace: bool) -> None:
+        if target.exists() and not replace:
+            raise InvalidRequestError(f"there is a file {target}", fix="name another one, or replace it")
+        self._target = target
+        self._unfinished = target.with_name(f".{target.name}.{token_hex(4)}.unfinished")
+        try:
+            descriptor = os.open(self._unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+        self._file = os.fdopen(descriptor, "wb")
+
+    def write(self, piece: bytes) -> None:
+        """Add a piece. Raises `InvalidRequestError` where the disk takes no more."""
+        try:
+            self._file.write(piece)
+        except OSError as error:
+            raise _unwritable(self._target, error) from error
+
+    def finish(self) -> int:
+        """Give it its name; returns its size in bytes."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._unfinished.replace(self._target)
+        except OSError as error:
+            raise _unwritable(self._target, error) from error
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Leave nothing behind of what was not finished."""
+        with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
+            self._file.close()
+        self._unfinished.unlink(missing_ok=True)
+
+
+def _unwritable(target: Path, error: OSError) -> InvalidRequestError:
+    return InvalidRequestError(f"{target} cannot be written", why=str(error))

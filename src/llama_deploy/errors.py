@@ -228,6 +228,12 @@ class ServiceNotFoundError(LlamaDeployError):
     code, title, category = "LD211", "service not found", Category.NOT_FOUND
 
 
+class NotRepeatableError(LlamaDeployError):
+    """The task cannot be retried, replayed or forked like this: it has not ended, ended well, or has no such point."""
+
+    code, title, category = "LD215", "cannot be done again like this", Category.CONFLICT
+
+
 # --- LD3xx: connections -------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ The delivery is the ticket: an answer whose step is not open any more is counted
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,19 @@ class Answers:
             except (ValueError, TypeError) as problem:
                 error = InvalidRequestError("the answer is not a result", why=str(problem))
         return failure(entry.row.task_id, error).model_copy(update=about)
+
+    def recall(self, entry: TaskEntry, step: OpenStep) -> bool:
+        """Fold in what a step is known to have answered in the task that this one was made from; true: it will be."""
+
+        def turn() -> None:
+            if entry.stale or step.step_id not in entry.open or step.known is None:
+                return
+            result = TaskResult.model_validate_json(step.known)
+            settled = self._engine.recording.or_again(step.step_id, lambda: None, lambda: None)
+            self.conclude(entry, step, result, settled)  # refused: the step is published again with its task
+
+        asyncio.get_running_loop().call_soon(self._engine.in_turn, entry, turn)
+        return True
 
     def conclude(
         self,

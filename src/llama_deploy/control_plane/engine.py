@@ -221,6 +221,7 @@ class Engine:
                 self._envelope(entry, step)
                 for step in steps
                 if step.step_id in entry.open
+                and (step.known is None or not self.answers.recall(entry, step))
                 and step.service != TIMER_SERVICE
                 and (admission is None or admission.passes(entry, step))
             ]

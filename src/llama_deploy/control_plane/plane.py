@@ -14,6 +14,7 @@ from llama_deploy.control_plane.copies import Copies
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.gateway import Gateway
 from llama_deploy.control_plane.pauses import Pauses
+from llama_deploy.control_plane.repeats import Repeats
 from llama_deploy.control_plane.retention import Retention
 from llama_deploy.control_plane.settings import EngineSettings
 from llama_deploy.control_plane.signals import Signals
@@ -75,6 +76,7 @@ class ControlPlane:
         self.gateway = Gateway(self.engine, self.signals)
         self.clients = ClientGateway(self.engine)
         self.views = Views(self.engine)
+        self.repeats = Repeats(self.engine)
         self.started_at = 0.0
         self.steps_carried_on = 0
         """Unfinished steps of an earlier run that were found at the start."""

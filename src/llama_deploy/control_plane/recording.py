@@ -17,7 +17,7 @@ from llama_deploy.control_plane.decisions import Decision, Outcome, Sending, enc
 from llama_deploy.control_plane.records import Record, SentMessage, StateChange, encode_record
 from llama_deploy.control_plane.refusals import error_code, failure, too_large
 from llama_deploy.control_plane.session_state import Delta
-from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
+from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, step_of
 from llama_deploy.errors import LimitExceededError, LlamaDeployError, NoProgressError
 from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
@@ -242,6 +242,22 @@ class Recording:
             rows.append(DeliveryRow(step.step_id, task_id, step.service, 1, visible_at, seq, index, step.parked))
         transition.sent = [*transition.sent, *rows]
         return asks
+
+    def take_over(self, entry: TaskEntry, transition: Transition, record: Record, now: float) -> None:
+        """Make open steps and delivery rows of messages that the record has from another task's history."""
+        rows: list[DeliveryRow] = []
+        for index, message in enumerate(record.messages):
+            step = step_of(message, entry.row.version + 1, index)
+            if message.delay_s or step.service == TIMER_SERVICE:
+                step.due_at = now + message.delay_s
+            step.due_since = step.due_at or now
+            entry.open[step.step_id] = step
+            visible_at = step.due_at or look_again_at(entry, step, now, self._engine.settings.overdue_s)
+            row = DeliveryRow(
+                step.step_id, entry.row.task_id, step.service, 1, visible_at, step.seq, index, step.parked
+            )
+            rows.append(row)
+        transition.sent = [*transition.sent, *rows]
 
     def end(
         self,

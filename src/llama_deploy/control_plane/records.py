@@ -21,6 +21,18 @@ NOTHING = msgspec.Raw(b"")
 """Stands for the absence of an encoded value."""
 
 
+class Carried(msgspec.Struct, omit_defaults=True):
+    """What a step of a task that was made from another one has had there already."""
+
+    inputs: list[Json] = []
+    """What people answered it."""
+    snapshot: bytes | None = None
+    memos: dict[str, Json] = {}
+    """What its code had remembered, by key."""
+    answer: Json = NOTHING
+    """JSON of the `TaskResult` that answered it: it is folded in as it is, and no service runs."""
+
+
 class SentMessage(msgspec.Struct, omit_defaults=True, gc=False):
     """A message that a decision sent, under the step id that it was given."""
 
@@ -32,6 +44,7 @@ class SentMessage(msgspec.Struct, omit_defaults=True, gc=False):
     delay_s: float = 0.0
     options: Json = NOTHING
     """JSON of the message's `StepOptions`."""
+    carried: Carried | None = None
 
 
 class StateChange(msgspec.Struct, omit_defaults=True):

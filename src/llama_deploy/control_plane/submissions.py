@@ -13,11 +13,12 @@ import msgspec
 
 from llama_deploy.control_plane.deadlines import DEADLINE_INDEX, begins_at, deadline_id, ends_at
 from llama_deploy.control_plane.decisions import Decision
+from llama_deploy.control_plane.forks import Fork
 from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import check_id, conflict, digest, resolve, too_large
 from llama_deploy.control_plane.registry import is_reserved
 from llama_deploy.control_plane.session_state import SessionState
-from llama_deploy.control_plane.tasks import TaskEntry
+from llama_deploy.control_plane.tasks import TaskEntry, apply_change
 from llama_deploy.errors import (
     InvalidRequestError,
     LlamaDeployError,
@@ -48,11 +49,12 @@ class Submissions:
         self._engine = engine
         self._keys_in_flight: dict[str, asyncio.Future[None]] = {}
 
-    def submit(self, definition: TaskDefinition, done: Submitted) -> None:
+    def submit(self, definition: TaskDefinition, done: Submitted, *, fork: Fork | None = None) -> None:
         """Accept a task: decide its first messages and record it. `done` is called after the commit.
 
         Repeating it with the same task id or idempotency key finds the first task; a different request under the
-        same id or key is refused with `TaskConflictError`. What is refused changes nothing.
+        same id or key is refused with `TaskConflictError`. What is refused changes nothing. With a `fork` the task
+        goes on from there, and no policy is asked first.
         """
         try:
             self._check_submission(definition)
@@ -66,12 +68,12 @@ class Submissions:
         elif definition.idempotency_key or (
             definition.session_id and definition.session_id not in self._engine.cache.sessions
         ):
-            self._engine.spawn(self._submit_slowly(definition, done))
+            self._engine.spawn(self._submit_slowly(definition, done, fork))
         else:
             session = self._engine.cache.sessions[definition.session_id] if definition.session_id else None
-            self._begin(definition, session, done)
+            self._begin(definition, session, done, fork=fork)
 
-    async def submit_and_wait(self, definition: TaskDefinition) -> TaskEntry:
+    async def submit_and_wait(self, definition: TaskDefinition, *, fork: Fork | None = None) -> TaskEntry:
         """`submit` as a coroutine: returns the recorded task, or raises what it was refused with."""
         future: asyncio.Future[TaskEntry] = asyncio.get_running_loop().create_future()
 
@@ -83,7 +85,7 @@ class Submissions:
             elif entry is not None:
                 future.set_result(entry)
 
-        self.submit(definition, done)
+        self.submit(definition, done, fork=fork)
         return await future
 
     def _check_submission(self, definition: TaskDefinition) -> None:
@@ -123,7 +125,7 @@ class Submissions:
             if definition.options.webhook is not None:
                 self._engine.webhooks.check(definition.options.webhook)
 
-    async def _submit_slowly(self, definition: TaskDefinition, done: Submitted) -> None:
+    async def _submit_slowly(self, definition: TaskDefinition, done: Submitted, fork: Fork | None) -> None:
         """Where the store has to be asked first: an idempotency key, a session that is not in memory.
 
         One submission per key is on its way at a time: others wait for it and then find its task.
@@ -149,7 +151,7 @@ class Submissions:
         if existing is not None:
             self._found(existing, definition, finished)
         else:
-            self._begin(definition, session, finished)
+            self._begin(definition, session, finished, fork=fork)
 
     def _hold_key(self, key: str, done: Submitted) -> Submitted:
         """Mark a key as being used; the returned callback lets go of it and passes on to `done`."""
@@ -182,7 +184,13 @@ class Submissions:
             entry.recorded_callbacks.append(done)
 
     def _begin(
-        self, definition: TaskDefinition, session: SessionState | None, done: Submitted, *, refusals: int = 0
+        self,
+        definition: TaskDefinition,
+        session: SessionState | None,
+        done: Submitted,
+        *,
+        refusals: int = 0,
+        fork: Fork | None = None,
     ) -> None:
         now = self._engine.clock.now()
         row = TaskRow(
@@ -194,6 +202,7 @@ class Submissions:
             0,
             now,
             now,
+            origin=origin_of(definition),
         )
         entry = TaskEntry(row, definition, session, self._engine.policies.choose(definition))
         entry.recorded_callbacks.append(done)
@@ -212,7 +221,13 @@ class Submissions:
             else:
                 self._refuse_submission(entry, decision)
 
-        self._engine.decide(entry, None, decided, retries=0)
+        if fork is None:
+            self._engine.decide(entry, None, decided, retries=0)
+            return
+        try:
+            self._record_fork(entry, fork, refusals)
+        except LlamaDeployError as error:
+            self._refuse_submission(entry, error)
 
     def _refuse_submission(self, entry: TaskEntry, error: LlamaDeployError) -> None:
         """Nothing was recorded: forget the entry and say why."""
@@ -221,37 +236,61 @@ class Submissions:
             callback(None, error)
 
     def _record_submission(self, entry: TaskEntry, decision: Decision, refusals: int) -> None:
-        definition = entry.definition
-        waiting = False
-        for sending in decision.sendings:
-            if not self._engine.registry.serves(sending.service):
-                if not definition.wait_for_service:
-                    raise self._engine.registry.unserved(sending.service)
-                waiting = True
+        waiting = self._waits_for_service(entry, [sending.service for sending in decision.sendings])
         now = self._engine.clock.now()
-        options = definition.options
+        options = entry.definition.options
+        record, transition = self._first_entry(entry, refusals, None, now)
         if options is not None:
-            entry.begins_at, entry.deadline_at = begins_at(options, now), ends_at(options, now)
             waiting = waiting or entry.begins_at > now
-        entry.definition_json = msgspec.json.encode(definition.model_dump())
-        mark = self._engine.policies.mark(entry.policy, definition)
-        record = Record(state="", definition=msgspec.Raw(entry.definition_json), orchestrator=mark)
-        transition = Transition(settled=lambda error: self._submission_settled(entry, error, refusals))
-        if entry.session is not None and not entry.session.recorded:
-            transition.session = SessionRow(entry.session.session_id, now)
-        if definition.idempotency_key:
-            transition.idempotency = (definition.idempotency_key, digest(definition))
-        if entry.deadline_at:
-            task_id = definition.task_id
-            row = DeliveryRow(deadline_id(task_id), task_id, DEADLINE_SERVICE, 1, entry.deadline_at, 1, DEADLINE_INDEX)
-            transition.sent = [row]
         self._engine.recording.record_decision(
             entry, transition, "submitted", record, decision, now=now, state="submitted" if waiting else None
         )
 
-    def _submission_settled(self, entry: TaskEntry, error: LlamaDeployError | None, refusals: int) -> None:
+    def _record_fork(self, entry: TaskEntry, fork: Fork, refusals: int) -> None:
+        """Record a task that goes on from where another one stood: its first entry says all that it needs of it."""
+        wanted = [message.service for message in fork.messages if message.carried is None or not message.carried.answer]
+        waiting = self._waits_for_service(entry, wanted)
+        now = self._engine.clock.now()
+        record, transition = self._first_entry(entry, refusals, fork, now)
+        record.messages, record.change = fork.messages, fork.change
+        if fork.change is not None:
+            apply_change(entry.private, fork.change)
+        self._engine.recording.take_over(entry, transition, record, now)
+        asks = any(step.asking for step in entry.open.values())
+        state = "input_required" if asks else "submitted" if waiting else "working"
+        self._engine.recording.commit(entry, transition, "forked", record, now=now, state=state, steps=fork.steps)
+
+    def _waits_for_service(self, entry: TaskEntry, services: list[str]) -> bool:
+        """Whether some of these are served by nobody yet. Raises `ServiceUnknownError` unless the task waits for it."""
+        missing = [service for service in services if not self._engine.registry.serves(service)]
+        if missing and not entry.definition.wait_for_service:
+            raise self._engine.registry.unserved(missing[0])
+        return bool(missing)
+
+    def _first_entry(self, entry: TaskEntry, refusals: int, fork: Fork | None, now: float) -> tuple[Record, Transition]:
+        """What the first entry of every history says, and the transition that it goes with."""
+        definition = entry.definition
+        entry.definition_json = msgspec.json.encode(definition.model_dump())
+        mark = self._engine.policies.mark(entry.policy, definition)
+        record = Record(state="", definition=msgspec.Raw(entry.definition_json), orchestrator=mark)
+        transition = Transition(settled=lambda error: self._submission_settled(entry, error, refusals, fork))
+        if entry.session is not None and not entry.session.recorded:
+            transition.session = SessionRow(entry.session.session_id, now)
+        if definition.idempotency_key:
+            transition.idempotency = (definition.idempotency_key, digest(definition))
+        if definition.options is not None:
+            entry.begins_at, entry.deadline_at = begins_at(definition.options, now), ends_at(definition.options, now)
+        if entry.deadline_at:
+            task_id = definition.task_id
+            row = DeliveryRow(deadline_id(task_id), task_id, DEADLINE_SERVICE, 1, entry.deadline_at, 1, DEADLINE_INDEX)
+            transition.sent = [row]
+        return record, transition
+
+    def _submission_settled(
+        self, entry: TaskEntry, error: LlamaDeployError | None, refusals: int, fork: Fork | None
+    ) -> None:
         if error is not None:
-            self._engine.spawn(self._submission_refused(entry, error, refusals + 1))
+            self._engine.spawn(self._submission_refused(entry, error, refusals + 1, fork))
             return
         failpoint("submissions.recorded")
         entry.recorded = True
@@ -263,7 +302,9 @@ class Submissions:
             callback(entry, None)
         failpoint("submissions.acknowledged")
 
-    async def _submission_refused(self, entry: TaskEntry, error: LlamaDeployError, refusals: int) -> None:
+    async def _submission_refused(
+        self, entry: TaskEntry, error: LlamaDeployError, refusals: int, fork: Fork | None
+    ) -> None:
         """The store knows the id or the key already, or the session had moved on: find the task, or decide again."""
         self._engine.statistics.conflicts += 1
         self._engine.cache.forget(entry)
@@ -293,7 +334,7 @@ class Submissions:
         elif found is not None:
             self._found(found, definition, done)
         elif refusals < REFUSALS_MAX:
-            self._begin(definition, session, done, refusals=refusals)
+            self._begin(definition, session, done, refusals=refusals, fork=fork)
         else:
             done(None, error)
 
@@ -316,3 +357,9 @@ def _check_text(name: str, texts: list[str], bytes_max: int) -> None:
         raise InvalidRequestError(f"the {name} is not valid text", why=str(error)) from error
     if size > bytes_max:
         raise too_large(name, size, bytes_max)
+
+
+def origin_of(definition: TaskDefinition) -> str:
+    """What a task came from, as its row has it."""
+    options = definition.options
+    return options.origin.text if options is not None and options.origin is not None else ""

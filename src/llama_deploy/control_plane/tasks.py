@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from llama_deploy.control_plane.deadlines import DEADLINE_INDEX, begins_at, ends_at
-from llama_deploy.control_plane.records import Record, SentMessage, decode_record
+from llama_deploy.control_plane.records import Record, SentMessage, StateChange, decode_record
 from llama_deploy.control_plane.session_state import Delta, PrivateState, SessionState
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.orchestrators import BaseOrchestrator
@@ -39,6 +39,7 @@ class OpenStep:
         "failures",
         "index",
         "inputs",
+        "known",
         "losses",
         "memos",
         "options",
@@ -101,6 +102,8 @@ class OpenStep:
         self.consumed = 0
         self.trouble: str | None = None
         """Why the attempt before this one failed, of a notification, whose failures no history has."""
+        self.known: bytes | None = None
+        """JSON of the result that answers it already, of a step that a task has from the one that it was made from."""
 
         self.memos: dict[str, bytes] | None = None
         """JSON of the values that the step's code had remembered, by key; `None` until there is one."""
@@ -346,24 +349,13 @@ def rebuild(
             continue
         sent_by, record = by_seq[delivery.seq]
         message = record.messages[delivery.index]
-        step = OpenStep(
-            step_id=delivery.step_id,
-            service=delivery.service,
-            action=message.action,
-            tag=message.tag,
-            body=b"",
-            seq=delivery.seq,
-            index=delivery.index,
-        )
-        step.renew(message)
+        step = step_of(message, delivery.seq, delivery.index)
         step.attempt = delivery.attempt
         sent_at = sent_by.at if step.notification else max(sent_by.at, entry.begins_at)
         if message.delay_s or sent_at > sent_by.at or step.service == TIMER_SERVICE:
             step.due_at = sent_at + message.delay_s
         step.due_since = step.due_at or sent_by.at
         step.parked = delivery.parked
-        if step.service == PERSON_SERVICE:
-            step.wait_for_person()
         step.started = delivery.attempt if delivery.started else 0
         entry.open[step.step_id] = step
     for row_of_entry, record in records:
@@ -371,17 +363,45 @@ def rebuild(
     return entry
 
 
+def step_of(message: SentMessage, seq: int, index: int) -> OpenStep:
+    """The step of a message that stands in history entry `seq` at position `index`, as it is when it is sent."""
+    step = OpenStep(
+        step_id=message.step_id,
+        service=message.service,
+        action=message.action,
+        tag=message.tag,
+        body=b"",
+        seq=seq,
+        index=index,
+    )
+    step.renew(message)
+    if message.carried is not None:
+        step.inputs = [bytes(value) for value in message.carried.inputs]
+        step.snapshot = message.carried.snapshot
+        step.known = bytes(message.carried.answer) or None
+        for key, value in message.carried.memos.items():
+            step.remember(key, bytes(value))
+    if step.service == PERSON_SERVICE:
+        step.wait_for_person()
+    return step
+
+
+def apply_change(private: PrivateState, change: StateChange, result: bytes = b"") -> None:
+    """Take the changes that a history entry recorded over into a task's private state."""
+    delta = Delta()
+    delta.own_present = change.own_present
+    delta.own = {key: bytes(value) for key, value in change.own.items()}
+    delta.own.update(dict.fromkeys(change.own_removed))
+    delta.keys = {key: bytes(value) for key, value in change.keys.items()}
+    delta.keys.update(dict.fromkeys(change.keys_as_result, result))
+    delta.keys.update(dict.fromkeys(change.keys_removed))
+    private.apply(delta)
+
+
 def _replay(entry: TaskEntry, kind: str, at: float, record: Record) -> None:
     """Fold one history entry into the private state and the open steps."""
     if record.change is not None:
-        delta = Delta()
-        delta.own_present = record.change.own_present
-        delta.own = {key: bytes(value) for key, value in record.change.own.items()}
-        delta.own.update(dict.fromkeys(record.change.own_removed))
-        delta.keys = {key: bytes(value) for key, value in record.change.keys.items()}
-        delta.keys.update(dict.fromkeys(record.change.keys_as_result, bytes(record.result)))
-        delta.keys.update(dict.fromkeys(record.change.keys_removed))
-        entry.private.apply(delta)
+        apply_change(entry.private, record.change, bytes(record.result))
     outcome = bytes(record.result if record.outcome_is_result else record.outcome)
     if outcome:
         entry.outcome = outcome
@@ -415,6 +435,7 @@ def _replay_step(step: OpenStep, kind: str, at: float, record: Record) -> None:
     elif kind == "retrying":
         step.failures += 1
         step.stop_asking()
+        step.prompt = step.resume = step.snapshot = None
         step.due_at = record.due_at or 0.0
         step.due_since = step.due_at or at
         for message in record.messages:

@@ -52,6 +52,8 @@ class Origin(BaseModel):
     """The step that called it, or that it begins again with."""
     seq: int | None = None
     """The entry of that task's history after which this one goes its own way."""
+    edited: str | None = None
+    """A hash of what was given in the place of what that task had; None where nothing was changed."""
     schedule: str | None = None
     depth: int = 0
     """How many calls are above a child."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from llama_deploy.control_plane.policies import Absent
 from llama_deploy.control_plane.records import Carried, Record, SentMessage, StateChange, decode_record
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, rebuild
 from llama_deploy.errors import LimitExceededError, NoProgressError, NotRepeatableError, OrchestratorError
@@ -35,6 +36,8 @@ class Fork(msgspec.Struct, frozen=True):
     """The steps that are open."""
     steps: int
     """How many steps were ever sent; the next one has the number after it."""
+    orchestrator: str
+    """Who decided about the old task, which is who understands its state."""
 
 
 class Past:
@@ -59,7 +62,7 @@ class Past:
                 why="that entry ended it" if seq == last + 1 else f"its history has {len(self.records)} entries",
                 fix=f"choose an entry from 1 to {last}: llamactl tasks get {self.row.task_id}",
             )
-        entry = rebuild(self.row, self.history[:seq], self._open_at(seq), None)
+        entry = rebuild(self.row, self.history[:seq], self._open_at(seq), None, Absent)
         if not entry.open:
             raise NotRepeatableError(
                 f"nothing of task {self.row.task_id} is open after entry {seq}", fix="choose another entry"
@@ -220,7 +223,7 @@ def fork_at(
     change = StateChange(own_present=private.own is not None)
     change.own = {same.text(key): msgspec.Raw(same.encoded(value)) for key, value in (private.own or {}).items()}
     change.keys = {same.text(key): msgspec.Raw(same.encoded(value)) for key, value in private.keys.items()}
-    return Fork(change, messages, past.sent(seq))
+    return Fork(change, messages, past.sent(seq), past.records[0].orchestrator)
 
 
 class Renaming:

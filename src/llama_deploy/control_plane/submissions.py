@@ -192,6 +192,8 @@ class Submissions:
         refusals: int = 0,
         fork: Fork | None = None,
     ) -> None:
+        policies = self._engine.policies
+        policy = policies.choose(definition) if fork is None else policies.find(fork.orchestrator)
         now = self._engine.clock.now()
         row = TaskRow(
             definition.task_id,
@@ -204,7 +206,7 @@ class Submissions:
             now,
             origin=origin_of(definition),
         )
-        entry = TaskEntry(row, definition, session, self._engine.policies.choose(definition))
+        entry = TaskEntry(row, definition, session, policy)
         entry.recorded_callbacks.append(done)
         self._engine.cache.tasks[definition.task_id] = entry
         if session is not None:
@@ -271,7 +273,7 @@ class Submissions:
         """What the first entry of every history says, and the transition that it goes with."""
         definition = entry.definition
         entry.definition_json = msgspec.json.encode(definition.model_dump())
-        mark = self._engine.policies.mark(entry.policy, definition)
+        mark = self._engine.policies.mark(entry.policy, definition) if fork is None else fork.orchestrator
         record = Record(state="", definition=msgspec.Raw(entry.definition_json), orchestrator=mark)
         transition = Transition(settled=lambda error: self._submission_settled(entry, error, refusals, fork))
         if entry.session is not None and not entry.session.recorded:

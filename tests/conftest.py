@@ -36,6 +36,7 @@ SLOW = (
     "control_plane/http/test_refusals.py",
     "control_plane/http/test_sockets.py",
     "control_plane/test_conflicts.py",
+    "control_plane/test_frame_fuzz.py",
     "control_plane/test_recovery.py",
     "control_plane/test_shared_state.py",
     "control_plane/test_streams.py",

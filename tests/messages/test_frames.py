@@ -90,7 +90,7 @@ def test_a_delivery_as_a_queue_carries_it() -> None:
 
 @given(st.lists(st.integers(0, 3 * TARGET), max_size=40))
 def test_frames_are_of_bounded_size_and_keep_the_order(sizes: list[int]) -> None:
-    operations = [Submit(number, b"x" * size, False) for number, size in enumerate(sizes)]
+    operations = [Submit(number, b"x" * size, False) for number, size in enumerate(sizes, start=1)]
     made = list(frames_of(operations))
     assert [op for frame in made for op in decode_client_frame(frame)] == operations
     for frame in made:

@@ -168,12 +168,12 @@ class ClientPort:
     # --- streams ----------------------------------------------------------------------------------------------------
 
     def _start_stream(self, first: int, request: int, entry: TaskEntry) -> None:
-        self._start(request, self._stream(request, entry, first))
+        self._start(request, partial(self._stream, request, entry, first))
 
     def _start_follow(self, after: int, request: int, entry: TaskEntry) -> None:
-        self._start(request, self._follow(request, entry, after))
+        self._start(request, partial(self._follow, request, entry, after))
 
-    def _start(self, request: int, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, request: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._forget(request)
         task = asyncio.get_running_loop().create_task(self._answer(request, work))
         self._followers[request] = task
@@ -183,10 +183,10 @@ class ClientPort:
         if self._followers.get(request) is task:
             del self._followers[request]
 
-    async def _answer(self, request: int, work: Coroutine[Any, Any, None]) -> None:
+    async def _answer(self, request: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do the work of a request that takes time; whatever it raises is told, so that nobody waits for ever."""
         try:
-            await work
+            await work()
         except LlamaDeployError as error:
             self.refuse(request, error)
         except Exception as error:  # the edge of the task

@@ -12,12 +12,20 @@ the control plane has committed them and says so; `Submit` is repeated by the cl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 PROTOCOL_VERSION = 1
 """Raised when an operation changes its meaning. A control plane refuses an instance or client of another version."""
+
+
+Index = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A position that whoever hears of it will count on from; a frame with one that makes no sense is none."""
+
+
+RequestNumber = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+"""A client's own number of a request, which the replies to it bear; 0 stands for the connection itself."""
 
 
 class _Op(msgspec.Struct, array_like=True, tag=True, frozen=True, gc=False):
@@ -62,7 +70,7 @@ class Answer(_Op, frozen=True):
     """JSON of a `TaskResult`; its `task_id` and `step_id` are filled in by the control plane."""
     started_at: float
     finished_at: float
-    events_from: int = 0
+    events_from: Index = 0
     """Index, within this attempt, of the first of `events`."""
     events: list[bytes] = []
     """Stream events of this attempt that are not acknowledged yet; they commit with the answer and before it."""
@@ -73,7 +81,7 @@ class Events(_Op, frozen=True):
 
     step_id: str
     attempt: int
-    first: int
+    first: Index
     """Index of the first event within this attempt, from 0; repeated events are recognised by it."""
     events: list[bytes]
 
@@ -93,7 +101,7 @@ class Park(_Op, frozen=True):
     snapshot: bytes | None
     consumed: int
     """Number of inputs of this step that the instance has consumed so far."""
-    events_from: int = 0
+    events_from: Index = 0
     events: list[bytes] = []
 
 
@@ -155,7 +163,7 @@ class Deliver(_Op, frozen=True):
     """JSON of the inputs that people gave to this step so far, oldest first."""
     snapshot: bytes | None = None
     """What the step parked with, if it did."""
-    events_from: int = 0
+    events_from: Index = 0
     """Index of the next stream event within this attempt: not 0 where the attempt has streamed before it parked."""
     heartbeat_timeout_s: float = 0
     """The attempt is given up when the service's code has shown no sign of life for so many seconds; 0 for never."""
@@ -226,7 +234,7 @@ class Drain(_Op, frozen=True):
 class Submit(_Op, frozen=True):
     """Submit a task; repeated under the same task id it finds the task that the first one made."""
 
-    request: int
+    request: RequestNumber
     definition: bytes
     """JSON of a `TaskDefinition`."""
     wait: bool
@@ -236,14 +244,14 @@ class Submit(_Op, frozen=True):
 class Wait(_Op, frozen=True):
     """Send `Ended` when the task ends, at once if it has."""
 
-    request: int
+    request: RequestNumber
     task_id: str
 
 
 class Subscribe(_Op, frozen=True):
     """Send the task's stream from event index `first` on, as it is recorded, and `StreamEnd` after the last event."""
 
-    request: int
+    request: RequestNumber
     task_id: str
     first: int
 
@@ -251,7 +259,7 @@ class Subscribe(_Op, frozen=True):
 class Follow(_Op, frozen=True):
     """Send the task's history after entry `after`, as it is recorded, and `StreamEnd` after the last entry."""
 
-    request: int
+    request: RequestNumber
     task_id: str
     after: int
 
@@ -259,7 +267,7 @@ class Follow(_Op, frozen=True):
 class Forget(_Op, frozen=True):
     """Nothing more is wanted for an earlier request."""
 
-    request: int
+    request: RequestNumber
 
 
 # --- control plane -> client ----------------------------------------------------------------------------------------

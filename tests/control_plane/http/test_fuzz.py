@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from schemathesis import Case
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -19,10 +19,15 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
     unsupported_method,
 )
+from tests.control_plane.frame_abuse import conversations
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from llama_deploy.apiserver import Deployment
+from llama_deploy.client import Client
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.http.app import build_app
+from llama_deploy.messages.frames import ClientOp, InstanceOp, Refused, decode_control_frame, decode_reply_frame
 from llama_deploy.services import HumanService, service
 from llama_deploy.state_stores import MemoryStore
 
@@ -92,6 +97,37 @@ def test_whatever_is_sent_about_what_exists_is_answered_as_described(case: Case[
         case.path_parameters[name] = known[name]
     response = case.call(base_url=url, timeout=DEADLINE_S)
     case.validate_response(response, checks=described)
+
+
+instance_says = conversations(InstanceOp, greeted=True).map(lambda frames: ("instance", frames))
+client_says = conversations(ClientOp, greeted=False).map(lambda frames: ("client", frames))
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(said=instance_says | client_says)
+def test_whatever_is_said_on_a_socket_others_notice_nothing(said: tuple[str, list[bytes]], url: str) -> None:
+    asyncio.run(asyncio.wait_for(say(url, *said), DEADLINE_S))
+
+
+async def say(url: str, role: str, frames: list[bytes]) -> None:
+    """Say it; each reply is a frame, and a refusal of the whole connection is its last. Then ask as somebody else."""
+    decode = decode_control_frame if role == "instance" else decode_reply_frame
+    heard: list[Any] = []
+    async with connect(f"ws{url.removeprefix('http')}/v1/connect/{role}", max_size=None) as socket:
+        try:
+            for frame in frames:
+                await socket.send(frame)
+            await socket.send(b"the end")
+            async for data in socket:
+                assert isinstance(data, bytes)
+                heard += decode(data)
+        except ConnectionClosed:
+            pass  # it was refused before it had said everything
+    refusals = [operation for operation in heard if isinstance(operation, Refused) and operation.request == 0]
+    assert refusals == heard[-1:], "what ends a connection is said, and is the last that is said"
+    async with Client(url, timeout_s=DEADLINE_S) as other:
+        assert await other.run("shout", text="others") == "OTHERS"
 
 
 def wait_briefly(case: Case[Any]) -> None:

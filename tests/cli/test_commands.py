@@ -42,7 +42,14 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
         "tasks timeline",
         "services list",
         "services get",
+        "services pause",
+        "services resume",
+        "services limit",
+        "services drain",
         "queues list",
+        "queues peek",
+        "queues pause",
+        "queues resume",
         "sessions list",
         "sessions get",
         "backup",
@@ -452,3 +459,59 @@ def test_queues_list_shows_what_waits_for_each_service(ctl: Llamactl) -> None:
     shown = {queue["name"]: queue for queue in ran.json["items"]}
     assert (shown["shout"]["state"], shown["shout"]["waiting"]) == ("up", 0)
     assert ctl("queues", "list").out.split()[:3] == ["QUEUE", "STATE", "WAITING"]
+
+
+def test_a_service_is_paused_shown_peeked_at_and_goes_on(ctl: Llamactl, server: str) -> None:
+    assert ctl("services", "pause", "shout", "--reason", "maintenance").code == 0
+    try:
+        with SyncClient(server) as client:
+            task_id = client.submit("shout", text="a", options={"priority": 7, "key": "k"})
+        listed = ctl("queues", "list")
+        assert "maintenance" in listed.err
+        assert "paused (1)" in listed.out
+        waiting = ctl("queues", "peek", "shout", "-o", "json").json["items"]
+        assert [(step["task_id"], step["priority"], step["key"]) for step in waiting] == [(task_id, 7, "k")]
+        assert waiting[0]["reason"].startswith("shout is paused by ")
+        assert waiting[0]["reason"].endswith(": maintenance")
+        assert "maintenance" in ctl("tasks", "get", task_id).out
+        assert "maintenance" in ctl("status").err
+    finally:
+        assert ctl("queues", "resume", "shout").out.startswith("shout goes on")
+    with SyncClient(server) as client:
+        assert client.result(task_id) == "A"
+    assert ctl("queues", "peek", "shout").out == ""
+
+
+def test_limits_are_set_one_by_one_shown_and_taken_away(ctl: Llamactl) -> None:
+    ran = ctl("services", "limit", "count", "--running", "5", "--rate", "100/60", "--burst", "10")
+    assert (ran.code, ran.out) == (0, "count: running 5, rate 100 in 60 s, 10 at once\n")
+    assert ctl("services", "limit", "count", "--per-key", "2", "--rate", "none").out == "count: running 5, per-key 2\n"
+    shown = ctl("services", "get", "count", "-o", "json").json
+    assert (shown["limits"]["running_max"], "@" in shown["limits_set"]["by"]) == (5, True)
+    assert ctl("services", "limit", "count", "--reset").out == "count: no limits\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["limit", "count"], 2, "Give limits to set"),
+        (["limit", "count", "--running", "many"], 2, "--running takes a whole number"),
+        (["limit", "count", "--rate", "a/b"], 2, "100/60"),
+        (["limit", "count", "--running", "0"], 2, "greater than or equal to 1"),
+        (["limit", "count", "--burst", "2"], 2, "Give limits to set"),
+        (["limit", "count", "--running", "1", "--reset"], 2, "--reset takes no other limit"),
+        (["limit", "nobody", "--running", "1"], 4, "there is no service 'nobody'"),
+        (["pause", "nobody"], 4, "there is no service 'nobody'"),
+        (["drain", "count", "nobody"], 4, "count has no instance 'nobody'"),
+    ],
+)
+def test_what_cannot_be_done_to_a_service_is_refused(ctl: Llamactl, args: list[str], code: int, said: str) -> None:
+    ran = ctl("services", *args)
+    assert (ran.code, ran.out) == (code, "")
+    assert said in ran.err
+
+
+def test_an_instance_in_the_control_planes_process_is_not_drained(ctl: Llamactl) -> None:
+    instance = ctl("services", "get", "shout", "-o", "json").json["instances"][0]["instance_id"]
+    ran = ctl("services", "drain", "shout", instance)
+    assert (ran.code, "own process" in ran.err) == (2, True)

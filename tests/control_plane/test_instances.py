@@ -317,7 +317,8 @@ async def test_a_service_whose_last_instance_was_lost_is_expected_back_for_a_whi
         made.manual.advance(1.0)
         assert made.plane.views.service("echo").state == "returning"
         entry = await submit(made.plane)
-        assert made.plane.views.task(entry).waiting_for == 'nobody serves "echo" (no instance of it is connected)'
+        waits_for = made.plane.views.task(entry).waiting_for
+        assert waits_for == 'nobody serves "echo" now (its instances are expected back)'
         made.manual.advance(made.plane.engine.settings.service_return_s)
         assert made.plane.views.service("echo").state == "down"
         again = FakeInstance(instance_id="two")

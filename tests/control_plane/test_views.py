@@ -29,7 +29,7 @@ async def test_why_a_task_waits() -> None:
         step = await instance.delivery()
         assert waits_for(made.plane, entry) is None, "it is being worked on"
         second = await submit(made.plane)
-        assert waits_for(made.plane, second) == "a free instance of echo (1 waiting)"
+        assert waits_for(made.plane, second) == "a free instance of echo (none ahead of it)"
         instance.fail(step)
         await recorded(entry, 2)
         assert waits_for(made.plane, entry) == "attempt 2 of echo, due in 5.0 s (1 failed)"

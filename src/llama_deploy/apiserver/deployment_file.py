@@ -174,6 +174,7 @@ def _service(name: str, section: Section, path: Path, findings: Findings) -> Ser
             findings.problem(section.nodes["env-files"], f"there is no file `{env_file}` beside the deployment file")
     env: Section | None = section["env"]
     retry: Section | None = section["retry"]
+    limits: Section | None = section["limits"]
     return ServiceSpec(
         name=name,
         import_path=import_path or "",
@@ -183,11 +184,22 @@ def _service(name: str, section: Section, path: Path, findings: Findings) -> Ser
         description=section["description"],
         concurrency=section["concurrency"],
         run_timeout_s=section["run-timeout-s"],
-        retry={key.replace("-", "_"): value for key, value in retry.given().items()} if retry is not None else {},
+        retry=_python_names(retry),
+        limits=_python_names(limits),
         replicas=section["replicas"] or 1,
         env=env.given() if env is not None else {},
         env_files=tuple(Path(env_file) for env_file in section["env-files"] or ()),
     )
+
+
+def _python_names(section: Section | None) -> dict[str, Any]:
+    """What a section gives, in the spelling of Python."""
+    if section is None:
+        return {}
+    return {
+        key.replace("-", "_"): _python_names(value) if isinstance(value, Section) else value
+        for key, value in section.given().items()
+    }
 
 
 def _source_folder(section: Section | None, path: Path, findings: Findings) -> Path | None:

@@ -21,6 +21,7 @@ from llama_deploy.apiserver.shapes import (
     TextOrRecord,
 )
 from llama_deploy.apiserver.specs import CONTROL_PLANE
+from llama_deploy.types.limits import RATE_COUNT_MOST, RATE_SECONDS_MOST, RUNNING_MAX_MOST
 
 IMPORT_PATH = Text(
     r"[^:\s][^:]*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "an import path (`module:variable` or `folder/file.py:variable`)"
@@ -104,6 +105,33 @@ RETRY_KEYS = Record(
     "`retry`",
 )
 
+RATE_KEYS = Record(
+    {
+        "count": Key(
+            shape=Number(integer=True, minimum=1, maximum=RATE_COUNT_MOST),
+            doc="Attempts that may begin.",
+            required=True,
+        ),
+        "seconds": Key(shape=Number(above=0, maximum=RATE_SECONDS_MOST), doc="Within how many seconds; 1 by default."),
+        "burst": Key(
+            shape=Number(integer=True, minimum=1, maximum=RATE_COUNT_MOST), doc="How many of them may begin at once."
+        ),
+    },
+    "`rate`",
+)
+
+_PLACES = Number(integer=True, minimum=1, maximum=RUNNING_MAX_MOST)
+
+SERVICE_LIMIT_KEYS = Record(
+    {
+        "running-max": Key(shape=_PLACES, doc="Steps that run at once, over all instances."),
+        "running-max-per-session": Key(shape=_PLACES, doc="Steps of one session that run at once."),
+        "running-max-per-key": Key(shape=_PLACES, doc="Steps of one key that run at once."),
+        "rate": Key(shape=RATE_KEYS, doc="How often attempts may begin."),
+    },
+    "`limits`",
+)
+
 SOURCE_KEYS = Record(
     {
         "type": Key(
@@ -133,6 +161,7 @@ SERVICE_KEYS = Record(
         "concurrency": Key(shape=Number(integer=True, minimum=1), doc="Steps that one instance works on at once."),
         "run-timeout-s": Key(shape=Number(above=0), doc="Seconds that one attempt of a step may take."),
         "retry": Key(shape=RETRY_KEYS, doc="How failed steps are tried again."),
+        "limits": Key(shape=SERVICE_LIMIT_KEYS, doc="How much of it runs at once over all instances, and how often."),
         "replicas": Key(shape=Number(integer=True, minimum=1, maximum=100), doc="Processes that run this service."),
         "env": Key(
             shape=Table(Scalar(), "variable", r"[A-Za-z_]\w*", "a name of letters, digits and `_`"),

@@ -39,7 +39,7 @@ def load_service(definition: ServiceSpec, base_folder: Path) -> Service:
     `ImportPathError` when there is no such object, when its module raises, or when it is nothing that can serve.
     """
     from llama_deploy.services import as_service
-    from llama_deploy.types import RetryPolicy
+    from llama_deploy.types import RetryPolicy, ServiceLimits
 
     code_folder = definition.code_folder(base_folder)
     found = load_object(definition.import_path, code_folder, extra_path=definition.path)
@@ -50,6 +50,7 @@ def load_service(definition: ServiceSpec, base_folder: Path) -> Service:
             description=definition.description,
             concurrency=definition.concurrency,
             run_timeout_s=definition.run_timeout_s,
+            limits=ServiceLimits.model_validate(definition.limits) if definition.limits else None,
         )
     except LlamaDeployError as error:
         raise _unusable(definition.import_path, str(error), error.fix) from error

@@ -99,6 +99,8 @@ class ServiceSpec:
     run_timeout_s: float | None = None
     retry: Mapping[str, float] = field(default_factory=dict)
     """The fields of `RetryPolicy` that the file sets; the others keep the code's values."""
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of `ServiceLimits` that the file sets; they take the place of all that the code says."""
     replicas: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
     env_files: tuple[Path, ...] = ()

@@ -19,7 +19,7 @@ def status(settings: Settings) -> None:
     """How the control plane stands: where its data is, what runs, what waits, and for whom."""
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Printer, iso_time
-    from llama_deploy.cli.services import waiting_advice
+    from llama_deploy.cli.services import pause_advice, waiting_advice
 
     async def work(client: Client) -> tuple[dict[str, Any], list[ServiceView]]:
         return await client.status(), await client.list_services()
@@ -31,8 +31,11 @@ def status(settings: Settings) -> None:
     printer = Printer(settings)
     printer.record(document, name=str(document.get("name", "")), text=lambda: _text(document, services))
     if printer.for_people:
-        for advice in filter(None, map(waiting_advice, services)):
-            printer.progress(advice)
+        for view in services:
+            if view.paused is not None:
+                printer.progress(pause_advice(view.definition.service_name, view.paused))
+            elif advice := waiting_advice(view):
+                printer.progress(advice)
 
 
 def _text(document: dict[str, Any], services: list[ServiceView]) -> str:

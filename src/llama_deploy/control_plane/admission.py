@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llama_deploy.control_plane.gate import Gate, Guest, Place, turn_of
+from llama_deploy.control_plane.refusals import clean
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import ServiceNotFoundError
 from llama_deploy.runtime.clock import Timer
@@ -72,16 +73,18 @@ class Admission:
         """
         self._must_know(service)
         if service not in self.pauses:
-            pause = PauseView(at=self._engine.clock.now(), by=by, reason=reason)
+            pause = PauseView(at=self._engine.clock.now(), by=clean(by), reason=clean(reason))
             await self._engine.store.put_document(PAUSED, service, pause.model_dump_json().encode())
+            log.info("service paused", service=service, by=pause.by, reason=pause.reason)
             self.pauses[service] = pause
             self.refresh(service)
 
-    async def resume(self, service: str) -> None:
+    async def resume(self, service: str, *, reason: str = "", by: str = "") -> None:
         """Hand out again what waits. Repeating it does nothing. Raises `ServiceNotFoundError`."""
         self._must_know(service)
         if service in self.pauses:
             await self._engine.store.delete_document(PAUSED, service)
+            log.info("service resumed", service=service, by=clean(by), reason=clean(reason))
             self.pauses.pop(service, None)
             self.refresh(service)
 
@@ -91,7 +94,7 @@ class Admission:
         What runs goes on, also where it is more than the new limits. Raises `ServiceNotFoundError`.
         """
         self._must_know(service)
-        view = LimitsView(limits=limits, at=self._engine.clock.now(), by=by)
+        view = LimitsView(limits=limits, at=self._engine.clock.now(), by=clean(by))
         await self._engine.store.put_document(LIMITS, service, view.model_dump_json().encode())
         self.overrides[service] = view
         self.refresh(service)

@@ -156,6 +156,22 @@ class Gate:
         step_id = guest.step.step_id
         self.room.push(step_id, guest, priority=priority, key=key, lane=lane, since=since, first=first)
 
+    def held_back(self, now: float) -> dict[str, int]:
+        """How many wait in the room, by what keeps them there."""
+        count, limits = len(self.room), self.limits
+        if not count:
+            return {}
+        if self.paused is not None:
+            return {"paused": count}
+        if limits.running_max is not None and len(self.places) >= limits.running_max:
+            return {"running_max": count}
+        opens_at = self.opens_at(now)
+        if opens_at is not None and opens_at > now:
+            return {"rate" if now >= self.closed_until else "recovery": count}
+        keyed = sum(not self.has_room_for("", waiting.key) for waiting in self.room.in_order())
+        found = {"running_max_per_key": keyed, "running_max_per_session": count - keyed}
+        return {name: number for name, number in found.items() if number}
+
     # --- reasons ----------------------------------------------------------------------------------------------------
 
     def reason(self, waiting: Waiting[Guest], now: float) -> str:

@@ -19,7 +19,7 @@ from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.refusals import check_id
 from llama_deploy.control_plane.registry import is_reserved
 from llama_deploy.control_plane.signals import Signals
-from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ProtocolError
+from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ProtocolError, ServiceNotFoundError
 from llama_deploy.message_queues import Envelope
 from llama_deploy.message_queues.base import Subscription
 from llama_deploy.messages.frames import (
@@ -50,6 +50,7 @@ from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.clock import Timer
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.types import InstanceView, ServiceDefinition
+from llama_deploy.types.options import SECONDS_MAX
 from llama_deploy.types.reserved import ANSWERED_HERE
 
 log = get_logger("llama_deploy.gateway")
@@ -92,6 +93,27 @@ class Gateway:
         """Ask every instance to finish what it holds and to take nothing new."""
         for port in self.ports:
             port.post(Drain())
+
+    def drain_instance(self, service: str, instance_id: str, *, timeout_s: float | None = None) -> InstanceView:
+        """Ask an instance to finish what it holds, take nothing new and leave; how it stands now. It may be repeated.
+
+        What it has not finished after `timeout_s` it hands back; without, it takes as long as it takes. Raises
+        `ServiceNotFoundError`, and `InvalidRequestError` for an instance in the control plane's own process.
+        """
+        found = self.engine.registry.services.get(service)
+        port = found.instances.get(instance_id) if found is not None else None
+        if not isinstance(port, Port):
+            known = sorted(found.instances) if found is not None else []
+            raise ServiceNotFoundError(
+                f"{service} has no instance {instance_id!r}", why="instances: " + (", ".join(known) or "none")
+            )
+        if port.in_process:
+            raise InvalidRequestError(
+                f"instance {instance_id} lives in the control plane's own process, and could not come back",
+                fix=f"pause the service: llamactl services pause {service}",
+            )
+        port.post(Drain(SECONDS_MAX if timeout_s is None else timeout_s))
+        return port.view(service)
 
     # --- leases -----------------------------------------------------------------------------------------------------
 

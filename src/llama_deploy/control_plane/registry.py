@@ -163,10 +163,6 @@ class Registry:
             known=served,
         )
 
-    def views(self, waiting: Callable[[str], int], oldest: Callable[[str], float | None]) -> list[ServiceView]:
-        """Every known service as the API shows it, by name."""
-        return [self.view(name, waiting(name), oldest(name)) for name in self.names()]
-
     def names(self) -> list[str]:
         """Every known service, the control plane's own left out, by name."""
         return sorted(name for name in self.services if not is_reserved(name))

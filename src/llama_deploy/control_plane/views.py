@@ -1,4 +1,4 @@
-"""Tasks, sessions and services as the API shows them, and the reason why something waits.
+"""Tasks and sessions as the API shows them; services, queues and why something waits are in `queue_views`.
 
 Reads memory where a task is in it and the store where it is not; changes nothing.
 """
@@ -11,16 +11,14 @@ import msgspec
 
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.filters import task_filter
+from llama_deploy.control_plane.queue_views import QueueViews
 from llama_deploy.control_plane.records import to_entry
-from llama_deploy.control_plane.retries import attempts_so_far
-from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
-from llama_deploy.errors import ServiceNotFoundError, SessionNotFoundError
+from llama_deploy.control_plane.tasks import TaskEntry
+from llama_deploy.errors import SessionNotFoundError
 from llama_deploy.state_stores.base import TaskFilter, TaskRow
 from llama_deploy.types import (
     HistoryEntry,
     HistoryPage,
-    QueueView,
-    ServiceView,
     SessionPage,
     SessionView,
     TaskPage,
@@ -29,10 +27,9 @@ from llama_deploy.types import (
     TaskState,
     TaskView,
 )
-from llama_deploy.types.reserved import PERSON_SERVICE, TIMER_SERVICE
 
 
-class Views:
+class Views(QueueViews):
     """Read-only answers about one engine."""
 
     def __init__(self, engine: Engine) -> None:
@@ -45,7 +42,7 @@ class Views:
         asking = next((step for step in entry.open.values() if step.asking and step.prompt), None)
         view = self._row(entry.shown)
         if view.ended_at is None:
-            view.waiting_for = self._waiting_for(entry)
+            view.waiting_for = self.task_reason(entry)
             if asking is not None and asking.prompt is not None and view.state is TaskState.INPUT_REQUIRED:
                 view.prompt = {"step_id": asking.step_id, **_as_dict(msgspec.json.decode(asking.prompt))}
         return view
@@ -70,39 +67,6 @@ class Views:
             origin=row.origin or None,
             error=row.error or None,
         )
-
-    def _waiting_for(self, entry: TaskEntry) -> str | None:
-        """Why a task does not move, in words; `None` while an instance works on it."""
-        if entry.row.paused:
-            return "it is paused" + entry.paused_because
-        if entry.busy:
-            return "a decision of the orchestrator"
-        now = self._engine.clock.now()
-        if entry.begins_at > now:
-            return f"its beginning, in {entry.begins_at - now:.1f} s"
-        if any(step.claimed_by and not step.asking for step in entry.open.values()):
-            return None
-        reasons = [self._step_waits_for(step) for step in entry.open.values()]
-        return "; ".join(dict.fromkeys(reasons)) or None
-
-    def _step_waits_for(self, step: OpenStep) -> str:
-        if step.asking:
-            prompt = _as_dict(msgspec.json.decode(step.prompt or b"{}")).get("prompt")
-            asks = "" if step.service == PERSON_SERVICE else f" for {step.service}"
-            return f"a person's input{asks}" + (f": {prompt}" if prompt else "")
-        now = self._engine.clock.now()
-        if step.service == TIMER_SERVICE:
-            return f"a timer, due in {max(0.0, step.due_at - now):.1f} s" + (f" ({step.tag})" if step.tag else "")
-        registry = self._engine.registry
-        if not registry.has_instance(step.service):
-            known = "no instance of it is connected" if step.service in registry.services else "it was never registered"
-            return f'nobody serves "{step.service}" ({known})'
-        if step.due_at > now:
-            before = attempts_so_far(step)
-            counted = f" ({before})" if before else ""
-            return f"attempt {step.attempt} of {step.service}, due in {step.due_at - now:.1f} s{counted}"
-        waiting = self._engine.queue.statistics(step.service).waiting
-        return f"a free instance of {step.service} ({waiting} waiting)"
 
     async def result(self, entry: TaskEntry) -> TaskResultView:
         """The outcome of a task, `None` inside while it has none."""
@@ -171,46 +135,6 @@ class Views:
             raise SessionNotFoundError(f"there is no session {session_id!r}", fix="llamactl sessions list")
         values = await self._engine.store.load_shared(session_id)
         return {value.key: msgspec.json.decode(value.value) for value in values if value.value is not None}
-
-    # --- services ---------------------------------------------------------------------------------------------------
-
-    def services(self) -> list[ServiceView]:
-        """Every known service."""
-        queue = self._engine.queue
-        return self._engine.registry.views(
-            lambda name: queue.statistics(name).waiting, lambda name: queue.statistics(name).oldest_s
-        )
-
-    def service(self, name: str) -> ServiceView:
-        """One service. Raises `ServiceNotFoundError`."""
-        registry = self._engine.registry
-        if name not in registry.services:
-            raise ServiceNotFoundError(
-                f"there is no service {name!r}", why="known: " + (", ".join(sorted(registry.services)) or "none")
-            )
-        statistics = self._engine.queue.statistics(name)
-        return registry.view(name, statistics.waiting, statistics.oldest_s)
-
-    # --- queues -----------------------------------------------------------------------------------------------------
-
-    def queues(self) -> list[QueueView]:
-        """What waits for each known service."""
-        return [_queue_of(view) for view in self.services()]
-
-    def queue(self, name: str) -> QueueView:
-        """What waits for one service. Raises `ServiceNotFoundError`."""
-        return _queue_of(self.service(name))
-
-
-def _queue_of(view: ServiceView) -> QueueView:
-    return QueueView(
-        name=view.definition.service_name,
-        state=view.state,
-        waiting=view.waiting,
-        oldest_waiting_s=view.oldest_waiting_s,
-        running=view.running,
-        instances=len(view.instances),
-    )
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

@@ -227,6 +227,9 @@ class Remembered(_Op, frozen=True):
 class Drain(_Op, frozen=True):
     """Take nothing new, finish what you hold, then leave."""
 
+    timeout_s: float | None = None
+    """Hand back what is not finished by then; None: as long as the instance takes when it is ended."""
+
 
 # --- client -> control plane ----------------------------------------------------------------------------------------
 

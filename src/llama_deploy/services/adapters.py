@@ -14,7 +14,7 @@ from typing import Any
 from llama_deploy.errors import SettingError
 from llama_deploy.services.base import Service
 from llama_deploy.services.function import FunctionService
-from llama_deploy.types import RetryPolicy
+from llama_deploy.types import RetryPolicy, ServiceLimits
 
 
 def as_service(
@@ -25,6 +25,7 @@ def as_service(
     concurrency: int | None = None,
     run_timeout_s: float | None = None,
     retry: RetryPolicy | None = None,
+    limits: ServiceLimits | None = None,
 ) -> Service:
     """A service for `obj`: a `Service`, a function (async or not), or a workflow (instance or class).
 
@@ -37,6 +38,7 @@ def as_service(
         "concurrency": concurrency,
         "run_timeout_s": run_timeout_s,
         "retry": retry,
+        "limits": limits,
     }
     given = {key: value for key, value in settings.items() if value is not None}
     made = _adapt(obj, name)

@@ -19,7 +19,7 @@ from llama_deploy.services.arguments import Arguments, UnresolvedAnnotationError
 from llama_deploy.services.base import Service, StepContext
 from llama_deploy.services.results import result_from_value
 from llama_deploy.services.threads import WorkerThreads
-from llama_deploy.types import ActionTypes, RetryPolicy, ServiceDefinition, TaskResult
+from llama_deploy.types import ActionTypes, RetryPolicy, ServiceDefinition, ServiceLimits, TaskResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,6 +47,7 @@ class FunctionService(Service, Generic[P, R]):
         concurrency: int = 8,
         run_timeout_s: float = 600.0,
         retry: RetryPolicy | None = None,
+        limits: ServiceLimits | None = None,
         local_names: Mapping[str, Any] | None = None,
     ) -> None:
         """`name` is the function's own unless given, `description` the first paragraph of its docstring.
@@ -63,6 +64,7 @@ class FunctionService(Service, Generic[P, R]):
             concurrency=concurrency,
             run_timeout_s=run_timeout_s,
             retry=retry,
+            limits=limits,
         )
         self._style = _style(function)
         self._local_names = local_names
@@ -144,6 +146,7 @@ def service(
     concurrency: int = 8,
     run_timeout_s: float = 600.0,
     retry: RetryPolicy | None = None,
+    limits: ServiceLimits | None = None,
 ) -> Callable[[Callable[P, R]], FunctionService[P, R]]: ...
 
 
@@ -156,13 +159,14 @@ def service(
     concurrency: int = 8,
     run_timeout_s: float = 600.0,
     retry: RetryPolicy | None = None,
+    limits: ServiceLimits | None = None,
 ) -> Any:
     """Make a function a service; the function stays callable as before.
 
-    `@service` or `@service(name=..., description=..., concurrency=..., run_timeout_s=..., retry=...)`. `concurrency`
-    is the number of steps that one instance works on at the same time, `run_timeout_s` the deadline of one attempt in
-    seconds, `retry` is applied where the orchestrator does not handle failures itself. Raises `SettingError` for a
-    signature that no input can fill.
+    `@service` or `@service(name=..., description=..., concurrency=..., run_timeout_s=..., retry=..., limits=...)`.
+    `concurrency` is the number of steps that one instance works on at the same time, `run_timeout_s` the deadline of
+    one attempt in seconds, `retry` is applied where the orchestrator does not handle failures itself; `limits` hold
+    over all instances. Raises `SettingError` for a signature that no input can fill.
     """
     local_names = _defining_scope(function) if function is not None else None
 
@@ -174,6 +178,7 @@ def service(
             concurrency=concurrency,
             run_timeout_s=run_timeout_s,
             retry=retry,
+            limits=limits,
             local_names=local_names if function is not None else _defining_scope(decorated),
         )
 

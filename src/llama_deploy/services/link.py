@@ -243,9 +243,10 @@ async def serve_services(
 
     Connects to the control plane and stays connected: through its restarts too, since registration is repeated with
     every connection. At the end nothing new is taken and what is held is finished within `drain_timeout_s`, else
-    handed back; true when all was finished. `on_ready` is called once, when the control plane has registered the
-    services for the first time. With `connect_timeout_s`, raises `CannotReachError` when there is no
-    control plane by then; without, it keeps trying.
+    handed back; true when all was finished. An operator may have it leave in the same way
+    (`llamactl services drain`), and says how long that may take. `on_ready` is called once, when the control plane
+    has registered the services for the first time. With `connect_timeout_s`, raises `CannotReachError` when there is
+    no control plane by then; without, it keeps trying.
     """
     runner = Runner([as_service(service) for service in services], instance_id=instance_id)
     stopping = stop or asyncio.Event()
@@ -256,9 +257,15 @@ async def serve_services(
         stopping.set()
 
     runner.refused = refused
-    runner.drain_requested = stopping.set
-    await runner.start()
     loop = asyncio.get_running_loop()
+    leaving: asyncio.Future[float | None] = loop.create_future()
+
+    def drain_requested(timeout_s: float | None) -> None:
+        if not leaving.done():
+            leaving.set_result(timeout_s)
+
+    runner.drain_requested = drain_requested
+    await runner.start()
     handled = _handle_signals(loop, stopping)
     link = Link(runner, control_plane_url)
     link.start()
@@ -272,10 +279,18 @@ async def serve_services(
                 raise CannotReachError(
                     f"cannot reach the control plane at {control_plane_url}", why=link.failure, fix="llamactl dev"
                 ) from error
-        await stopping.wait()
+        await _either(stopping, leaving)
         if refusal:
             problem = refusal[0]
             raise ProtocolError(problem.get("what", "refused"), why=problem.get("why", ""), fix=problem.get("fix", ""))
+        if not stopping.is_set():
+            asked_s = leaving.result()
+            draining = asyncio.ensure_future(runner.drain(drain_timeout_s if asked_s is None else asked_s))
+            await _either(stopping, draining)
+            if draining.done():
+                return draining.result()
+            draining.cancel()  # it was in no hurry; now it is
+            await asyncio.gather(draining, return_exceptions=True)
         return await runner.drain(drain_timeout_s if runner.ready.is_set() else 0.1)
     finally:
         if telling is not None:
@@ -283,6 +298,14 @@ async def serve_services(
         await link.stop()
         for number in handled:
             loop.remove_signal_handler(number)
+
+
+async def _either(stopping: asyncio.Event, other: asyncio.Future[Any]) -> None:
+    """Wait until `stopping` is set or `other` is done; neither is touched."""
+    stopped = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((stopped, other), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    await asyncio.gather(stopped, return_exceptions=True)
 
 
 async def _tell_ready(runner: Runner, on_ready: Callable[[], None]) -> None:

@@ -78,7 +78,8 @@ class Runner:
         self.refused: Callable[[dict[str, Any]], None] = lambda _: None
         """Called when the control plane does not want this instance."""
         self.draining = False
-        self.drain_requested: Callable[[], None] = lambda: None
+        self.drain_requested: Callable[[float | None], None] = lambda _: None
+        """Called when the control plane wants this instance to leave, with the seconds that it may take for that."""
         self._outgoing: list[Any] = []
         self._flush_scheduled = False
         self._idle = asyncio.Event()
@@ -137,7 +138,7 @@ class Runner:
             if step is not None and step.attempt == operation.attempt:
                 step.take_remembered(operation)
         elif isinstance(operation, Drain):
-            self.drain_requested()
+            self.drain_requested(operation.timeout_s)
         elif isinstance(operation, Refused):
             self.refused(_decode(operation.problem))
 

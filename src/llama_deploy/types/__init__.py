@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         TaskView,
     )
     from llama_deploy.types.history import HistoryEntry, HistoryPage
-    from llama_deploy.types.queues import LimitsView, PauseView, QueuePage, QueueView
+    from llama_deploy.types.queues import LimitsView, PauseView, QueuePage, QueueView, WaitingPage, WaitingStep
     from llama_deploy.types.webhooks import WebhookSettings, WebhookView
 else:
     __getattr__, __dir__ = lazy_names(
@@ -63,6 +63,8 @@ else:
             "TaskPage": "llama_deploy.types.api",
             "TaskResultView": "llama_deploy.types.api",
             "TaskView": "llama_deploy.types.api",
+            "WaitingPage": "llama_deploy.types.queues",
+            "WaitingStep": "llama_deploy.types.queues",
             "WebhookSettings": "llama_deploy.types.webhooks",
             "WebhookView": "llama_deploy.types.webhooks",
         },
@@ -108,6 +110,8 @@ __all__ = [
     "ToolCall",
     "ToolCallBundle",
     "ToolCallResult",
+    "WaitingPage",
+    "WaitingStep",
     "Webhook",
     "WebhookSettings",
     "WebhookView",

@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.types.core import ServiceDefinition, TaskResult
+from llama_deploy.types.limits import ServiceLimits
+from llama_deploy.types.queues import LimitsView, PauseView
 from llama_deploy.types.state import TaskState
 from llama_deploy.types.webhooks import WebhookView
 
@@ -111,9 +113,17 @@ class ServiceView(_View):
     """Steps that instances hold now."""
     oldest_waiting_s: float | None = None
     """Age in seconds of the step that waits longest."""
+    paused: PauseView | None = None
+    """Set while nothing is handed out."""
+    limits: ServiceLimits | None = None
+    """The limits that count now; None where there are none."""
+    limits_set: LimitsView | None = None
+    """What an operator has set in the place of the definition's limits."""
+    held_back: dict[str, int] = Field(default_factory=dict)
+    """Of those that wait, how many wait for something else than a free instance, by what it is (`QueueView`)."""
     state: str = "down"
-    """`up` while an instance is connected, `draining` while all of them drain, `returning` while one is expected back,
-    else `down`."""
+    """`up` while an instance is connected, `paused` where nothing is handed to it, `draining` while all of them drain,
+    `returning` while one is expected back, else `down`."""
 
 
 class ServicePage(_View):

@@ -39,7 +39,7 @@ class QueueView(_View):
     name: str
     """The service's name."""
     state: str = "down"
-    """That of the service: `up`, `draining`, `returning`, `down`."""
+    """That of the service: `up`, `paused`, `draining`, `returning`, `down`."""
     waiting: int = 0
     """Steps that are due and that no instance has taken yet."""
     oldest_waiting_s: float | None = None
@@ -48,6 +48,14 @@ class QueueView(_View):
     """Steps that instances hold now."""
     instances: int = 0
     """Instances that are connected."""
+    paused: PauseView | None = None
+    """Set while nothing is handed out."""
+    limits: ServiceLimits | None = None
+    """The limits that count now; None where there are none."""
+    held_back: dict[str, int] = {}
+    """Of those that wait, how many wait for something else than a free instance: for the service to go on (`paused`),
+    for a limit (`running_max`, `running_max_per_session`, `running_max_per_key`, `rate`), or for instances of an
+    earlier run to come back with what they hold (`recovery`)."""
 
 
 class QueuePage(_View):
@@ -55,3 +63,27 @@ class QueuePage(_View):
 
     items: list[QueueView]
     next: str | None = None
+
+
+class WaitingStep(_View):
+    """A step that waits in a queue."""
+
+    place: int
+    """Its place in the order in which what waits would go if nothing changed, from 1."""
+    step_id: str
+    task_id: str
+    session_id: str
+    attempt: int = 1
+    priority: int = 5
+    key: str | None = None
+    waiting_s: float = 0.0
+    """Seconds since it was due."""
+    reason: str | None = None
+    """What it waits for, in words."""
+
+
+class WaitingPage(_View):
+    """A page of what waits in a queue. `next` is the place that the next page begins after, None on the last one."""
+
+    items: list[WaitingStep]
+    next: int | None = None

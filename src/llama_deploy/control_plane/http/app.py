@@ -8,7 +8,16 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from llama_deploy._version import __version__
-from llama_deploy.control_plane.http import data_routes, openapi, pause_routes, problems, queue_routes, routes, sockets
+from llama_deploy.control_plane.http import (
+    data_routes,
+    openapi,
+    pause_routes,
+    problems,
+    queue_routes,
+    routes,
+    service_routes,
+    sockets,
+)
 from llama_deploy.control_plane.http.bodies import BodyLimit
 from llama_deploy.control_plane.plane import ControlPlane
 
@@ -32,6 +41,7 @@ def build_app(plane: ControlPlane) -> BodyLimit:
     app.state.closing = asyncio.Event()
     app.include_router(routes.router)
     app.include_router(pause_routes.router)
+    app.include_router(service_routes.router)
     app.include_router(queue_routes.router)
     app.include_router(data_routes.router)
     app.include_router(routes.probes)

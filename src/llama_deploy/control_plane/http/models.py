@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.control_plane.http.problems import Problem
-from llama_deploy.types import TaskDefinition, TaskOptions, TaskView
+from llama_deploy.types import ServiceLimits, TaskDefinition, TaskOptions, TaskView
+from llama_deploy.types.options import SECONDS_MAX
 
 REASON_CHARACTERS_MAX = 10_000
 
@@ -77,6 +78,32 @@ class PauseRequest(_Body):
     """Why a task is paused, or goes on."""
 
     reason: str = Field(default="", max_length=REASON_CHARACTERS_MAX)
+
+
+class ServicePauseRequest(_Body):
+    """Who pauses a service or has it go on, and why."""
+
+    reason: str = Field(default="", max_length=REASON_CHARACTERS_MAX)
+    by: str = Field(default="", max_length=200)
+
+
+class LimitsRequest(_Body):
+    """The limits that shall count for a service, all of them; what is left out is not limited."""
+
+    limits: ServiceLimits
+    by: str = Field(default="", max_length=200)
+
+
+class DrainRequest(_Body):
+    """How an instance is to leave."""
+
+    timeout_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=SECONDS_MAX,
+        allow_inf_nan=False,
+        description="What it has not finished by then goes to others; by default it takes as long as it takes.",
+    )
 
 
 class SessionRequest(_Body):

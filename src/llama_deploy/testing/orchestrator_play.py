@@ -66,7 +66,7 @@ class _Open(msgspec.Struct):
 async def play(
     orchestrator: BaseOrchestrator,
     services: Mapping[str, Callable[..., Any]],
-    task: TaskDefinition | str | dict[str, Any] = "",
+    task: TaskDefinition | str | dict[str, Any] | list[Any] = "",
     *,
     people: Callable[[dict[str, Any]], Any] | None = None,
     seed: int | None = None,

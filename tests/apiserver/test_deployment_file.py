@@ -330,3 +330,45 @@ def test_webhooks_that_are_wrong_are_told(webhooks: str, problem: str) -> None:
     text = f"name: demo\nservices: {{shout: {{import-path: 'services:shout'}}}}\nwebhooks: {webhooks}\n"
     with pytest.raises(DeploymentFileError, match=problem):
         parse_deployment_file(text.encode(), Path("deployment.yml"))
+
+
+def test_orchestrators_by_name_and_described_by_data(tmp_path: Path) -> None:
+    text = """\
+orchestrators:
+  review: {name: sequence, parameters: {nodes: [shout, {vote: {node: shout, times: 3}}]}}
+  review@1: policy:Old
+"""
+    file = load(tmp_path, SMALL + text)
+    assert file.orchestrators == {
+        "review": OrchestratorSpec(
+            name="sequence", parameters={"nodes": ["shout", {"vote": {"node": "shout", "times": 3}}]}
+        ),
+        "review@1": OrchestratorSpec(name=None, import_path="policy:Old"),
+    }
+
+
+def test_a_mistake_in_a_description_is_told_at_its_place(tmp_path: Path) -> None:
+    text = """\
+orchestrator:
+  name: graph
+  parameters:
+    nodes: {a: shout}
+    edges:
+      - start -> a
+      - from: a
+        to: end
+        at-mots: 3
+orchestrators:
+  wide: {name: map, parameters: {node: {sequence: {node: shout}}}}
+  none: {name: mapp}
+  9x: simple
+"""
+    start = SMALL.count("\n")
+    found = problems(tmp_path, SMALL + text)
+    assert [problem.partition(":")[2] for problem in found] == [
+        "18: an edge has no `at-mots`: did you mean `at-most`?",
+        "58: `sequence` has no parameter `node`: did you mean `nodes`?",
+        "16: there is no orchestrator `mapp` (did you mean `map`?)",
+        "3: an orchestrator has to be a name, or `name@version`, found `9x`",
+    ]
+    assert [int(problem.partition(":")[0]) - start for problem in found] == [9, 11, 12, 13]

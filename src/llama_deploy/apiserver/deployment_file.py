@@ -10,9 +10,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from llama_deploy.apiserver.deployment_keys import FILE_KEYS, IMPORT_PATH
 from llama_deploy.apiserver.limits import engine_settings
-from llama_deploy.apiserver.loader import ORCHESTRATORS
+from llama_deploy.apiserver.loader import DESCRIBED, orchestrator_names
 from llama_deploy.apiserver.shapes import Section
 from llama_deploy.apiserver.specs import (
     ControlPlaneSpec,
@@ -123,7 +125,8 @@ def _deployment(section: Section, path: Path, findings: Findings) -> DeploymentF
         path=path.absolute(),
         name=section["name"] or "",
         control_plane=ControlPlaneSpec(**{key: given[key] for key in ("host", "port") if key in given}),
-        orchestrator=_orchestrator(section, findings),
+        orchestrator=_orchestrator(section["orchestrator"], section.nodes.get("orchestrator"), findings),
+        orchestrators=_orchestrators(section["orchestrators"], findings),
         default_service=section["default-service"],
         limits=engine_settings(section["limits"], findings),
         store=section["store"],
@@ -216,11 +219,17 @@ def _source_folder(section: Section | None, path: Path, findings: Findings) -> P
     return Path(folder)
 
 
-def _orchestrator(section: Section, findings: Findings) -> OrchestratorSpec:
-    value: str | Section | None = section["orchestrator"]
-    if value is None:
+def _orchestrators(section: Section | None, findings: Findings) -> dict[str, OrchestratorSpec]:
+    if section is None:
+        return {}
+    table = section.node
+    return {name: _orchestrator(value, _node_at(table, (name,)), findings) for name, value in section.given().items()}
+
+
+def _orchestrator(value: str | Section | None, node: yaml.Node | None, findings: Findings) -> OrchestratorSpec:
+    if value is None or node is None:
         return OrchestratorSpec()
-    node = section.nodes["orchestrator"]
+    parameters_node = node
     if isinstance(value, str):
         name, import_path, parameters = (None, value, {}) if ":" in value else (value, None, {})
         if import_path is not None:
@@ -229,12 +238,39 @@ def _orchestrator(section: Section, findings: Findings) -> OrchestratorSpec:
         name, import_path = value["name"], value["import-path"]
         table: Section | None = value["parameters"]
         parameters = dict(table.values) if table is not None else {}
+        parameters_node = value.nodes.get("parameters", node)
         node = value.nodes.get("name", node)
         if name is not None and import_path is not None:
             findings.problem(node, "an orchestrator has a `name` or an `import-path`, not both")
         if not {"name", "import-path"} & value.nodes.keys():
             findings.problem(value.node, "`orchestrator` needs a `name` or an `import-path`")
-    if name is not None and name not in ORCHESTRATORS:
-        hint = did_you_mean(name, ORCHESTRATORS) or f"; built in: {listed(ORCHESTRATORS)}, or use `module:variable`"
+    if name in DESCRIBED:
+        _check_description(name, parameters, parameters_node, findings)
+    elif name is not None and name not in (known := orchestrator_names()):
+        hint = did_you_mean(name, known) or f"; there are: {listed(known)}, or use `module:variable`"
         findings.problem(node, f"there is no orchestrator `{name}`{hint}")
     return OrchestratorSpec(name=name, import_path=import_path, parameters=parameters)
+
+
+def _check_description(name: str, parameters: dict[str, Any], node: yaml.Node, findings: Findings) -> None:
+    """Make the orchestrator that is described, to see whether it can be made; a mistake is told at its place."""
+    from llama_deploy.orchestrators.described import DescriptionError, build
+
+    try:
+        build(name, parameters)
+    except DescriptionError as error:
+        findings.problem(_node_at(node, error.path), error.what)
+
+
+def _node_at(node: yaml.Node, path: tuple[str | int, ...]) -> yaml.Node:
+    """The node that a path of keys and positions leads to, or the last one on the way that there is."""
+    for step in path:
+        following: yaml.Node | None = None
+        if isinstance(node, yaml.MappingNode):
+            following = next((value for key, value in node.value if key.value == str(step)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            following = node.value[step]
+        if following is None:
+            return node
+        node = following
+    return node

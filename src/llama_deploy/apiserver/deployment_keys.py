@@ -217,6 +217,10 @@ FILE_KEYS = Record(
         ),
         "default-service": Key(shape=Text(), doc="The service of a task that names none."),
         "orchestrator": Key(shape=ORCHESTRATOR, doc="What decides where messages go: a name or an import path."),
+        "orchestrators": Key(
+            shape=Table(ORCHESTRATOR, "orchestrator", r"[A-Za-z][\w\-]*(@\d+)?", "a name, or `name@version`"),
+            doc="Further ones by name, for tasks that ask for one; `name@1` is an earlier version of `name`.",
+        ),
         "limits": Key(shape=LIMITS, doc="Deadlines, limits and pauses of the control plane, where not the default."),
         "store": Key(shape=Text(), doc="Where the data lives: a path, or `:memory:`. By default `.llama_deploy/`."),
         "services": Key(shape=SERVICES, doc="The services by name.", required=True),

@@ -13,6 +13,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,21 @@ if TYPE_CHECKING:
     from llama_deploy.orchestrators.base import BaseOrchestrator
     from llama_deploy.services.base import Service
 
-ORCHESTRATORS: dict[str, str] = {"simple": "llama_deploy.orchestrators.simple:SimpleOrchestrator"}
-"""The orchestrators that are built in: the name that a deployment file uses, and the class behind it."""
+SIMPLE = "simple"
+DESCRIBED = (
+    *("sequence", "parallel", "map", "graph", "router", "handoff", "group-chat", "planner", "gate"),
+    *("retry", "fallback", "timeout", "budget", "cache", "vote", "saga"),
+)
+"""The orchestrators of the catalogue, which are described by data (`llama_deploy.orchestrators.described`)."""
+ENTRY_POINTS = "llama_deploy.orchestrators"
+"""The group of entry points under which an installed package offers orchestrators by name."""
+
+
+def orchestrator_names() -> list[str]:
+    """The names that a deployment file may use: what is built in, and what installed packages offer."""
+    installed = (point.name for point in entry_points(group=ENTRY_POINTS))
+    return list(dict.fromkeys([SIMPLE, *DESCRIBED, *installed]))
+
 
 _LISTED_NAMES_MAX = 12
 
@@ -68,17 +82,13 @@ def load_orchestrator(spec: OrchestratorSpec, base_folder: Path) -> BaseOrchestr
     """
     from llama_deploy.orchestrators.base import BaseOrchestrator
 
+    word = spec.import_path or spec.name or SIMPLE
     if spec.import_path is not None:
-        word, found = spec.import_path, load_object(spec.import_path, base_folder)
+        found = load_object(spec.import_path, base_folder)
+    elif word in DESCRIBED:
+        return _described(word, spec.parameters)
     else:
-        word = spec.name or "simple"
-        if word not in ORCHESTRATORS:
-            raise ImportPathError(
-                f"there is no orchestrator `{word}`{did_you_mean(word, ORCHESTRATORS)}",
-                why=f"Built in: {listed(ORCHESTRATORS)}.",
-            )
-        module, _, name = ORCHESTRATORS[word].partition(":")
-        found = getattr(importlib.import_module(module), name)
+        found = _named(word)
     parameters = {key.replace("-", "_"): value for key, value in spec.parameters.items()}
     if isinstance(found, type):
         found = _construct(found, parameters, word)
@@ -92,9 +102,36 @@ def load_orchestrator(spec: OrchestratorSpec, base_folder: Path) -> BaseOrchestr
     return found
 
 
+def _described(name: str, parameters: Mapping[str, Any]) -> BaseOrchestrator:
+    from llama_deploy.orchestrators.described import DescriptionError, build
+
+    try:
+        return build(name, parameters)
+    except DescriptionError as error:
+        raise _unusable(name, str(error), "correct its `parameters`") from error
+
+
+def _named(word: str) -> Any:
+    """The class or object behind a name that is not of the catalogue."""
+    if word == SIMPLE:
+        from llama_deploy.orchestrators.simple import SimpleOrchestrator
+
+        return SimpleOrchestrator
+    for point in entry_points(group=ENTRY_POINTS, name=word):
+        try:
+            return point.load()
+        except (Exception, SystemExit) as error:
+            raise _unusable(word, _told(error), f"reinstall the package that offers it ({point.value})") from error
+    names = orchestrator_names()
+    raise ImportPathError(
+        f"there is no orchestrator `{word}`{did_you_mean(word, names)}", why=f"There are: {listed(names)}."
+    )
+
+
 def check_deployment(file: DeploymentFile) -> None:
-    """Import the orchestrator and every service of the file. Raises `ImportPathError` for the first that fails."""
-    load_orchestrator(file.orchestrator, file.folder)
+    """Import the orchestrators and every service of the file. Raises `ImportPathError` for the first that fails."""
+    for spec in (file.orchestrator, *file.orchestrators.values()):
+        load_orchestrator(spec, file.folder)
     for service in file.services:
         load_service(service, file.folder)
 

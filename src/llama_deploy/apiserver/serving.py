@@ -327,6 +327,7 @@ async def _control_plane(file: DeploymentFile, options: ServingOptions) -> Async
     control_plane = ControlPlane(
         store=store,
         orchestrator=load_orchestrator(file.orchestrator, file.folder),
+        orchestrators={name: load_orchestrator(spec, file.folder) for name, spec in file.orchestrators.items()},
         default_service=file.default_service or (file.services[0].name if len(file.services) == 1 else None),
         settings=file.limits,
         name=file.name,
@@ -350,6 +351,7 @@ def _of_control_plane(file: DeploymentFile) -> tuple[object, ...]:
         file.name,
         file.control_plane,
         file.orchestrator,
+        file.orchestrators,
         file.default_service,
         file.limits,
         file.store,

@@ -261,7 +261,9 @@ class Table(Shape):
         nodes: dict[str, yaml.Node] = {}
         for entry in entries(node, findings, noun=self.noun):
             if not re.fullmatch(self.pattern, entry.key):
-                findings.problem(entry.key_node, f"a {self.noun} has to be {self.expected}, found `{entry.key}`")
+                article = "an" if self.noun[0] in "aeiou" else "a"
+                what = f"{article} {self.noun} has to be {self.expected}, found `{entry.key}`"
+                findings.problem(entry.key_node, what)
             elif entry.key in self.reserved:
                 findings.problem(entry.key_node, f"`{entry.key}` is reserved, choose another {self.noun}")
             nodes[entry.key] = entry.key_node

@@ -140,6 +140,8 @@ class DeploymentFile:
     name: str
     control_plane: ControlPlaneSpec = ControlPlaneSpec()
     orchestrator: OrchestratorSpec = OrchestratorSpec()
+    orchestrators: Mapping[str, OrchestratorSpec] = field(default_factory=dict)
+    """Further ones by name."""
     default_service: str | None = None
     limits: EngineSettings = field(default_factory=EngineSettings)
     store: str | None = None

@@ -279,11 +279,23 @@ class Engine:
                 if step.claimed_by is None:
                     self.admission.release(step.step_id)
 
+    def _publish_again(self, step_id: str, attempt: int, entry: TaskEntry | None) -> None:
+        """A delivery met a task that was not in memory, and was dropped: it goes out again now that the task is."""
+        step = entry.open.get(step_id) if entry is not None else None
+        if entry is None or step is None or entry.row.paused:
+            return
+        if step.attempt == attempt and step.claimed_by is None and not step.parked:
+            self.publish(entry, [step])
+
     def claim(self, instance_id: str, step_id: str, attempt: int, *, holds: bool = False) -> bool:
         """An instance is about to get a step, or `holds` it already; false when the delivery must be dropped."""
-        entry = self.cache.tasks.get(step_id.rpartition(":")[0])
-        step = entry.open.get(step_id) if entry is not None else None
-        if entry is None or step is None or step.attempt != attempt or step.parked:
+        task_id = step_id.rpartition(":")[0]
+        entry = self.cache.tasks.get(task_id)
+        if entry is None:  # it has ended and left memory while its last message waited in the queue
+            self.cache.with_entry(task_id, partial(self._publish_again, step_id, attempt))
+            return False
+        step = entry.open.get(step_id)
+        if step is None or step.attempt != attempt or step.parked:
             return False
         if entry.row.paused and not holds:
             return False

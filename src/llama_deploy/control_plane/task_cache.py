@@ -147,8 +147,8 @@ class TaskCache:
         session.recorded = row is not None
         for value in values:
             session.put(value.key, value.value, value.version, committed=True)
-        self._idle_sessions[session_id] = session
         self._evict_sessions()
+        self._idle_sessions[session_id] = session  # not before: whoever asked for it is about to use it
         return session
 
     async def session_of(self, entry: TaskEntry) -> SessionState | None:
@@ -212,7 +212,7 @@ class TaskCache:
         entry.private.keys.clear()
         entry.private.own = None
         self.ended_tasks[entry.row.task_id] = entry
-        while len(self.ended_tasks) > self._engine.settings.ended_tasks_cached_max:
+        while len(self.ended_tasks) > max(1, self._engine.settings.ended_tasks_cached_max):  # whoever loaded it uses it
             task_id, old = self.ended_tasks.popitem(last=False)
             if self.tasks.get(task_id) is old:
                 del self.tasks[task_id]

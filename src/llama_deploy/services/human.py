@@ -96,7 +96,7 @@ class HumanService(Service):
             await self._notify(outcome)
         else:
             await self._notify_in_thread(self._notify, outcome)
-        return outcome
+        return TaskResult(task_id=context.task_id, history=[], result=outcome.result)  # told, however the task ended
 
     async def _notify_in_thread(self, notify: Notify, outcome: TaskResult) -> None:
         if self._threads is None:

@@ -1,0 +1,255 @@
+"""The plain model: what must be true of a run once all has come to rest, whatever happened on the way.
+
+It reads what the store has recorded, what clients were told and what services have done, and compares them with each
+other and with the outcome that each program has by arithmetic. It knows nothing of faults.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+
+from llama_deploy.control_plane import ControlPlane
+from llama_deploy.control_plane.records import Record, decode_record
+from llama_deploy.state_stores import StateStore
+from llama_deploy.state_stores.base import HistoryRow, StreamChunk, TaskFilter, TaskRow
+from llama_deploy.testing.simulation.cluster import Cluster
+from llama_deploy.testing.simulation.programs import RETRIES, Plan, answer_of, expected, value_of
+from llama_deploy.types import TaskResult
+
+FINAL = frozenset({"completed", "failed", "canceled", "rejected"})
+
+
+class Findings(list[str]):
+    """What is wrong."""
+
+    def expect(self, holds: object, *words: object) -> None:
+        """Note the words unless it holds."""
+        if not holds:
+            self.append(" ".join(map(str, words)))
+
+
+def outcome_of(record: Record) -> TaskResult | None:
+    """The outcome that a history entry records, if it does."""
+    encoded = bytes(record.result if record.outcome_is_result else record.outcome)
+    return TaskResult.model_validate_json(encoded) if encoded else None
+
+
+async def check(cluster: Cluster) -> Findings:
+    """Everything that is wrong with a run that has come to rest."""
+    found = Findings(cluster.told.wrong)
+    plane = cluster.plane
+    assert plane is not None
+    store = plane.store
+    rows = {row.task_id: row for row in (await store.list_tasks(TaskFilter(), limit=1000)).rows}
+    plans = _plans_by_id(cluster, found)
+    sums: dict[str, int] = defaultdict(int)
+    answers: dict[str, int] = defaultdict(int)
+    for task_id, row in rows.items():
+        history = [(entry, decode_record(entry.data)) for entry in await store.load_history(task_id)]
+        plan = plans.get(task_id)
+        if plan is None:  # it was recorded, and its client was never told: under the key, or the id, of a plan
+            plan = next((p for p in cluster.plans if task_id == p.task_id or task_id.startswith(f"{p.task_id}-")), None)
+        if plan is None:
+            found.append(f"nobody has asked for {task_id}")
+            continue
+        _check_history(found, row, history)
+        _check_outcome(found, cluster, plan, row, history)
+        _check_steps(found, cluster, plan, row, history)
+        for _, record in history:
+            if counted := _folded(record, cluster.kind):
+                answers[row.session_id] += 1
+                sums[row.session_id] += answer_of(counted)
+        await _check_stream(found, cluster, store, plan, row, history)
+    for task_id in plans:
+        found.expect(task_id in rows, f"{task_id} was accepted, and is not there")
+    if cluster.kind != "simple":
+        for session_id in sorted({plan.session_id for plan in cluster.plans if plan.session_id}):
+            await _check_session(found, store, session_id, answers[session_id], sums[session_id])
+    await _check_rest(found, cluster, plane)
+    found += [f"logged: {text}" for text in cluster.loop.errors]
+    return found
+
+
+def _plans_by_id(cluster: Cluster, found: Findings) -> dict[str, Plan]:
+    """The accepted tasks; each plan has become one of them."""
+    plans: dict[str, Plan] = {}
+    for plan in cluster.plans:
+        ids = cluster.told.accepted.get(plan.task_id, set())
+        found.expect(len(ids) == 1, f"{plan.task_id} was accepted as {sorted(ids)}")
+        for task_id in ids:
+            plans[task_id] = plan
+    return plans
+
+
+def _check_history(found: Findings, row: TaskRow, history: list[tuple[HistoryRow, Record]]) -> None:
+    task_id = row.task_id
+    numbers = [entry.seq for entry, _ in history]
+    found.expect(numbers == list(range(1, row.version + 1)), f"{task_id}: history {numbers} at version {row.version}")
+    ends = [entry.seq for entry, record in history if outcome_of(record) is not None]
+    found.expect(ends == [row.version], f"{task_id}: outcomes in entries {ends} of {row.version}")
+    found.expect(row.state in FINAL, f"{task_id} is {row.state}")
+    found.expect(row.ended_at is not None, f"{task_id} has no end")
+    found.expect(history[-1][1].state == row.state, f"{task_id} is {row.state}, its history says {history[-1][1].state}")
+    answered = [record.step_id for entry, record in history if entry.kind == "answered"]
+    found.expect(len(answered) == len(set(answered)), f"{task_id}: answered more than once: {answered}")
+    sent = [message.step_id for _, record in history for message in record.messages]
+    wanted = [f"{task_id}:{number}" for number in range(1, len(sent) + 1)]
+    found.expect(sent == wanted, f"{task_id}: steps {sent}")
+    found.expect(row.steps == len(sent), f"{task_id}: {row.steps} steps counted, {len(sent)} sent")
+
+
+def _check_outcome(
+    found: Findings, cluster: Cluster, plan: Plan, row: TaskRow, history: list[tuple[HistoryRow, Record]]
+) -> None:
+    task_id = row.task_id
+    outcome = outcome_of(history[-1][1])
+    if outcome is None:
+        return
+    for told in cluster.told.outcomes.get(task_id, ()):
+        found.expect(told == outcome, f"{task_id}: a client was told {told!r}, recorded is {outcome!r}")
+    found.expect(outcome.status == row.state, f"{task_id} is {row.state}, its outcome {outcome.status}")
+    if task_id in cluster.told.canceled:
+        found.expect(row.state == "canceled", f"{task_id}: a client was told that it is canceled, it is {row.state}")
+    if row.state == "canceled":
+        found.expect(plan.cancel_at is not None, f"nobody has canceled {task_id}")
+        return
+    right = expected(plan, cluster.kind)
+    if right is None:
+        found.expect(row.state == "failed", f"{task_id} is {row.state}, and must fail")
+        return
+    value = outcome.output.get("value") if isinstance(outcome.output, dict) else outcome.output
+    found.expect(
+        row.state == "completed" and value == right, f"{task_id}: {row.state} with {outcome.output}, must be {right}"
+    )
+
+
+def _check_steps(
+    found: Findings, cluster: Cluster, plan: Plan, row: TaskRow, history: list[tuple[HistoryRow, Record]]
+) -> None:
+    """Steps ran before they were answered; answers are what the job computes; failures were retried as they should."""
+    task_id = row.task_id
+    messages = {message.step_id: message for _, record in history for message in record.messages}
+    retried: dict[str, int] = defaultdict(int)
+    inputs = 0
+    for entry, record in history:
+        step_id = record.step_id or ""
+        if entry.kind == "retrying":
+            retried[step_id] += 1
+        if entry.kind == "input":
+            inputs += 1
+        if entry.kind != "answered" or step_id not in messages:
+            continue
+        message = messages[step_id]
+        result = TaskResult.model_validate_json(bytes(record.result))
+        if message.service in {"boss", "clerk"}:
+            inputs += message.service == "boss"
+            found.expect(result.output == value_of(_job(message.data), 0), f"{step_id}: {result.output!r}")
+            continue
+        runs = cluster.ledger.runs[step_id]
+        found.expect(runs > 0, f"{step_id} was answered and never ran")
+        if result.status == "failed":
+            found.expect(retried[step_id] <= RETRIES, f"{step_id} was retried {retried[step_id]} times")
+            continue
+        found.expect(1 <= result.output["run"] <= runs, f"{step_id}: run {result.output['run']} of {runs} has answered")
+    found.expect(max(retried.values(), default=0) <= RETRIES, f"{task_id}: retried {dict(retried)}")
+    told, tried = cluster.told.inputs[task_id], cluster.told.inputs_tried[task_id]
+    found.expect(told <= inputs <= tried, f"{task_id}: {told} inputs acknowledged, {inputs} recorded, {tried} sent")
+    if row.state in {"completed", "failed"} and cluster.ledger.told[task_id] == 0 and cluster.kind == "simple":
+        found.append(f"{task_id}: its end was told to nobody")
+
+
+def _job(data: Any) -> Any:
+    from llama_deploy.testing.simulation.programs import Job
+
+    return msgspec.convert(msgspec.json.decode(bytes(data))["job"], Job)
+
+
+def _folded(record: Record, kind: str) -> TaskResult | None:
+    """The answer that an entry folds into the shared counts."""
+    if kind == "simple" or not bytes(record.result) or not record.step_id:
+        return None
+    result = TaskResult.model_validate_json(bytes(record.result))
+    return result if result.status == "completed" else None
+
+
+async def _check_stream(  # noqa: PLR0917 - one call
+    found: Findings,
+    cluster: Cluster,
+    store: StateStore,
+    plan: Plan,
+    row: TaskRow,
+    history: list[tuple[HistoryRow, Record]],
+) -> None:
+    task_id = row.task_id
+    chunks = await store.load_chunks(task_id, limit=10_000)
+    events: list[Any] = []
+    attempts: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for chunk in chunks:
+        found.expect(chunk.first == len(events), f"{task_id}: stream goes on with {chunk.first} after {len(events)}")
+        decoded = msgspec.json.decode(chunk.data)
+        found.expect(len(decoded) == chunk.count, f"{task_id}: a chunk of {chunk.count} holds {len(decoded)}")
+        events += decoded
+        _check_chunk(found, chunk, decoded, attempts[chunk.step_id])
+    for _, record in history:
+        if record.step_id and bytes(record.result):
+            result = TaskResult.model_validate_json(bytes(record.result))
+            if result.status == "completed" and (streamed := attempts.get(record.step_id)):
+                whole = streamed.get(result.attempt, [])
+                found.expect(not whole or whole == list(range(len(whole))), f"{record.step_id}: events {whole}")
+    if task_id in cluster.told.streams and plan.reads_stream:
+        read = cluster.told.streams[task_id]
+        found.expect(read == list(enumerate(events)), f"{task_id}: a client has read {read}, recorded is {events}")
+
+
+def _check_chunk(found: Findings, chunk: StreamChunk, events: list[Any], attempts: dict[int, list[int]]) -> None:
+    """Within an attempt events are dense, in order and its own; a further attempt opens with a marker."""
+    step_id, attempt = chunk.step_id, chunk.attempt
+    newest = max(attempts, default=0)
+    found.expect(attempt >= newest, f"{step_id}: attempt {attempt} streams after attempt {newest}")
+    if chunk.attempt_first < 0:
+        found.expect(attempt > max(newest, 1), f"{step_id}: a marker for attempt {attempt} after {newest}")
+        found.expect(events[0].get("llama_deploy") == "attempt", f"{step_id}: no marker: {events}")
+        attempts[attempt] = []
+        return
+    found.expect(attempt == 1 or attempt in attempts, f"{step_id}: attempt {attempt} streams without a marker")
+    seen = attempts.setdefault(attempt, [])
+    found.expect(chunk.attempt_first == len(seen), f"{step_id}: event {chunk.attempt_first} after {len(seen)}")
+    for event in events:
+        found.expect(event.get("step") == step_id and event.get("attempt") == attempt, f"{step_id}: streamed {event}")
+        seen.append(event.get("n"))
+    found.expect(seen == list(range(len(seen))), f"{step_id}: attempt {attempt} has streamed {seen}")
+
+
+async def _check_session(found: Findings, store: StateStore, session_id: str, answers: int, total: int) -> None:
+    shared = {value.key: value for value in await store.load_shared(session_id)}
+    values = {key: msgspec.json.decode(one.value) for key, one in shared.items() if one.value is not None}
+    counted = (values.get("answers", 0), values.get("sum", 0))
+    found.expect(counted == (answers, total), f"{session_id}: counts {counted}, answered were {(answers, total)}")
+
+
+async def _check_rest(found: Findings, cluster: Cluster, plane: ControlPlane) -> None:
+    """Nothing is left over: no delivery, nothing in memory that only an unfinished task needs."""
+    engine, cache = plane.engine, plane.engine.cache
+    found.expect(await plane.store.next_due() is None, "deliveries are left")
+    left = {
+        "unfinished tasks": cache.unfinished,
+        "loading": len(cache._loading),  # noqa: SLF001 - the model looks behind the curtain
+        "keys in flight": len(engine.submissions._keys_in_flight),  # noqa: SLF001
+        "backlog": plane.store.backlog,
+        "tasks beyond the limit": max(0, len(cache.ended_tasks) - max(1, engine.settings.ended_tasks_cached_max)),
+        "mailboxes": sum(len(entry.mailbox) for entry in cache.tasks.values()),
+        "busy": sum(entry.busy for entry in cache.tasks.values()),
+        "watchers": sum(len(entry.watchers) for entry in cache.tasks.values()),
+        "callbacks": sum(len(entry.ended_callbacks) for entry in cache.tasks.values()),
+        "sessions in use": sum(session.unfinished for session in cache.sessions.values()),
+        "changes pending": sum(session.pending for session in cache.sessions.values()),
+        "steps held": sum(len(port.held) for port in engine.registry.instances.values()),
+        "steps in runners": sum(len(runner.steps) for _, runner, _ in cluster.instances.values()),
+        "waiting in queues": sum(plane.queue.statistics(name).waiting for name in engine.registry.services),
+        "background work": len(engine._background),  # noqa: SLF001
+    }
+    for what, count in left.items():
+        found.expect(not count, f"left over: {count} {what}")

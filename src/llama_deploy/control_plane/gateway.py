@@ -408,6 +408,7 @@ class Port:
         def done(number: int) -> None:
             if number:
                 self.post(ParkRefused(operation.step_id, number))
+                self._give_inputs(operation.step_id, number)
             else:
                 failpoint("gateway.parked")
                 self._release(operation.step_id)
@@ -415,6 +416,13 @@ class Port:
 
         failpoint("gateway.before_park")
         self._gateway.signals.park(operation, done)
+
+    def _give_inputs(self, step_id: str, first: int) -> None:
+        """Hand over inputs that the instance does not have: its delivery was made before they were given."""
+        entry = self._engine.cache.tasks.get(step_id.rpartition(":")[0])
+        known = entry.open.get(step_id) if entry is not None else None
+        for number, value in enumerate(known.inputs[first - 1 :] if known is not None else (), start=first):
+            self.give_input(step_id, number, value)
 
     def _ask(self, operation: AskInput) -> None:
         def done() -> None:

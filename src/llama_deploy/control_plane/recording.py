@@ -282,6 +282,8 @@ class Recording:
         if abandoned:
             transition.answered = [*transition.answered, *(step.step_id for step in abandoned)]
             entry.open.clear()
+        if entry.stream is not None and entry.stream.pending:
+            transition.chunks = (*transition.chunks, *self._engine.streams.take_for_end(entry))
         self._send(entry, transition, record, sendings or [], now)
         if bytes(record.result) == outcome.result:
             record.outcome_is_result = True
@@ -445,7 +447,12 @@ class Recording:
                 entry.mailbox.popleft()()
             if fresh.settled_seq == fresh.row.version and not fresh.busy:  # else a commit is on its way that publishes
                 now = self._engine.clock.now()
-                waiting = [s for s in fresh.open.values() if not s.parked and not s.published and s.due_at <= now]
+                waiting = [
+                    s
+                    for s in fresh.open.values()
+                    # what was said about a step will be said again: whoever says it has the step
+                    if not s.parked and not s.published and s.due_at <= now and s.step_id not in self._refusals
+                ]
                 self._engine.publish(fresh, waiting)
 
         self._engine.spawn(reload())
@@ -467,6 +474,7 @@ class Recording:
             elif count <= REFUSALS_MAX:
                 self._engine.spawn(self._later(REFUSED_PAUSE_S * 2**count, again))
             else:
+                del self._refusals[step_id]
                 log.error("what a step said cannot be recorded; it runs again when it is overdue", step_id=step_id)
 
         return settled

@@ -155,6 +155,13 @@ class Streams:
         self._committed_with(entry, chunks)
         return chunks
 
+    def take_for_end(self, entry: TaskEntry) -> tuple[StreamChunk, ...]:
+        """The chunks that commit with the end of a task: what is in line. Nothing comes after the end."""
+        chunks = self._chunks(entry)
+        if chunks:
+            self._committed_with(entry, chunks)
+        return chunks
+
     def _committed_with(self, entry: TaskEntry, chunks: tuple[StreamChunk, ...]) -> None:
         """Show and acknowledge chunks once the task's next history entry is committed, which carries them."""
         seq = entry.row.version + 1

@@ -45,6 +45,9 @@ control plane that starts again waits twice the longest for its instances (`reco
 CONNECT_TIMEOUT_S = 5.0
 """How long one attempt to connect may take."""
 
+WELCOME_TIMEOUT_S = 30.0
+"""How long the control plane may take to answer the first operation of a connection."""
+
 CLOSE_TIMEOUT_S = 2.0
 """How long the closing handshake may take before the socket is dropped."""
 
@@ -138,6 +141,7 @@ class Link(threading.Thread):
         self._connection = connection
         self._heard_at = self._loop.time()
         heartbeat: asyncio.Task[None] | None = None
+        welcomed = asyncio.create_task(self._expect_welcome(connection))
         stop = asyncio.create_task(self._close_when_stopped(connection))
         try:
             async for data in connection:
@@ -149,10 +153,12 @@ class Link(threading.Thread):
                         log.info("connected to the control plane again", url=self._url)
                     self.failure = ""
                     self._pause_s = RECONNECT_S[0]
+                    welcomed.cancel()
                     heartbeat = asyncio.create_task(self._beat(connection, welcome))
                 self._pass_on(operations)
         finally:
             stop.cancel()
+            welcomed.cancel()
             if heartbeat is not None:
                 heartbeat.cancel()
 
@@ -168,6 +174,12 @@ class Link(threading.Thread):
         await self._stopped.wait()
         await self._flush(connection)
         await connection.close()
+
+    async def _expect_welcome(self, connection: ClientConnection) -> None:
+        """Give up a connection on which the control plane never answers: nothing else would notice it."""
+        await asyncio.sleep(WELCOME_TIMEOUT_S)
+        log.warning("the control plane does not answer, connecting again", url=self._url)
+        connection.transport.abort()
 
     async def _beat(self, connection: ClientConnection, welcome: Welcome) -> None:
         """Say that the instance lives, whatever its handlers are doing, and hear whether the control plane does.

@@ -163,10 +163,11 @@ class Cluster:
             clock=ProcessClock(process),
         )
 
+        link = SimulatedLink(runner, self.network, process)
+        self.instances[name] = (process, runner, link)
+
         async def run() -> None:
             await runner.start()
-            link = SimulatedLink(runner, self.network, process)
-            self.instances[name] = (process, runner, link)
             link.start()
 
         process.at_death.append(lambda: self._instance_died(name, process))

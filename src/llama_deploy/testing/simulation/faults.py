@@ -242,4 +242,4 @@ class Faults:
         processes = [self.cluster.plane_process, self._instance()]
         process = self.chance.choice(processes)
         if process is not None:
-            process.clock_offset_s += self.chance.choice([-3600.0, -5.0, -0.3, 0.3, 5.0, 3600.0])
+            process.clock_offset_s += self.chance.choice([-300.0, -5.0, -0.3, 0.3, 5.0, 3600.0])

@@ -68,7 +68,8 @@ class Process:
         """End it at once. Repeating it does nothing."""
         if not self.dead:
             self.dead = True
-            self.held.clear()
+            self.loop.bury(self.held)
+            self.held = []
             self.loop.note("killed", self.name)
             for callback in self.at_death:
                 callback()
@@ -111,6 +112,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.errors: list[str] = []
         """What living processes have left unhandled."""
         self._processes: dict[str, Process] = {}
+        self._graves: list[asyncio.Handle] = []
+        """What dead processes would have run, kept so that nothing is taken apart in the middle of a run."""
 
     def new_process(self, name: str) -> Process:
         """A process; a further one of the same name is the next incarnation."""
@@ -176,6 +179,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Have these run before what is ready."""
         self._ready.extendleft(reversed(handles))
 
+    def bury(self, handles: list[asyncio.Handle]) -> None:
+        """These will never run."""
+        self._graves += handles
+
     def _run_once(self) -> None:
         scheduled, ready = self._scheduled, self._ready
         if ready:
@@ -203,7 +210,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 handle._run()  # type: ignore[attr-defined]  # noqa: SLF001 - as the loops of the standard library do
             elif process.frozen:
                 process.held.append(handle)
-            elif not process.dead:
+            elif process.dead:
+                self._graves.append(handle)
+            else:
                 self.process = process
                 handle._run()  # type: ignore[attr-defined]  # noqa: SLF001
                 self.process = None
@@ -237,6 +246,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 pass
         self._ready.clear()
         self._scheduled.clear()
+        self._graves.clear()
         self.close()
 
 

@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 LOCKS := requirements-dev.lock $(wildcard examples/*/requirements.lock)
 
-.PHONY: help setup demo test test-fast lint chaos bench docs lock clean
+.PHONY: help setup demo test test-fast lint simulate chaos bench docs lock clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ lint: setup ## style, format, types, layers
 chaos: setup ## kill everything for minutes, then check every task: DURATION_S=60 TASKS=10000 SEED=1
 	@echo "==> running chaos for $(or $(DURATION_S),60) s (seed $(or $(SEED),1))"
 	@exec $(BIN)/python -m tests.chaos --duration-s $(or $(DURATION_S),60) --tasks $(or $(TASKS),10000) --seed $(or $(SEED),1)
+
+simulate: setup ## run N further seeds of the simulation (N=100000 FROM=10000 JOBS=1)
+	@exec $(BIN)/python -m llama_deploy.testing.simulation --seeds $(or $(N),100000) --from $(or $(FROM),10000) --jobs $(or $(JOBS),1)
 
 bench: setup ## measure speed, cost and memory; writes benchmarks/results
 	@echo "==> running the benchmarks"

@@ -46,6 +46,8 @@ SLOW = (
     "processes/",
     "services/test_link.py",
     "services/test_workflow_people.py",
+    "testing/simulation/test_defects.py",
+    "testing/simulation/test_many_seeds.py",
     "test_install.py",
     "test_package.py",
 )

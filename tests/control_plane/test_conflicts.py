@@ -342,3 +342,35 @@ async def test_attempts_that_never_were_are_not_wanted() -> None:
         instance.answer(step, "mine")
         assert (await outcome(made.plane, entry)).result == "mine"
         assert await stream(made.plane, "t") == []
+
+
+async def test_a_failure_that_waits_to_be_said_again_keeps_its_step_from_others() -> None:
+    """The attempt has run, and streamed: nobody else may be given it while its failure is on the way to the store."""
+    async with world(clock=ManualClock()) as made:
+        first, second = FakeInstance(instance_id="first", concurrency=1), FakeInstance(instance_id="second")
+        await first.connect(made.plane)
+        await submit(made.plane, task_id="t")
+        step = await first.delivery()
+        first.stream(step, 0, ["a"])
+        await second.connect(made.plane)
+        store = made.plane.store
+        record, refusals = store.record, 2
+
+        def refuse(transition: Transition) -> None:
+            nonlocal refusals
+            if refusals and transition.moved and transition.task is not None:
+                refusals -= 1
+                transition.expected_version += 100
+            record(transition)
+
+        store.record = refuse  # type: ignore[method-assign]
+        first.fail(step)
+        await until(lambda: made.plane.engine.statistics.conflicts == 2 and "t" in made.plane.engine.cache.tasks)
+        await until(lambda: made.manual.timers_waiting)
+        assert [s.attempt for s in second.all(Deliver)] == []
+        made.manual.advance(1.0)
+        await first.acknowledged(step)
+        made.manual.advance(1.0)
+        await until(lambda: len(first.all(Deliver)) + len(second.all(Deliver)) == 2)
+        again = (first.all(Deliver)[1:] + second.all(Deliver))[0]
+        assert again.attempt == 2

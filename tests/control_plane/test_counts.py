@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from tests.control_plane.harness import FakeInstance, LinkedRunner, outcome, submit, until, world
 
+from llama_deploy.control_plane import EngineSettings
 from llama_deploy.messages import QueueMessage
+from llama_deploy.messages.frames import Deliver
 from llama_deploy.orchestrators import BaseOrchestrator, get_result_key
 from llama_deploy.services import service
 from llama_deploy.types import ActionTypes, TaskDefinition, TaskResult
@@ -144,3 +146,22 @@ async def test_published_steps_are_counted_once() -> None:
         await instance.delivery(5)
         statistics = made.plane.engine.statistics
         assert (statistics.submitted, statistics.published, statistics.ended) == (5, 5, 0)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+async def test_a_notification_reaches_its_service_though_its_task_has_left_memory(kept: int) -> None:
+    async with world(settings=EngineSettings(ended_tasks_cached_max=kept)) as made:
+        instance = FakeInstance(["echo", "human"], concurrency=1)
+        await instance.connect(made.plane)
+        for number in range(3):
+            await submit(made.plane, task_id=f"t{number}")
+        done: set[str] = set()
+        while len(done) < 6:
+            step = next((s for s in instance.all(Deliver) if s.step_id not in done), None)
+            if step is None:
+                await instance.delivery(len(instance.all(Deliver)) + 1)
+                continue
+            instance.answer(step)
+            done.add(step.step_id)
+        await until(lambda: made.plane.store.backlog == 0)
+        assert await made.plane.store.next_due() is None

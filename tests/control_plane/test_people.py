@@ -381,6 +381,24 @@ async def test_an_input_that_overtakes_the_parking_is_not_lost() -> None:
         await local.stop()
 
 
+async def test_an_older_delivery_that_cannot_be_parked_is_given_the_inputs_that_it_lacks() -> None:
+    """A queue may carry a delivery twice: the second one was made before the person answered."""
+    async with world() as made:
+        instance = FakeInstance()
+        await instance.connect(made.plane)
+        await submit(made.plane, task_id="t")
+        step = await instance.delivery()
+        instance.park(step, resume="redeliver", consumed=0)
+        await asked(made.plane, "t")
+        await made.plane.signals.send_input("t", "yes")
+        newer = await instance.delivery(2)
+        assert (newer.inputs, instance.all(DeliverInput)) == ([b'"yes"'], [])
+        instance.park(step, resume="redeliver", consumed=0)  # what the older delivery says
+        assert (await instance.got(ParkRefused)).number == 1
+        given = await instance.got(DeliverInput)
+        assert (given.number, given.value) == (1, b'"yes"')
+
+
 # --- asking while running -------------------------------------------------------------------------------------------
 
 

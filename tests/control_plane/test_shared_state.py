@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from tests.control_plane.harness import FakeInstance, LinkedRunner, outcome, recorded, submit, until, world
 
+from llama_deploy.control_plane import EngineSettings
 from llama_deploy.messages import QueueMessage
 from llama_deploy.messages.frames import Deliver
 from llama_deploy.orchestrators import BaseOrchestrator
@@ -408,3 +409,19 @@ async def test_answers_that_arrive_during_a_decision_are_folded_in_order() -> No
         gate.set()
         assert (await outcome(made.plane, entry)).result == "2,0,4,1,3"
         await until(lambda: not entry.mailbox)
+
+
+async def test_a_session_outlives_the_smallest_memory() -> None:
+    """It is loaded for a task that is about to use it, so it must not be the one that has to go."""
+
+    def count(state: dict[str, Any], _: TaskResult) -> None:
+        state["count"] = state.get("count", 0) + 1
+
+    async with world(orchestrator=Synchronous(count), settings=EngineSettings(sessions_cached_max=0)) as made:
+        local = LinkedRunner([echo])
+        await local.connect(made.plane)
+        for session_id in ("s", "t", "s"):
+            await run_all(made.plane, ["a", "b"], session_id)
+        shared = await made.plane.store.load_shared("s")
+        assert [(value.key, value.value) for value in shared] == [("count", b"4")]
+        await local.stop()

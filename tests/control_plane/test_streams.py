@@ -395,3 +395,20 @@ async def test_events_for_nothing_are_said_to_be_dealt_with() -> None:
         await instance.connect(made.plane)
         instance.send(Events("none:1", 1, 5, [b"1", b"2"]))
         assert (await instance.got(EventsCommitted)).count == 7
+
+
+async def test_a_task_that_is_canceled_ends_with_what_was_taken_of_its_stream() -> None:
+    """Events in line behind a commit would come after the end, where no reader sees them."""
+    async with world() as made:
+        instance = FakeInstance()
+        await instance.connect(made.plane)
+        await submit(made.plane, task_id="t")
+        step = await instance.delivery()
+        reader = asyncio.ensure_future(stream(made.plane, "t"))
+        instance.stream(step, 0, ["a", "b"])
+        instance.stream(step, 2, ["c"])  # in line: the first two are on their way to the store
+        await made.plane.signals.cancel("t")
+        assert await reader == ["a", "b", "c"]
+        assert await stream(made.plane, "t") == ["a", "b", "c"]
+        end, _ = await made.plane.store.load_stream_end("t")
+        assert end == 3

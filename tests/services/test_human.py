@@ -98,3 +98,14 @@ def threading_lock() -> Any:
     import threading
 
     return type(threading.Lock())
+
+
+async def test_a_task_that_failed_is_told_once() -> None:
+    """The person was told: that went well, however the task ended."""
+    told: list[TaskResult] = []
+    human = HumanService(notify=told.append)
+    failed = {**OUTCOME, "status": "failed", "error": {"message": "no"}}
+    result = await human.run(Attempt(action="completed_task", data=failed))
+    await human.stop()
+    assert isinstance(result, TaskResult)
+    assert (result.status, told[0].status) == ("completed", "failed")

@@ -24,7 +24,7 @@ from llama_deploy.messages.frames import (
     decode_instance_frame,
     encode_frame,
 )
-from llama_deploy.services import serve_services, service
+from llama_deploy.services import link, serve_services, service
 from llama_deploy.services.link import instance_url
 
 HEARTBEAT_S = 0.02
@@ -137,6 +137,23 @@ async def test_a_control_plane_that_falls_silent_is_left(caplog: pytest.LogCaptu
         assert plane.connections == 2
         assert not work.done()
     assert "the control plane is silent" in caplog.text
+
+
+async def test_a_control_plane_that_never_says_a_word_is_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def say_nothing_at_first(plane: Plane, socket: ServerConnection) -> None:
+        if plane.connections == 1:
+            await socket.wait_closed()
+        else:
+            await plane.listen(socket)
+
+    monkeypatch.setattr(link, "WELCOME_TIMEOUT_S", 0.05)
+    async with serving(say_nothing_at_first) as (plane, work, _):
+        await eventually(lambda: plane.heard(Heartbeat) >= 3)
+        assert plane.connections == 2
+        assert not work.done()
+    assert "the control plane does not answer" in caplog.text
 
 
 async def test_a_control_plane_that_drops_every_connection_is_not_hammered() -> None:

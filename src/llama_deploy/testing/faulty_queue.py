@@ -15,9 +15,9 @@ from llama_deploy.message_queues.base import Capabilities, Subscription, TopicSt
 
 
 class FaultyQueue(MessageQueue):
-    """Carries envelopes through `inner`, badly. Every share is a probability from 0 to 1 and may be changed at any time.
+    """Carries envelopes through `inner`, badly.
 
-    Delays pass on the running event loop.
+    Every share is a probability from 0 to 1 and may be changed at any time. Delays pass on the running event loop.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class FaultyQueue(MessageQueue):
         self.repeated = 0
         self.delayed = 0
         self.capabilities = Capabilities(in_process=inner.capabilities.in_process, ordered=False)
-        self._chance = chance or random.Random()  # noqa: S311 - faults, no secret
+        self._chance = chance or random.Random()
         self._published: dict[str, None] = {}
         self._stopped = False
 

@@ -96,7 +96,7 @@ class _Player:
         self._services = services
         self._task = task
         self._people = people
-        self._random = random.Random(seed) if seed is not None else None  # noqa: S311 - an order, not a secret
+        self._random = random.Random(seed) if seed is not None else None
         self._open: dict[str, _Open] = {}
         self._due: list[tuple[float, float, str]] = []
         self._answers: dict[str, Any] = {}

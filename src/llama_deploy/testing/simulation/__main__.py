@@ -75,9 +75,10 @@ class _Total:
 
     def text(self, seconds: float, failures: int) -> str:
         """A summary in a few lines."""
-        faults = ", ".join(f"{count} × {kind}" for kind, count in self.faults.most_common())
+        faults = ", ".join(f"{kind} {count}" for kind, count in self.faults.most_common())
         return (
-            f"{self.runs} runs in {seconds:.1f} s ({1000 * seconds / max(1, self.runs):.1f} ms each), {failures} failed; "
+            f"{self.runs} runs in {seconds:.1f} s ({1000 * seconds / max(1, self.runs):.1f} ms each), "
+            f"{failures} failed\n"
             f"{self.simulated_s / 3600:.1f} simulated hours, {self.tasks} tasks, {self.planes} control planes, "
             f"{self.steps} callbacks, {self.sqlite} runs on SQLite\nfaults: {faults}"
         )

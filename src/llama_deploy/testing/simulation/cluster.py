@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ class Cluster:
         if number in self.clients:
             return
         process = self.clients[number] = self.loop.new_process(f"client-{number}")
-        process.at_death.append(lambda: self.clients.pop(number, None))
+        process.at_death.append(lambda: self.clients.__delitem__(number))
         client = Client(transport=SimulatedTransport(self.network, process), reconnect_timeout_s=30.0)
         programmes = self._programmes()
         for name, owner in self.unfinished.items():
@@ -221,15 +222,15 @@ class Cluster:
         """Everything that clients do, by name."""
         found: dict[str, Callable[[Client], Any]] = {}
         for plan in self.plans:
-            found[f"submit {plan.task_id}"] = lambda client, plan=plan: self._submit(client, plan)
+            found[f"submit {plan.task_id}"] = partial(self._submit, plan)
             if plan.twice:
-                found[f"submit {plan.task_id} again"] = lambda client, plan=plan: self._submit(client, plan)
+                found[f"submit {plan.task_id} again"] = partial(self._submit, plan)
             if plan.cancel_at is not None:
-                found[f"cancel {plan.task_id}"] = lambda client, plan=plan: self._cancel(client, plan)
+                found[f"cancel {plan.task_id}"] = partial(self._cancel, plan)
             if plan.reads_stream:
-                found[f"read {plan.task_id}"] = lambda client, plan=plan: self._read(client, plan)
+                found[f"read {plan.task_id}"] = partial(self._read, plan)
             if plan.asks:
-                found[f"answer {plan.task_id}"] = lambda client, plan=plan: self._answer(client, plan)
+                found[f"answer {plan.task_id}"] = partial(self._answer, plan)
         return found
 
     async def _at(self, when: float) -> None:
@@ -241,7 +242,7 @@ class Cluster:
             yield
             await asyncio.sleep(self.chance.uniform(0.05, 1.0))
 
-    async def _submit(self, client: Client, plan: Plan) -> None:
+    async def _submit(self, plan: Plan, client: Client) -> None:
         await self._at(plan.starts_at)
         accepted = self.told.accepted.setdefault(plan.task_id, set())
         async for _ in self._attempts():
@@ -279,7 +280,7 @@ class Cluster:
                 return found
         raise AssertionError("it goes on for ever")
 
-    async def _cancel(self, client: Client, plan: Plan) -> None:
+    async def _cancel(self, plan: Plan, client: Client) -> None:
         assert plan.cancel_at is not None
         await self._at(plan.cancel_at)
         task_id = await self._when_accepted(plan)
@@ -296,18 +297,18 @@ class Cluster:
                 self.told.wrong.append(f"{task_id} is {view.state} after it was canceled")
             return
 
-    async def _read(self, client: Client, plan: Plan) -> None:
+    async def _read(self, plan: Plan, client: Client) -> None:
         task_id = await self._when_accepted(plan)
         events = self.told.streams.setdefault(task_id, [])
         async for _ in self._attempts():
             try:
                 async for event in client.stream(task_id, first=len(events)):
                     events.append((event.index, event.data))
-                return
             except PASSING:
                 continue
+            return
 
-    async def _answer(self, client: Client, plan: Plan) -> None:
+    async def _answer(self, plan: Plan, client: Client) -> None:
         task_id = await self._when_accepted(plan)
         async for _ in self._attempts():
             try:
@@ -329,4 +330,3 @@ class Cluster:
                 await self._give(client, task_id, self.chance.choice(list(steps)))
             return
         self.told.inputs[task_id] += 1
-

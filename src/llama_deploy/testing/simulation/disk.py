@@ -136,7 +136,7 @@ class SimulatedStore(MemoryStore):
 
     def _died(self) -> None:
         """In the middle of a commit: it counts, or it does not."""
-        if self._in_flight and not self._platter.failing and self._platter.chance.random() < 0.5:  # noqa: PLR2004
+        if self._in_flight and not self._platter.failing and self._platter.chance.random() < 0.5:
             for transition in self._in_flight:
                 self._platter.apply(transition)
             self._process.loop.note("committed while dying", len(self._in_flight))
@@ -149,7 +149,7 @@ def _reading(name: str) -> Callable[..., Awaitable[Any]]:
         platter = self._platter
         await asyncio.sleep(platter.chance.uniform(0.0, platter.read_s_max))
         answer = await getattr(platter, name)(*args, **options)
-        if platter.chance.random() < 0.5:  # noqa: PLR2004 - read early and told late, or the other way round
+        if platter.chance.random() < 0.5:
             await asyncio.sleep(platter.chance.uniform(0.0, platter.read_s_max))
         return answer
 

@@ -199,12 +199,12 @@ class Faults:
 
     def _cut(self) -> None:
         for wire in list(self.cluster.network.wires):
-            if self.chance.random() < 0.6:  # noqa: PLR2004
+            if self.chance.random() < 0.6:
                 wire.cut(self.chance.choice([0.0, 0.1, 1.0]))
 
     def _silence(self) -> None:
         for wire in list(self.cluster.network.wires):
-            if self.chance.random() < 0.5:  # noqa: PLR2004
+            if self.chance.random() < 0.5:
                 wire.silence()
 
     def _unreachable(self) -> None:
@@ -212,7 +212,7 @@ class Faults:
         network.unreachable = True
         for wire in list(network.wires):
             wire.silence()
-        self.cluster.loop.call_later(self.chance.uniform(0.5, 20.0), setattr, network, "unreachable", False)  # noqa: FBT003
+        self.cluster.loop.call_later(self.chance.uniform(0.5, 20.0), setattr, network, "unreachable", False)
 
     def _slow_network(self) -> None:
         network = self.cluster.network
@@ -229,7 +229,7 @@ class Faults:
     def _fail_commits(self) -> None:
         platter = self.cluster.platter
         platter.failing = True
-        self.cluster.loop.call_later(self.chance.uniform(0.1, 6.0), setattr, platter, "failing", False)  # noqa: FBT003
+        self.cluster.loop.call_later(self.chance.uniform(0.1, 6.0), setattr, platter, "failing", False)
 
     def _refuse(self) -> None:
         self.cluster.platter.refuse_next = self.chance.choice([1, 1, 2, 3])
@@ -242,4 +242,4 @@ class Faults:
         processes = [self.cluster.plane_process, self._instance()]
         process = self.chance.choice(processes)
         if process is not None:
-            process.clock_offset_s += self.chance.choice([-300.0, -5.0, -0.3, 0.3, 5.0, 3600.0])
+            process.clock_offset_s += self.chance.choice([-300.0, -5.0, -0.3, 0.3, 5.0, 600.0])

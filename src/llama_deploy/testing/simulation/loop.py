@@ -9,6 +9,7 @@ processes are interleaved by the seed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
 import random
@@ -94,7 +95,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     _ready: deque[asyncio.Handle]
     _scheduled: list[asyncio.TimerHandle]
 
-    def __init__(self, seed: int, *, steps_max: int = 2_000_000, shuffle: bool = True) -> None:
+    def __init__(self, seed: int, *, steps_max: int = 300_000, shuffle: bool = True) -> None:
         super().__init__()
         self.set_debug(False)
         self._now = 0.0
@@ -134,7 +135,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now
 
-    def create_task(self, coro: Any, **options: Any) -> Any:  # type: ignore[override]
+    def create_task(self, coro: Any, **options: Any) -> Any:
         task = super().create_task(coro, **options)
         process = _current.get()
         if process is not None:
@@ -143,6 +144,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         """Run it in this thread, a little later: what a thread would do in its own time."""
+        del executor
         future: asyncio.Future[Any] = self.create_future()
 
         def work() -> None:
@@ -184,6 +186,29 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._graves += handles
 
     def _run_once(self) -> None:
+        self._pass_time()
+        handles = list(self._ready)
+        self._ready.clear()
+        self.steps += len(handles)
+        if self.steps > self._steps_max:
+            raise Stuck(f"no end after {self.steps} callbacks, at {self._now:.3f} s")
+        for handle in self._interleaved(handles) if self._shuffle and len(handles) > 1 else handles:
+            if handle.cancelled():
+                continue
+            process = _process_of(handle)
+            if process is None:
+                handle._run()
+            elif process.frozen:
+                process.held.append(handle)
+            elif process.dead:
+                self._graves.append(handle)
+            else:
+                self.process = process
+                handle._run()
+                self.process = None
+
+    def _pass_time(self) -> None:
+        """Go on to the next moment at which something happens; what is due then is ready."""
         scheduled, ready = self._scheduled, self._ready
         if ready:
             self._now += TICK_S
@@ -197,25 +222,6 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             timer = heapq.heappop(scheduled)
             if not timer.cancelled():
                 ready.append(timer)
-        handles = list(ready)
-        ready.clear()
-        self.steps += len(handles)
-        if self.steps > self._steps_max:
-            raise Stuck(f"no end after {self.steps} callbacks, at {self._now:.3f} s")
-        for handle in self._interleaved(handles) if self._shuffle and len(handles) > 1 else handles:
-            if handle.cancelled():
-                continue
-            process = _process_of(handle)
-            if process is None:
-                handle._run()  # type: ignore[attr-defined]  # noqa: SLF001 - as the loops of the standard library do
-            elif process.frozen:
-                process.held.append(handle)
-            elif process.dead:
-                self._graves.append(handle)
-            else:
-                self.process = process
-                handle._run()  # type: ignore[attr-defined]  # noqa: SLF001
-                self.process = None
 
     def _interleaved(self, handles: list[asyncio.Handle]) -> list[asyncio.Handle]:
         """The handles in an order that keeps that of each process."""
@@ -238,12 +244,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         for process in self._processes.values():
             process.dead = True
         for task in asyncio.all_tasks(self):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - as asyncio.gather does
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
             coroutine: Any = task.get_coro()
-            try:
+            with contextlib.suppress(Exception, Killed):  # the clean-up of what is abandoned has nowhere to go
                 coroutine.close()
-            except (Exception, Killed):  # noqa: BLE001, S110 - the clean-up of what is abandoned has nowhere to go
-                pass
         self._ready.clear()
         self._scheduled.clear()
         self._graves.clear()
@@ -259,7 +263,7 @@ def in_words(error: BaseException | None) -> str:
 
 
 def _process_of(handle: asyncio.Handle) -> Process | None:
-    context: contextvars.Context = handle._context  # type: ignore[attr-defined]  # noqa: SLF001 - there is no other way
+    context: contextvars.Context = handle._context  # type: ignore[attr-defined]
     return context.get(_current)
 
 

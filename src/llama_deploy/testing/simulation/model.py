@@ -16,7 +16,7 @@ from llama_deploy.control_plane.records import Record, decode_record
 from llama_deploy.state_stores import StateStore
 from llama_deploy.state_stores.base import HistoryRow, StreamChunk, TaskFilter, TaskRow
 from llama_deploy.testing.simulation.cluster import Cluster
-from llama_deploy.testing.simulation.programs import RETRIES, Plan, answer_of, expected, value_of
+from llama_deploy.testing.simulation.programs import RETRIES, WORKERS, Plan, answer_of, expected, value_of
 from llama_deploy.types import TaskResult
 
 FINAL = frozenset({"completed", "failed", "canceled", "rejected"})
@@ -37,8 +37,8 @@ def outcome_of(record: Record) -> TaskResult | None:
     return TaskResult.model_validate_json(encoded) if encoded else None
 
 
-async def check(cluster: Cluster) -> Findings:
-    """Everything that is wrong with a run that has come to rest."""
+async def check(cluster: Cluster, *, undisturbed: bool) -> Findings:
+    """Everything that is wrong with a run that has come to rest; `undisturbed` ones must not even try twice."""
     found = Findings(cluster.told.wrong)
     plane = cluster.plane
     assert plane is not None
@@ -57,11 +57,13 @@ async def check(cluster: Cluster) -> Findings:
             continue
         _check_history(found, row, history)
         _check_outcome(found, cluster, plan, row, history)
-        _check_steps(found, cluster, plan, row, history)
+        _check_steps(found, cluster, row, history)
         for _, record in history:
             if counted := _folded(record, cluster.kind):
                 answers[row.session_id] += 1
                 sums[row.session_id] += answer_of(counted)
+        if undisturbed:
+            _check_economy(found, cluster, row, history)
         await _check_stream(found, cluster, store, plan, row, history)
     for task_id in plans:
         found.expect(task_id in rows, f"{task_id} was accepted, and is not there")
@@ -92,7 +94,9 @@ def _check_history(found: Findings, row: TaskRow, history: list[tuple[HistoryRow
     found.expect(ends == [row.version], f"{task_id}: outcomes in entries {ends} of {row.version}")
     found.expect(row.state in FINAL, f"{task_id} is {row.state}")
     found.expect(row.ended_at is not None, f"{task_id} has no end")
-    found.expect(history[-1][1].state == row.state, f"{task_id} is {row.state}, its history says {history[-1][1].state}")
+    found.expect(
+        history[-1][1].state == row.state, f"{task_id} is {row.state}, its history says {history[-1][1].state}"
+    )
     answered = [record.step_id for entry, record in history if entry.kind == "answered"]
     found.expect(len(answered) == len(set(answered)), f"{task_id}: answered more than once: {answered}")
     # A retry with other data names its step once more.
@@ -127,9 +131,7 @@ def _check_outcome(
     )
 
 
-def _check_steps(
-    found: Findings, cluster: Cluster, plan: Plan, row: TaskRow, history: list[tuple[HistoryRow, Record]]
-) -> None:
+def _check_steps(found: Findings, cluster: Cluster, row: TaskRow, history: list[tuple[HistoryRow, Record]]) -> None:
     """Steps ran before they were answered; answers are what the job computes; failures were retried as they should."""
     task_id = row.task_id
     messages = {message.step_id: message for _, record in history for message in record.messages}
@@ -160,6 +162,17 @@ def _check_steps(
     found.expect(told <= inputs <= tried, f"{task_id}: {told} inputs acknowledged, {inputs} recorded, {tried} sent")
     if row.state in {"completed", "failed"} and cluster.ledger.told[task_id] == 0 and cluster.kind == "simple":
         found.append(f"{task_id}: its end was told to nobody")
+
+
+def _check_economy(found: Findings, cluster: Cluster, row: TaskRow, history: list[tuple[HistoryRow, Record]]) -> None:
+    """Where nothing goes wrong no attempt is lost, and no step runs oftener than its job makes it."""
+    lost = [record.step_id for entry, record in history if entry.kind == "lost"]
+    found.expect(not lost, f"{row.task_id}: lost though nothing went wrong: {lost}")
+    for message in (message for _, record in history for message in record.messages):
+        if message.service in WORKERS and cluster.kind != "simple":
+            job, runs = _job(message.data), cluster.ledger.runs[message.step_id]
+            most = 1 if job.final else min(job.fails + job.hangs, RETRIES) + 1
+            found.expect(runs <= most, f"{message.step_id}: {runs} runs, {most} are enough")
 
 
 def _job(data: Any) -> Any:
@@ -237,8 +250,8 @@ async def _check_rest(found: Findings, cluster: Cluster, plane: ControlPlane) ->
     found.expect(await plane.store.next_due() is None, "deliveries are left")
     left = {
         "unfinished tasks": cache.unfinished,
-        "loading": len(cache._loading),  # noqa: SLF001 - the model looks behind the curtain
-        "keys in flight": len(engine.submissions._keys_in_flight),  # noqa: SLF001
+        "loading": len(cache._loading),
+        "keys in flight": len(engine.submissions._keys_in_flight),
         "backlog": plane.store.backlog,
         "tasks beyond the limit": max(0, len(cache.ended_tasks) - max(1, engine.settings.ended_tasks_cached_max)),
         "mailboxes": sum(len(entry.mailbox) for entry in cache.tasks.values()),
@@ -250,7 +263,7 @@ async def _check_rest(found: Findings, cluster: Cluster, plane: ControlPlane) ->
         "steps held": sum(len(port.held) for port in engine.registry.instances.values()),
         "steps in runners": sum(len(runner.steps) for _, runner, _ in cluster.instances.values()),
         "waiting in queues": sum(plane.queue.statistics(name).waiting for name in engine.registry.services),
-        "background work": len(engine._background),  # noqa: SLF001
+        "background work": len(engine._background),
     }
     for what, count in left.items():
         found.expect(not count, f"left over: {count} {what}")

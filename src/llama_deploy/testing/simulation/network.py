@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from websockets.exceptions import ConnectionClosedError
 
@@ -19,6 +19,7 @@ from llama_deploy.errors import HTTP_STATUS, CannotReachError, ConnectionLostErr
 from llama_deploy.messages.frames import (
     ClientOp,
     decode_client_frame,
+    decode_control_frame,
     decode_instance_frame,
     decode_reply_frame,
     frames_of,
@@ -61,8 +62,13 @@ class End:
         loop.call_at(self._arrives_at, self._arrive, frame, context=self.peer.process.context)
 
     def _arrive(self, frame: bytes) -> None:
-        peer = self.peer
-        if peer.open and not self.wire.silent and not self.wire.broken:
+        peer, wire = self.peer, self.wire
+        loop = wire.network.loop
+        arrives = peer.open and not wire.silent and not wire.broken
+        loop.note(self.process.name, "->" if arrives else "-x", peer.process.name)
+        if loop.notes is not None:
+            loop.notes[-1] += _in_words(frame, (wire.kind, self is wire.near))
+        if arrives:
             peer.take(frame)
 
     def close(self) -> None:
@@ -78,7 +84,7 @@ class End:
             loop.call_at(when, self.peer.hear, True, context=self.peer.process.context)
         loop.call_soon(self.ended, True, context=self.process.context)
 
-    def hear(self, in_order: bool) -> None:  # noqa: FBT001 - called by the loop
+    def hear(self, in_order: bool) -> None:
         """The connection has ended, as far as this end can see."""
         if self.open:
             self.open = False
@@ -124,9 +130,9 @@ class Wire:
         if self.silent or chance.random() < self.network.vanish_share:
             self.silence()
             return
-        self.broken = chance.random() < 0.5  # noqa: PLR2004 - what it said last is lost, or still arrives
+        self.broken = chance.random() < 0.5
         loop = self.network.loop
-        when = max(end._arrives_at + ORDER_S, loop.time() + self.network.latency_s())  # noqa: SLF001 - the wire's own part
+        when = max(end._arrives_at + ORDER_S, loop.time() + self.network.latency_s())
         loop.call_at(when, end.peer.hear, False, context=end.peer.process.context)
 
 
@@ -172,6 +178,24 @@ class Network:
         return wire.near
 
 
+_DECODERS: dict[tuple[str, bool], Callable[[bytes], list[Any]]] = {
+    ("instance", True): decode_instance_frame,
+    ("instance", False): decode_control_frame,
+    ("client", True): decode_client_frame,
+    ("client", False): decode_reply_frame,
+}
+
+
+def _in_words(frame: bytes, decoder: tuple[str, bool]) -> str:
+    """What a frame says, shortened."""
+    words = []
+    for operation in _DECODERS[decoder](frame):
+        fields = (getattr(operation, name) for name in operation.__struct_fields__)
+        shown = (str(value) for value in fields if not isinstance(value, bytes | list) or not value)
+        words.append(f" {type(operation).__name__}({', '.join(shown)[:100]})")
+    return "".join(words)
+
+
 def _serve(plane: ControlPlane, end: End, kind: str) -> None:
     """The control plane's side of a connection, as its WebSocket routes have it."""
 
@@ -205,7 +229,7 @@ class _Connection:
         self._frames.append(frame)
         self._wake.set()
 
-    def _ended(self, in_order: bool) -> None:  # noqa: FBT001 - called by the wire
+    def _ended(self, in_order: bool) -> None:
         self._in_order = in_order
         self._wake.set()
 
@@ -220,7 +244,7 @@ class _Connection:
     def abort(self) -> None:
         self._end.close()
 
-    async def __aenter__(self) -> _Connection:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -274,7 +298,7 @@ class SimulatedTransport:
         except OSError as error:
             raise CannotReachError("cannot reach the control plane", why=str(error)) from error
 
-        def ended(_: bool) -> None:  # noqa: FBT001 - called by the wire
+        def ended(_: bool) -> None:
             if self._end is end:
                 self._end = None
                 lost(None)
@@ -305,7 +329,7 @@ class SimulatedTransport:
         if network.listening is None or network.unreachable:
             raise CannotReachError("cannot reach the control plane")
         fate = network.chance.random() / network.request_loss_share if network.request_loss_share else 1.0
-        if fate < 0.5:  # noqa: PLR2004 - half of those that are lost are lost on the way there
+        if fate < 0.5:
             raise ConnectionLostError("the request was lost")
         process, plane = network.listening
         answer: asyncio.Future[tuple[int, Any]] = network.loop.create_future()
@@ -345,10 +369,9 @@ async def _carry_out(
                 reply(200, {"step_id": step_id})
                 return
             case _:
-                raise LlamaDeployError(f"{method} {path} is not simulated")
+                raise AssertionError(f"{method} {path} is not simulated")
         view = plane.views.task(await plane.engine.cache.get(task_id))
     except LlamaDeployError as error:
         reply(HTTP_STATUS[error.category], error.to_problem())
         return
     reply(200, view.model_dump(mode="json"))
-

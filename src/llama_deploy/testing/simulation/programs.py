@@ -137,7 +137,7 @@ class Worker(Service):
         run = self._ledger.runs[context.step_id]
         for number in range(job.events):
             context.stream({"n": number, "attempt": context.attempt, "step": context.step_id})
-            if self._chance.random() < 0.5:  # noqa: PLR2004 - some events arrive together
+            if self._chance.random() < 0.5:
                 await asyncio.sleep(self._chance.uniform(0.0, job.sleep_s / job.events))
         await asyncio.sleep(self._chance.uniform(0.0, job.sleep_s))
         if job.final:
@@ -252,7 +252,7 @@ class SlowFlow(Flow):
     synchronous: ClassVar[bool] = False
 
     async def _think(self) -> None:
-        if self.chance.random() < 0.7:  # noqa: PLR2004 - sometimes it knows at once
+        if self.chance.random() < 0.7:
             await asyncio.sleep(self.chance.uniform(0.0, 0.3))
 
     async def get_next_messages(
@@ -264,7 +264,7 @@ class SlowFlow(Flow):
     async def add_result_to_state(self, result: TaskResult, state: dict[str, Any]) -> dict[str, Any]:
         await self._think()
         place = (result.task_id, state[result.task_id]["waiting"])
-        if self.chance.random() < 0.1 and self.ledger.raised[place] < RETRIES - 1:  # noqa: PLR2004
+        if self.chance.random() < 0.1 and self.ledger.raised[place] < RETRIES - 1:
             self.ledger.raised[place] += 1
             raise RuntimeError("the orchestrator raises now and then")
         state = self._fold(result, state)
@@ -281,25 +281,25 @@ def orchestrator(kind: str, ledger: Ledger, chance: random.Random) -> BaseOrches
 
 def draw_job(chance: random.Random, *, workers_only: bool) -> Job:
     """A random job."""
-    if not workers_only and chance.random() < 0.12:  # noqa: PLR2004 - people are slow, and rare
+    if not workers_only and chance.random() < 0.12:
         return Job(service=chance.choice(["boss", "clerk"]), value=0)
     kind = chance.random()
-    fails = chance.randint(1, RETRIES) if kind < 0.2 else 0  # noqa: PLR2004
+    fails = chance.randint(1, RETRIES) if kind < 0.2 else 0
     return Job(
         service=chance.choice(WORKERS),
         value=chance.randrange(1000),
         sleep_s=chance.choice([0.0, 0.01, 0.3, 2.0]),
         events=chance.choice([0, 0, 0, 1, 3, 8]),
-        fails=RETRIES + 1 if 0.2 <= kind < 0.23 else fails,  # noqa: PLR2004
-        hangs=1 if 0.23 <= kind < 0.26 else 0,  # noqa: PLR2004
-        final=0.26 <= kind < 0.29,  # noqa: PLR2004
-        asks=0.29 <= kind < 0.34,  # noqa: PLR2004
+        fails=RETRIES + 1 if 0.2 <= kind < 0.23 else fails,
+        hangs=1 if 0.23 <= kind < 0.26 else 0,
+        final=0.26 <= kind < 0.29,
+        asks=0.29 <= kind < 0.34,
     )
 
 
 def draw_plans(chance: random.Random, kind: str, span_s: float) -> list[Plan]:
     """Random tasks that begin within `span_s` seconds."""
-    sessions = [None, "session-1", "session-2"] if chance.random() < 0.6 else [None]  # noqa: PLR2004
+    sessions = [None, "session-1", "session-2"] if chance.random() < 0.6 else [None]
     plans = []
     for number in range(chance.randint(2, 7)):
         shape = 1 if kind == "simple" else chance.randint(1, 3)
@@ -309,9 +309,9 @@ def draw_plans(chance: random.Random, kind: str, span_s: float) -> list[Plan]:
             stages.append([draw_job(chance, workers_only=kind == "simple") for _ in range(width)])
         plan = Plan(f"task-{number}", stages[0][0].service, stages, session_id=chance.choice(sessions))
         plan.starts_at = chance.uniform(0.0, span_s)
-        plan.key = f"key-{number}" if chance.random() < 0.2 else None  # noqa: PLR2004
-        plan.cancel_at = plan.starts_at + chance.uniform(0.0, 10.0) if chance.random() < 0.12 else None  # noqa: PLR2004
-        plan.reads_stream = chance.random() < 0.5  # noqa: PLR2004
-        plan.twice = chance.random() < 0.15  # noqa: PLR2004
+        plan.key = f"key-{number}" if chance.random() < 0.2 else None
+        plan.cancel_at = plan.starts_at + chance.uniform(0.0, 10.0) if chance.random() < 0.12 else None
+        plan.reads_stream = chance.random() < 0.5
+        plan.twice = chance.random() < 0.15
         plans.append(plan)
     return plans

@@ -21,7 +21,7 @@ from llama_deploy.testing.simulation.faults import KINDS, Faults
 from llama_deploy.testing.simulation.loop import SimulatedLoop, Stuck, in_words
 from llama_deploy.testing.simulation.programs import draw_plans
 
-REST_S_MAX = 1800.0
+REST_S_MAX = 3600.0
 """Simulated time after the last fault within which everything must have come to rest."""
 SQLITE_SHARE = 0.04
 """Of the runs, how many have SQLite's own file in the place of the simulated rows: they take longer."""
@@ -100,7 +100,7 @@ def _surroundings(loop: SimulatedLoop, seed: int) -> Iterator[None]:
 
 def draw_settings(chance: random.Random) -> EngineSettings:
     """Small limits and short times as well as the defaults: where memory is short, everything is loaded again."""
-    small = chance.random() < 0.5  # noqa: PLR2004
+    small = chance.random() < 0.5
     return EngineSettings(
         attempts_max=60,
         overdue_s=chance.choice([2.0, 30.0]),
@@ -120,7 +120,7 @@ def run_seed(seed: int, *, keep_notes: bool = False, kinds: list[str] | None = N
     `kinds` are the faults that may happen, where they are not drawn.
     """
     chance = random.Random(seed)
-    loop = SimulatedLoop(chance.randrange(1 << 30), shuffle=chance.random() < 0.7)  # noqa: PLR2004
+    loop = SimulatedLoop(chance.randrange(1 << 30), shuffle=chance.random() < 0.7)
     if keep_notes:
         loop.notes = []
     run = Run(seed)
@@ -158,15 +158,19 @@ async def _live(cluster: Cluster, faults: Faults, *, clients: int) -> list[str]:
     faults.heal()
     rests = 0
     deadline = cluster.loop.time() + REST_S_MAX
-    while rests < 3:  # noqa: PLR2004 - once is a moment between two things
+    while rests < 3:
         faults.bring_back()
         if cluster.loop.time() > deadline:
-            return [f"no rest after {REST_S_MAX:g} s: {await _unrest(cluster)}", *cluster.told.wrong, *cluster.loop.errors]
+            return [
+                f"no rest after {REST_S_MAX:g} s: {await _unrest(cluster)}",
+                *cluster.told.wrong,
+                *cluster.loop.errors,
+            ]
         await asyncio.sleep(0.7)
         rests = rests + 1 if not await _unrest(cluster) else 0
         if not rests:
             await asyncio.sleep(min(60.0, (cluster.loop.time() - faults.span_s) / 10))
-    return await model.check(cluster)
+    return await model.check(cluster, undisturbed=not faults.counts)
 
 
 async def _unrest(cluster: Cluster) -> str:

@@ -351,6 +351,9 @@ class SimulatedTransport:
             raise ConnectionLostError("the answer was lost")
         return status, body
 
+    def download(self, path: str) -> AsyncIterator[bytes]:
+        raise AssertionError(f"{path} is not simulated")
+
 
 async def _carry_out(
     plane: ControlPlane, request: tuple[str, str, Mapping[str, Any]], reply: Callable[[int, Any], None]

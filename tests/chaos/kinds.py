@@ -8,6 +8,7 @@ gets a kind here, a place in `KINDS`, and what it needs in `service_program` or 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
@@ -71,7 +72,7 @@ class Kind(ABC):
 
     name: str
     weight: int
-    """How many of a hundred tasks are of this kind."""
+    """How often it is chosen, compared with the others."""
 
     @abstractmethod
     async def do(self, client: Client, plan: Plan) -> Told:
@@ -103,7 +104,7 @@ def told(plan: Plan, result: TaskResult) -> Told:
 class Step(Kind):
     """One step; submitted and waited for in one request, or in two."""
 
-    name, weight = "step", 40
+    name, weight = "step", 25
 
     async def do(self, client: Client, plan: Plan) -> Told:
         task = {"number": plan.chance, "seconds": plan.chance % 10 / 100}
@@ -278,15 +279,101 @@ class Counted(Kind):
         return "completed", plan.chance * 2
 
 
+class Once(Kind):
+    """A step that throws dice which are recorded: every attempt goes on with the same ones, whoever died in between."""
+
+    name, weight = "once", 6
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        task = {"dice": self._dice(plan), "failures": plan.chance % 2}
+        return await ended(client, plan, await submitted(client, plan, "careful", task))
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", _Dice(self._dice(plan))
+
+    def _dice(self, plan: Plan) -> int:
+        return 1 + plan.chance % 4
+
+
+class _Dice:
+    """Equal to any list of so many throws. That they are the same in each attempt is seen from the step's effect."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, list) and len(other) == self._count and all(isinstance(one, str) for one in other)
+
+    def __hash__(self) -> int:
+        return self._count
+
+
+class Paused(Kind):
+    """A task that is held back for a moment, if it has not ended before."""
+
+    name, weight = "paused", 4
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        task = {"number": plan.chance, "failures": 1}
+        task_id = await submitted(client, plan, "flaky", task)
+        try:
+            assert (await insist(lambda: client.pause(task_id))).paused
+            await asyncio.sleep(plan.chance % 5 / 10)
+            assert not (await insist(lambda: client.resume(task_id))).paused
+        except TaskEndedError:
+            pass
+        return await ended(client, plan, task_id)
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", plan.chance
+
+
+class Worn(Kind):
+    """A task that pauses when its step has failed too often, and that somebody has go on each time."""
+
+    name, weight = "worn", 3
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        task = {"number": plan.chance, "failures": 2}
+        options = {"retry": {"max_retries": 0, "when_exhausted": "pause"}}
+        task_id = await submitted(client, plan, "worn", task, options=options)
+        while (view := await insist(lambda: client.get_task(task_id))).ended_at is None:
+            if view.paused:
+                with contextlib.suppress(TaskEndedError):
+                    await insist(lambda: client.resume(task_id))
+            await asyncio.sleep(ASK_AGAIN_S)
+        return await ended(client, plan, task_id)
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", plan.chance
+
+
+class Later(Kind):
+    """A task that begins later."""
+
+    name, weight = "later", 4
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        delay_s = 0.5 + plan.chance % 20 / 10
+        task_id = await submitted(client, plan, "work", {"number": plan.chance}, options={"delay_s": delay_s})
+        outcome = await ended(client, plan, task_id)
+        view = await insist(lambda: client.get_task(task_id))
+        assert view.ended_at is not None
+        assert view.ended_at - view.created_at >= delay_s * 0.99, "it has begun too early"
+        return outcome
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", plan.chance * 2
+
+
 def session_of(plan: Plan) -> str:
     """The session of a counted task."""
     return f"session-{plan.chance % SESSIONS}"
 
 
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (Step(), Flaky(), Broken(), Fan(), Stream(), Parked(), Asks(), Canceled(), Keyed(), Counted())
-}
+_PLAIN = (Step(), Flaky(), Broken(), Fan(), Stream(), Parked(), Asks(), Canceled(), Keyed(), Counted(), Once())
+_ABOUT_TIME = (Paused(), Worn(), Later())
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (*_PLAIN, *_ABOUT_TIME)}
 
 
 def plan_of(seed: int, number: int) -> Plan:

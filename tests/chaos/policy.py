@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from llama_deploy import QueueMessage, SimpleOrchestrator, TaskDefinition, TaskResult, get_result_key
+from llama_deploy.types.reserved import TIMER_SERVICE
 
 State = dict[str, Any]
 
@@ -15,7 +16,7 @@ COUNT = "count"
 
 
 class ChaosOrchestrator(SimpleOrchestrator):
-    """A task for `fan` becomes many steps for `part` and then one for `join`; any other is one step for its service."""
+    """A task for `fan` becomes many steps for `part`, sometimes a timer, and one for `join`; any other is one step."""
 
     async def get_next_messages(self, task_def: TaskDefinition, state: State) -> tuple[list[QueueMessage], State]:
         if task_def.metadata.get(COUNTED):
@@ -27,14 +28,20 @@ class ChaosOrchestrator(SimpleOrchestrator):
         own = state.setdefault(task_def.task_id, {})
         if "values" not in own:
             given = json.loads(task_def.input)
-            own |= {"values": {}, "parts": given["parts"], "joining": False}
+            own |= {"values": {}, "parts": given["parts"], "waiting": given["parts"] % 2 == 0, "joining": False}
             numbers = range(given["parts"])
             return [QueueMessage(type="part", tag=str(n), data={"number": given["number"] + n}) for n in numbers], state
         if len(own["values"]) < own["parts"] or own["joining"]:
             return [], state
+        if own["waiting"]:
+            return ([] if own["waiting"] == "for a timer" else self._timer(own)), state
         own["joining"] = True
         values = [own["values"][str(n)] for n in range(own["parts"])]
         return [QueueMessage(type="join", data={"values": values})], state
+
+    def _timer(self, own: State) -> list[QueueMessage]:
+        own["waiting"] = "for a timer"
+        return [QueueMessage(type=TIMER_SERVICE, delay_s=0.3)]
 
     async def add_result_to_state(self, result: TaskResult, state: State) -> State:
         own = state.get(result.task_id, {})
@@ -43,6 +50,9 @@ class ChaosOrchestrator(SimpleOrchestrator):
         if result.service == "part":
             assert result.tag is not None
             own["values"][result.tag] = result.output
+            return state
+        if result.service == TIMER_SERVICE:
+            own["waiting"] = False
             return state
         if result.service == "join":
             state[get_result_key(result.task_id)] = result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import uuid
 from pathlib import Path
 
 import uvloop
@@ -55,6 +56,28 @@ async def flaky(context: ServiceContext, number: int, failures: int) -> int:
 
 
 @service(concurrency=64)
+async def worn(context: ServiceContext, number: int, failures: int) -> int:
+    """Fails that often; how it is tried again is the task's to say."""
+    if context.attempt <= failures:
+        raise RuntimeError("not yet")
+    effect(context, number)
+    return number
+
+
+@service(concurrency=64, retry=SOON)
+async def careful(context: ServiceContext, dice: int, failures: int) -> list[str]:
+    """Throws dice, with time to die between them."""
+    thrown = []
+    for number in range(dice):
+        thrown.append(await context.once(f"die {number}", lambda: uuid.uuid4().hex))
+        await asyncio.sleep(0.05)
+    effect(context, thrown)
+    if context.attempt <= failures:
+        raise RuntimeError("not yet")
+    return thrown
+
+
+@service(concurrency=64)
 async def broken(context: ServiceContext, number: int) -> int:
     """Fails for good."""
     effect(context, number)
@@ -87,7 +110,7 @@ async def endless(context: ServiceContext) -> str:
     return "never"
 
 
-SERVICES = [work, part, join, flaky, broken, tell, asks, endless, HumanService("person")]
+SERVICES = [work, part, join, flaky, broken, worn, careful, tell, asks, endless, HumanService("person")]
 
 
 async def main() -> bool:

@@ -61,7 +61,7 @@ class Connection:
     def __init__(self, transport: Transport, *, reconnect_timeout_s: float) -> None:
         self._transport = transport
         self._reconnect_timeout_s = reconnect_timeout_s
-        self._backoff = RetryPolicy(initial_s=0.05, multiplier=2.0, cap_s=2.0, jitter=0.5)
+        self._backoff = RetryPolicy(initial_s=0.05, multiplier=2.0, cap_s=0.5, jitter=0.5)
         self._state = _State.IDLE
         self._loop: asyncio.AbstractEventLoop | None = None
         self._numbers = itertools.count(1)

@@ -78,6 +78,20 @@ async def test_a_loop_runs_what_lies_on_it_again_until_its_bound() -> None:
     assert why(await run(Graph({"a": "a"}, never))) == "the loop a -> a was taken 2 times, and nothing else follows"
 
 
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_join_waits_for_a_branch_that_a_loop_may_still_take(seed: int) -> None:
+    edges: list[Any] = [
+        ("start", "a"),
+        Edge("a", "b", when=lambda output: len(output) < 12),
+        Edge("b", "a", at_most=3),
+        Edge("a", "end", when=lambda output: len(output) >= 12),
+        ("start", "c"),
+        ("c", "end"),
+    ]
+    seen = await run(Graph({"a": "a", "b": "b", "c": "c"}, edges), seed)
+    assert seen.output == {"a": "a(b(a(b(a(x)))))", "c": "c(x)"}
+
+
 async def test_failures_follow_their_own_edges() -> None:
     def broken(_: Any = None, **__: Any) -> None:
         raise ValueError("no")

@@ -47,6 +47,8 @@ class GraphState(BaseModel):
     tokens: dict[str, dict[str, bool]] = {}
     runs: dict[str, int] = {}
     loops: dict[str, int] = {}
+    dead: list[tuple[str, str]] = []
+    """Dead tokens that are not sent yet, because a loop may still come back and decide anew."""
 
 
 class Graph(Orchestrator[GraphState]):
@@ -109,13 +111,42 @@ class Graph(Orchestrator[GraphState]):
             turn.state.loops[_name(edge)] = turn.state.loops.get(_name(edge), 0) + 1
             actions += self._go_back(turn, edge)
         for edge, wanted in forward.items():
-            if wanted or not again:  # what a loop will pass once more is not decided yet
-                actions += self._token(turn, edge, live=wanted)
-        return actions
+            if wanted:
+                actions += self._token(turn, edge.source, edge.target, live=True)
+            elif not again:  # what a loop will pass once more is not decided yet
+                turn.state.dead.append((edge.source, edge.target))
+        return [*actions, *self._send_dead(turn)]
+
+    def _send_dead(self, turn: Turn[GraphState]) -> list[Action]:
+        """Send the dead tokens that no loop can call back any more."""
+        actions: list[Action] = []
+        while True:
+            final = next((token for token in turn.state.dead if not self._may_come_back(turn, token[0])), None)
+            if final is None:
+                return actions
+            turn.state.dead.remove(final)
+            actions += self._token(turn, *final, live=False)
+
+    def _may_come_back(self, turn: Turn[GraphState], name: str) -> bool:
+        """Whether a loop that may still be taken leads to a node: it is not used up, and its begin may still run."""
+        links = self._forward()
+        running = [node for node, status in turn.state.status.items() if status == "running"]
+        may_run = {node for start in running for node in reachable(start, links)}
+        return any(
+            edge.source in may_run
+            and turn.state.loops.get(_name(edge), 0) < (edge.at_most or 0)
+            and name in reachable(edge.target, links)
+            for edge in self.edges
+            if edge.at_most is not None
+        )
+
+    def _forward(self) -> list[tuple[str, str]]:
+        return [(edge.source, edge.target) for edge in self.edges if edge.at_most is None]
 
     def _go_back(self, turn: Turn[GraphState], edge: Edge) -> list[Action]:
         """Forget what came after the target of a loop, and run it again."""
-        after = reachable(edge.target, [(e.source, e.target) for e in self.edges if e.at_most is None])
+        after = reachable(edge.target, self._forward())
+        turn.state.dead = [token for token in turn.state.dead if token[0] not in after]
         actions: list[Action] = [TakeBack(name) for name in sorted(after) if turn.state.status.get(name) == "running"]
         for name in after:
             turn.state.status.pop(name, None)
@@ -123,14 +154,14 @@ class Graph(Orchestrator[GraphState]):
             turn.state.tokens[name] = {source: live for source, live in tokens.items() if source not in after}
         return [*actions, self._run(turn, edge.target, turn.notes[edge.source])]
 
-    def _token(self, turn: Turn[GraphState], edge: Edge, *, live: bool) -> list[Action]:
+    def _token(self, turn: Turn[GraphState], source: str, target: str, *, live: bool) -> list[Action]:
         """One token arrives."""
-        state, target = turn.state, edge.target
+        state = turn.state
         if target in state.status:
             return []  # it runs already: the first live token was enough
         tokens = state.tokens.setdefault(target, {})
-        tokens[edge.source] = live or tokens.get(edge.source, False)
-        sources = {e.source for e in self.edges if e.target == target and e.at_most is None}
+        tokens[source] = live or tokens.get(source, False)
+        sources = {begin for begin, end in self._forward() if end == target}
         if not (live and self.joins.get(target) == "any") and set(tokens) != sources:
             return []
         lively = [source for source in self._order(sources) if tokens.get(source)]
@@ -140,8 +171,8 @@ class Graph(Orchestrator[GraphState]):
             value = turn.notes[lively[0]] if len(sources) == 1 else {source: turn.notes[source] for source in lively}
             return [self._run(turn, target, value)]
         state.status[target] = "skipped"
-        dead = [following for following in self.edges if following.source == target and following.at_most is None]
-        return [action for following in dead for action in self._token(turn, following, live=False)]
+        state.dead += [link for link in self._forward() if link[0] == target]
+        return []
 
     def _run(self, turn: Turn[GraphState], name: str, value: Any) -> Run:
         turn.state.status[name] = "running"

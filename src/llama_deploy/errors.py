@@ -427,6 +427,13 @@ class StepCanceledError(LlamaDeployError):
     code, title, category = "LD540", "attempt canceled", Category.FAILED
 
 
+class CallConflictError(LlamaDeployError):
+    """A step makes another call under a number or key than an earlier attempt did. Not tried again by itself."""
+
+    code, title, category = "LD541", "call differs from the recorded one", Category.CONFLICT
+    retryable = False
+
+
 def from_problem(problem: Mapping[str, Any]) -> LlamaDeployError:
     """The error that a problem+json document of ours describes, as the class that its `code` names.
 

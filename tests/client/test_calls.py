@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from tests.client.fake_control_plane import FakeControlPlane, FakeTask, Peer, accept, answer, send_outcome, silent
 from tests.support import eventually
 
-from llama_deploy.client import Client, submissions
+from llama_deploy.client import Client
 from llama_deploy.errors import (
     InvalidRequestError,
     LimitExceededError,
@@ -23,6 +23,7 @@ from llama_deploy.errors import (
     TaskNotFoundError,
     WaitTimeoutError,
 )
+from llama_deploy.messages import submissions
 from llama_deploy.messages.frames import ClientOp, Ended, Forget, Submit, Wait
 from llama_deploy.types import TaskDefinition, TaskError
 

@@ -140,7 +140,7 @@ def cut(plane: ControlPlane) -> None:
     for port in tuple(plane.gateway.ports):
         port._is_closed = True
         port._outgoing.clear()
-        for subscription in port._subscriptions.values():
+        for subscription in port._places.subscriptions.values():
             subscription.close()
         port.close()
     if isinstance(store, SQLiteStore):

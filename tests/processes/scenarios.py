@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tests.processes.works import Work, cancels, held, hops, people, remembers, sessions, slow, streams
+from tests.processes.works import Work, calls, cancels, held, hops, people, remembers, sessions, slow, streams
 
 Process = Literal["control plane", "instance", "client"]
 
@@ -58,6 +58,9 @@ CRASHES: dict[str, Crash] = {
     "signals.input_recorded": Crash(PLANE, (people,)),
     "signals.recorded": Crash(PLANE, (cancels,)),
     "signals.lost": Crash(PLANE, (held,), when="loss"),
+    "children.called": Crash(PLANE, (calls,), passing=2),
+    "children.submitted": Crash(PLANE, (calls,), passing=3),
+    "children.parent_ended": Crash(PLANE, (calls,), passing=2),
     "memos.recorded": Crash(PLANE, (remembers,), passing=3),
     "signals.session_recorded": Crash(PLANE, (sessions,)),
     "claims.before_record": Crash(PLANE, (slow,), settings={"claim_recorded_after_s": 0.1}),
@@ -102,6 +105,7 @@ CRASHES: dict[str, Crash] = {
     "runner.events_committed": Crash(INSTANCE, (streams,), passing=5),
     "runner.asked": Crash(INSTANCE, (people,)),
     "runner.input": Crash(INSTANCE, (people,)),
+    "runner.returned": Crash(INSTANCE, (calls,), passing=2),
     "runner.before_goodbye": Crash(INSTANCE, (held, hops), when="stop"),
     "runner.after_goodbye": Crash(INSTANCE, (held, hops), when="stop"),
     # --- a client

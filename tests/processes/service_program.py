@@ -92,6 +92,22 @@ async def keep(context: ServiceContext, count: int) -> list[str]:
     ]
 
 
+@service(concurrency=1)
+async def sum_of(context: ServiceContext, count: int) -> int:
+    """Twice the numbers below `count`, added up by others."""
+    effect(context)
+    calls = [context.call("double", number=number, seconds=0.1, wait_for_service=True) for number in range(count)]
+    return sum(await asyncio.gather(*calls))
+
+
+@service(concurrency=4)
+async def calls_gate(context: ServiceContext, folder: str) -> str:
+    """Waits for another service that waits."""
+    effect(context)
+    answer: str = await context.call("gate", folder=folder, wait_for_service=True)
+    return answer
+
+
 @service(concurrency=4)
 async def asks(context: ServiceContext, text: str) -> list[str]:
     """Asks a person twice."""
@@ -105,7 +121,7 @@ PERSON = HumanService("person")
 async def main() -> bool:
     arm_from_environment()
     return await serve_services(
-        [double, gate, tell, block, flaky, large, keep, asks, PERSON],
+        [double, gate, tell, block, flaky, large, keep, sum_of, calls_gate, asks, PERSON],
         control_plane_url=sys.argv[1],
         drain_timeout_s=20.0,
     )

@@ -151,8 +151,38 @@ async def remembers(client: Client, _: Path) -> dict[str, str]:
     return {"remembers": "completed"}
 
 
+async def calls(client: Client, folder: Path) -> dict[str, str]:
+    """Services that call others, and a task that is canceled while it waits for what it called."""
+    assert await _run(client, "sum_of", "calling", count=3) == 6
+    await insist(
+        lambda: client.submit("calls_gate", folder=str(folder / "shut"), task_id="stopped", wait_for_service=True)
+    )
+
+    async def called() -> list[str]:
+        return [entry.child async for entry in client.history("stopped") if entry.child is not None]
+
+    (gated,) = await eventually(lambda: insist(called), DEADLINE_S)
+    await insist(lambda: client.cancel("stopped"))
+
+    async def gated_is_canceled() -> bool:
+        try:
+            return (await client.get_task(gated)).state.value == "canceled"
+        except TaskNotFoundError:  # it was not submitted before its caller was canceled
+            return True
+
+    await eventually(lambda: insist(gated_is_canceled), DEADLINE_S)
+    children = await insist(lambda: _children(client))
+    assert len(children) in {3, 4}
+    states = {task_id: "canceled" if task_id == gated else "completed" for task_id in children}
+    return {"calling": "completed", "stopped": "canceled"} | states
+
+
+async def _children(client: Client) -> list[str]:
+    return [task.task_id async for task in client.list_tasks() if (task.origin or "").startswith("child:")]
+
+
 WORKS: dict[str, Work] = {
-    work.__name__: work for work in (hops, slow, streams, people, cancels, sessions, held, remembers)
+    work.__name__: work for work in (hops, slow, streams, people, cancels, sessions, held, remembers, calls)
 }
 
 

@@ -23,11 +23,11 @@ from llama_deploy.client.http_calls import segment, view_of
 from llama_deploy.client.outcomes import output_of, result_of
 from llama_deploy.client.problems import unexpected
 from llama_deploy.client.service_calls import ServiceCalls
-from llama_deploy.client.submissions import definition, input_text
 from llama_deploy.client.time_calls import TimeCalls
 from llama_deploy.client.transport import Transport
 from llama_deploy.client.websocket import WebSocketTransport
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError
+from llama_deploy.messages.submissions import definition, input_text
 from llama_deploy.messages.values import encode_json
 from llama_deploy.types import (
     HistoryEntry,

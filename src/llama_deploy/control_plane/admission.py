@@ -144,7 +144,7 @@ class Admission:
         for entry in self._engine.cache.tasks.values():
             for step in entry.open.values():
                 out = step.published or step.claimed_by is not None
-                if step.service == service and out and not (step.asking or step.parked):
+                if step.service == service and out and not (step.asking or step.parked or step.awaited):
                     self._take_place(gate, entry, step, begins=False)
         return gate
 

@@ -39,11 +39,15 @@ class Claims:
             self._arm()
 
     def run_ends_at(self, entry: TaskEntry, step: OpenStep) -> float:
-        """When whoever holds a step should have answered, grace included; a person's time does not count."""
-        if step.claimed_by is None or step.asking:
+        """When whoever holds a step should have answered, grace included.
+
+        What it waited for people and for tasks that it called does not count.
+        """
+        if step.claimed_by is None or step.asking or step.awaited:
             return math.inf
         definition = self._engine.registry.definition(step.service)
-        return step.claimed_at + run_timeout_s(entry, step, definition) + self._engine.settings.run_timeout_grace_s
+        since = max(step.claimed_at, step.resumed_at)
+        return since + run_timeout_s(entry, step, definition) + self._engine.settings.run_timeout_grace_s
 
     def look_again_at(self, entry: TaskEntry, step: OpenStep, now: float) -> float:
         """When a step that is held now is to be looked at again."""

@@ -15,6 +15,7 @@ import msgspec
 
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.records import to_entry
+from llama_deploy.control_plane.refusals import refuse_origin
 from llama_deploy.control_plane.tasks import TaskEntry
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ShuttingDownError
 from llama_deploy.messages.frames import (
@@ -122,8 +123,12 @@ class ClientPort:
         request = operation.request
         try:
             definition = TaskDefinition.model_validate(msgspec.json.decode(operation.definition))
+            refuse_origin(definition)
         except (ValueError, RecursionError) as error:
             self.refuse(request, InvalidRequestError("the task definition is not valid", why=str(error)))
+            return
+        except InvalidRequestError as error:
+            self.refuse(request, error)
             return
 
         def done(entry: TaskEntry | None, error: LlamaDeployError | None) -> None:

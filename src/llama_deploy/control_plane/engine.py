@@ -104,6 +104,8 @@ class Engine:
         self.recording = Recording(self)
         self.streams = Streams(self)
         self.webhooks = Webhooks(self, webhooks or WebhookSettings())
+        self.parent_ended: Callable[[TaskEntry], None] = lambda _: None
+        """Set by `Children`: a task that has called others has ended."""
         self.arm_sweeper: Callable[[float], None] = lambda _: None
         """Set by the sweeper: something falls due at that time."""
         self.stopping = False

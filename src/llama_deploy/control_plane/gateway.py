@@ -8,30 +8,33 @@ sends a batch of operations.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 from pydantic import TypeAdapter, ValidationError
 
+from llama_deploy.control_plane.children import Children
 from llama_deploy.control_plane.engine import Engine
+from llama_deploy.control_plane.places import Places
 from llama_deploy.control_plane.refusals import check_id
 from llama_deploy.control_plane.registry import is_reserved
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ProtocolError, ServiceNotFoundError
 from llama_deploy.message_queues import Envelope
-from llama_deploy.message_queues.base import Subscription
 from llama_deploy.messages.frames import (
     PROTOCOL_VERSION,
     Acknowledged,
     Answer,
     AskInput,
+    Call,
     CancelStep,
     Credits,
     DeliverInput,
     Disowned,
     Drain,
+    EndCall,
     Events,
     EventsCommitted,
     Goodbye,
@@ -44,6 +47,7 @@ from llama_deploy.messages.frames import (
     Refused,
     Remember,
     Remembered,
+    Returned,
     Welcome,
 )
 from llama_deploy.runtime import failpoint
@@ -64,9 +68,10 @@ Send = Callable[[list[Any]], None]
 class Gateway:
     """All connected instances of one control plane."""
 
-    def __init__(self, engine: Engine, signals: Signals) -> None:
+    def __init__(self, engine: Engine, signals: Signals, children: Children) -> None:
         self.engine = engine
         self.signals = signals
+        self.children = children
         self.ports: dict[Port, None] = {}
         self._lease_timer: Timer | None = None
         self._lease_due_at = 0.0
@@ -184,10 +189,7 @@ class Port:
         self.connected_at = self.last_seen_at
         self._hello: Hello | None = None
         self._services: dict[str, ServiceDefinition] = {}
-        self._subscriptions: dict[str, Subscription] = {}
-        self._capacities: dict[str, int] = {}
-        self._service_of: dict[str, str] = {}
-        self._busy: Counter[str] = Counter()
+        self._places = Places()
         self._outgoing: list[Any] = []
         self._flush_scheduled = False
         self._is_closed = False
@@ -197,6 +199,8 @@ class Port:
             Park: self._park,
             AskInput: self._ask,
             Remember: self._remember,
+            Call: self._call,
+            EndCall: self._end_call,
             Heartbeat: self._heartbeat,
             Credits: self._credits,
             Goodbye: self._goodbye,
@@ -216,7 +220,7 @@ class Port:
 
     def capacity(self, service: str) -> int:
         """Steps of a service that the instance takes at once."""
-        return self._capacities.get(service, 0)
+        return self._places.capacities.get(service, 0)
 
     def view(self, service: str) -> InstanceView:
         """The instance as the API shows it."""
@@ -227,7 +231,8 @@ class Port:
             connected_at=self.connected_at,
             last_seen_at=self._engine.clock.now() if self.in_process else self.last_seen_at,
             capacity=self.capacity(service),
-            running=self._busy[service],
+            running=self._places.busy[service],
+            waiting=self._places.waiting(service),
             draining=self.capacity(service) == 0,
         )
 
@@ -349,10 +354,7 @@ class Port:
             self.give_input(step_id, number, value)
         for definition in self._services.values():
             name = definition.service_name
-            self._capacities[name] = definition.concurrency
-            subscription = self._engine.queue.subscribe(name, self._take, credits=0)
-            self._subscriptions[name] = subscription
-            subscription.grant(max(0, definition.concurrency - self._busy[name]))
+            self._places.open(name, definition.concurrency, self._engine.queue.subscribe(name, self._take, credits=0))
         self._gateway.watch_leases()
 
     def _take(self, envelopes: list[Envelope]) -> None:
@@ -368,25 +370,18 @@ class Port:
                 self._hold(envelope.step_id, envelope.attempt, envelope.topic)
                 self.post(msgspec.Raw(envelope.body))
             if held is not None or not wanted:  # no further place is taken
-                subscription = self._subscriptions.get(envelope.topic)
+                subscription = self._places.subscriptions.get(envelope.topic)
                 if subscription is not None:
                     subscription.grant(1)
 
     def _release(self, step_id: str) -> None:
         """The instance does not hold a step any more: it has room for another one."""
-        if self.held.pop(step_id, None) is None:
-            return
-        service = self._service_of.pop(step_id, "")
-        self._busy[service] -= 1
-        subscription = self._subscriptions.get(service)
-        if subscription is not None and self._busy[service] < self._capacities.get(service, 0):
-            subscription.grant(1)
+        if self.held.pop(step_id, None) is not None:
+            self._places.free(step_id)
 
     def _hold(self, step_id: str, attempt: int, service: str) -> None:
-        if step_id not in self.held:
-            self._busy[service] += 1
+        self._places.take(step_id, service)
         self.held[step_id] = attempt
-        self._service_of[step_id] = service
 
     def _answer(self, operation: Answer) -> None:
         def done() -> None:
@@ -437,6 +432,28 @@ class Port:
 
         self._engine.memos.remember(operation, done)
 
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    def _call(self, operation: Call) -> None:
+        self._gateway.children.call(operation, self)
+
+    def _end_call(self, operation: EndCall) -> None:
+        self._gateway.children.stop_waiting(operation)
+        self._places.insist(operation.step_id, operation.key)
+
+    def lend(self, step_id: str, key: str) -> None:
+        """A step waits for a task that it called: its place is free for others."""
+        if not self._is_closed:
+            self._places.lend(step_id, key)
+
+    def give_back(self, returned: Returned) -> None:
+        """Tell a step the outcome of a call, once it has a place again."""
+        self._places.ask_back(returned.step_id, returned.key, partial(self.post, returned))
+
+    def refuse_call(self, returned: Returned) -> None:
+        """Tell a step that there is no such call."""
+        self.post(returned)
+
     def _heartbeat(self, operation: Heartbeat) -> None:
         disowned = []
         for step in operation.held:
@@ -451,14 +468,7 @@ class Port:
         self.post(Disowned(disowned))
 
     def _credits(self, operation: Credits) -> None:
-        """The instance takes more, or less: nothing at all while it drains."""
-        subscription = self._subscriptions.get(operation.service)
-        if subscription is None:
-            return
-        busy = self._busy[operation.service]
-        before = max(0, self._capacities.get(operation.service, 0) - busy)
-        self._capacities[operation.service] = max(0, operation.capacity)
-        subscription.grant(max(0, operation.capacity - busy) - before)
+        self._places.set_capacity(operation.service, operation.capacity)
 
     def _goodbye(self, _: Goodbye) -> None:
         """The instance leaves on purpose; what it has not finished goes to others at once."""
@@ -488,6 +498,4 @@ class Port:
         self.flush()
         self._is_closed = True
         self._gateway.ports.pop(self, None)
-        for subscription in self._subscriptions.values():
-            subscription.close()
-        self._subscriptions.clear()
+        self._places.close()

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from llama_deploy.control_plane.children import Children
 from llama_deploy.control_plane.client_gateway import ClientGateway
 from llama_deploy.control_plane.copies import Copies
 from llama_deploy.control_plane.engine import Engine
@@ -73,7 +74,8 @@ class ControlPlane:
         self.sweeper = Sweeper(self.engine, self.signals)
         self.retention = Retention(self.engine)
         self.copies = Copies(store)
-        self.gateway = Gateway(self.engine, self.signals)
+        self.children = Children(self.engine, self.signals)
+        self.gateway = Gateway(self.engine, self.signals, self.children)
         self.clients = ClientGateway(self.engine)
         self.views = Views(self.engine)
         self.repeats = Repeats(self.engine)
@@ -95,6 +97,7 @@ class ControlPlane:
         if self.steps_carried_on:
             self.engine.admission.close_until(self.engine.clock.now() + self.engine.settings.recovery_grace_s)
         self.retention.start()
+        self.engine.spawn(self.children.recover())
         self.started_at = self.engine.clock.now()
         self.ready = True
         log.info("control plane started", store=self.store.location)

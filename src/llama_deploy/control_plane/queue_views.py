@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PLACES_COUNTED_MAX = 1_000
 """A place further back than this is not counted."""
 
+CALLS_SHOWN = 3
+"""So many of the tasks that a step has called are named where it is said what it waits for."""
+
 
 class QueueViews:
     """Read-only answers about what waits in one engine."""
@@ -123,11 +126,8 @@ class QueueViews:
 
         `counted`: with how many go before it, which takes longer the more there are.
         """
-        if step.asking:
-            prompt = msgspec.json.decode(step.prompt or b"{}")
-            prompt = prompt.get("prompt") if isinstance(prompt, dict) else prompt
-            asks = "" if step.service == PERSON_SERVICE else f" for {step.service}"
-            return f"a person's input{asks}" + (f": {prompt}" if prompt else "")
+        if (others := _others(step)) is not None:
+            return others
         engine = self._engine
         now = engine.clock.now()
         if step.service == TIMER_SERVICE:
@@ -181,3 +181,18 @@ def _queue_of(view: ServiceView) -> QueueView:
         limits=view.limits,
         held_back=view.held_back,
     )
+
+
+def _others(step: OpenStep) -> str | None:
+    """For whom a step waits that runs, or could run: a person, the tasks that it has called; `None` for nobody."""
+    if step.asking:
+        prompt = msgspec.json.decode(step.prompt or b"{}")
+        prompt = prompt.get("prompt") if isinstance(prompt, dict) else prompt
+        asks = "" if step.service == PERSON_SERVICE else f" for {step.service}"
+        return f"a person's input{asks}" + (f": {prompt}" if prompt else "")
+    if step.awaited:
+        called = sorted(step.awaited.values())
+        more = f" and {len(called) - CALLS_SHOWN} more" if len(called) > CALLS_SHOWN else ""
+        which = "tasks" if len(called) > 1 else "task"
+        return f"{which} that {step.service} called: {', '.join(called[:CALLS_SHOWN])}{more}"
+    return None

@@ -80,9 +80,7 @@ class Recording:
         sendings = decision.sendings
         excess = self._excess(entry, decision)
         if outcome is not None:
-            sendings = (
-                [decision.notify] if decision.notify and self._engine.registry.serves(decision.notify.service) else []
-            )
+            sendings = [decision.notify] if decision.notify and self._is_told(entry, decision.notify) else []
         if excess is not None:
             if entry.row.version == 0:
                 raise excess
@@ -102,6 +100,13 @@ class Recording:
         if self._send(entry, transition, record, sendings, now):
             state = "input_required"
         self.commit(entry, transition, kind, record, now=now, state=state or entry.working_state(), steps=len(sendings))
+
+    def _is_told(self, entry: TaskEntry, notify: Sending) -> bool:
+        """Whether anybody hears of the end: nobody who is not there, and of a called task only who called it."""
+        options = entry.definition.options
+        if options is not None and options.origin is not None and options.origin.kind == "child":
+            return False
+        return self._engine.registry.serves(notify.service)
 
     def _take_back_open(self, entry: TaskEntry, transition: Transition, record: Record, tags: list[str]) -> None:
         """Delete the deliveries of open steps that the policy does not want any more; after the commit they stop."""
@@ -316,6 +321,8 @@ class Recording:
         self._engine.cache.leave_session(entry)
         for step in abandoned:
             self.take_back(step, "the task has ended")
+        if entry.children is not None:
+            self._engine.parent_ended(entry)
         self._engine.cache.keep_ended(entry)
         callbacks, entry.ended_callbacks = entry.ended_callbacks, []
         for callback in callbacks:
@@ -439,6 +446,7 @@ class Recording:
                 if before is not None and before.attempt == step.attempt and step.claimed_by is None:
                     step.claimed_by, step.claimed_at = before.claimed_by, before.claimed_at
                     step.published, step.overdue_s = before.published, before.overdue_s
+                    step.awaited, step.resumed_at = before.awaited, before.resumed_at
             self._engine.admission.replaced(entry, fresh)
             self._engine.when_ended(fresh, entry.end_like)
             for callback in entry.ended_callbacks:

@@ -102,6 +102,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     key: str | None = None
     """What a remembered value stands under."""
     value: Json = NOTHING
+    child: str | None = None
+    """The task that the step has called."""
 
 
 encode_record = msgspec.json.Encoder().encode
@@ -161,6 +163,7 @@ def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
             "prompt": _value(record.prompt),
             "key": record.key,
             "value": _value(record.value),
+            "child": record.child,
         }
     )
 

@@ -66,6 +66,14 @@ def conflict(what: str, task_id: str) -> TaskConflictError:
     )
 
 
+def refuse_origin(definition: TaskDefinition) -> None:
+    """Raise where a client says what its task came from: only the control plane knows that."""
+    if definition.options is not None and definition.options.origin is not None:
+        raise InvalidRequestError(
+            "options.origin cannot be given", why="the control plane sets it", fix="leave options.origin out"
+        )
+
+
 def too_large(what: str, size: int, limit: int, setting: str = "payload_bytes_max") -> LimitExceededError:
     """The refusal of something bigger than a setting allows."""
     return LimitExceededError(

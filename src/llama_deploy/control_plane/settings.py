@@ -45,6 +45,10 @@ class EngineSettings:
     """Values that the code of one step may have remembered (`once`)."""
     remembered_bytes_max: int = 1_048_576
     """Size of all values that the code of one step may have remembered; later attempts are given all of them."""
+    call_depth_max: int = 32
+    """How deep calls of services by services may go; a service that calls itself for ever ends here."""
+    calls_per_task_max: int = 10_000
+    """Calls of other services that the steps of one task may make."""
     id_length_max: int = 200
     """Characters of a task id, a session id, an idempotency key or a service name."""
     tasks_unfinished_max: int = 200_000

@@ -167,6 +167,7 @@ class Signals:
             engine.answers.conclude(entry, step, result, done, chunks=take, by=by, finished_at=now)
             return
         step.take_input(encoded)
+        step.resumed_at = now
         number = len(step.inputs)
         record = Record(
             state="",

@@ -30,6 +30,7 @@ class OpenStep:
         "action",
         "asking",
         "attempt",
+        "awaited",
         "body",
         "claimed_at",
         "claimed_by",
@@ -49,6 +50,7 @@ class OpenStep:
         "published",
         "questions",
         "resume",
+        "resumed_at",
         "seq",
         "service",
         "snapshot",
@@ -105,6 +107,11 @@ class OpenStep:
         self.known: bytes | None = None
         """JSON of the result that answers it already, of a step that a task has from the one that it was made from."""
 
+        self.awaited: dict[str, str] | None = None
+        """The tasks that this attempt has called and waits for, by the call's key."""
+        self.resumed_at = 0.0
+        """When it last went on after waiting for a person, or for a task that it called; 0 in an attempt that did not.
+        """
         self.memos: dict[str, bytes] | None = None
         """JSON of the values that the step's code had remembered, by key; `None` until there is one."""
 
@@ -139,6 +146,8 @@ class OpenStep:
         """Nobody waits for an answer any more."""
         self.asking = False
         self.questions.clear()
+        self.awaited = None
+        self.resumed_at = 0.0
 
     def renew(self, message: SentMessage) -> None:
         """The orchestrator has the step tried again with another message."""
@@ -158,6 +167,7 @@ class TaskEntry:
     __slots__ = (
         "begins_at",
         "busy",
+        "children",
         "deadline_at",
         "definition",
         "definition_json",
@@ -206,6 +216,8 @@ class TaskEntry:
         """A commit was refused: the entry is to be loaded again and must not be used any more."""
         self.settled_seq = 0
         """The newest history entry that is committed."""
+        self.children: dict[str, bool] | None = None
+        """Tasks that its steps have called, and whether each is known to have ended; `None` where there is none."""
         self.outcome: bytes | None = None
         """JSON of the final `TaskResult`, once that is committed."""
         self.paused_because = ""
@@ -261,6 +273,12 @@ class TaskEntry:
             error,
         )
         return self.row
+
+    def call(self, child: str) -> None:
+        """A step has called another task."""
+        if self.children is None:
+            self.children = {}
+        self.children.setdefault(child, False)
 
     def end_like(self, other: TaskEntry) -> None:
         """The entry that took the place of this stale one has ended: whoever still waits with this one sees that."""
@@ -411,6 +429,8 @@ def _replay(entry: TaskEntry, kind: str, at: float, record: Record) -> None:
         entry.paused_because = ""
         for waiting in entry.open.values():
             waiting.due_since = max(waiting.due_since, at)
+    if record.child is not None:
+        entry.call(record.child)
     step = entry.open.get(record.step_id or "")
     if step is not None:
         _replay_step(step, kind, at, record)

@@ -125,6 +125,28 @@ class Remember(_Op, frozen=True):
     """JSON of the value."""
 
 
+class Call(_Op, frozen=True):
+    """The step calls another service and waits for the task that this makes, or has made. Repeated after a reconnect.
+
+    Answered by `Returned` when that task has ended.
+    """
+
+    step_id: str
+    attempt: int
+    key: str
+    """Names the call within the step: the same key is the same call in every attempt."""
+    definition: bytes
+    """JSON of a `TaskDefinition`; its id and origin are the control plane's to give."""
+
+
+class EndCall(_Op, frozen=True):
+    """The step goes on without waiting for a call; the task that it called goes on, too."""
+
+    step_id: str
+    attempt: int
+    key: str
+
+
 class Heartbeat(_Op, frozen=True):
     """The instance lives, and holds these steps; those and no others have their lease extended."""
 
@@ -224,6 +246,20 @@ class Remembered(_Op, frozen=True):
     """JSON of problem+json where it was refused."""
 
 
+class Returned(_Op, frozen=True):
+    """A call of a step has ended: with the outcome of the task that was called, or with why there is no such task."""
+
+    step_id: str
+    attempt: int
+    key: str
+    task_id: str = ""
+    state: str = ""
+    result: bytes = b""
+    """JSON of the final `TaskResult`."""
+    problem: bytes = b""
+    """JSON of problem+json where the call was refused."""
+
+
 class Drain(_Op, frozen=True):
     """Take nothing new, finish what you hold, then leave."""
 
@@ -314,7 +350,7 @@ class Refused(_Op, frozen=True):
     problem: bytes
 
 
-InstanceOp = Hello | Credits | Answer | Events | Park | AskInput | Remember | Heartbeat | Goodbye
+InstanceOp = Hello | Credits | Answer | Events | Park | AskInput | Remember | Call | EndCall | Heartbeat | Goodbye
 ControlOp = (
     Welcome
     | Deliver
@@ -325,6 +361,7 @@ ControlOp = (
     | DeliverInput
     | ParkRefused
     | Remembered
+    | Returned
     | Drain
     | Refused
 )
@@ -361,6 +398,8 @@ _PAYLOAD_BYTES: dict[type, Callable[[Any], int]] = {
     AskInput: lambda op: len(op.prompt),
     Remember: lambda op: len(op.value),
     Remembered: lambda op: len(op.value),
+    Call: lambda op: len(op.definition),
+    Returned: lambda op: len(op.result),
     DeliverInput: lambda op: len(op.value),
     Submit: lambda op: len(op.definition),
     Ended: lambda op: len(op.result),

@@ -37,6 +37,9 @@ FAILPOINTS: Mapping[str, str] = {
     "gateway.parked": "a step is parked, its instance does not know",
     "signals.recorded": "a cancellation or an input is recorded and whoever asked for it does not know",
     "signals.lost": "the loss of an attempt is recorded, the next one is not published",
+    "children.called": "a call of a service is recorded, its task is not submitted",
+    "children.submitted": "a called task is recorded and nobody waits for it",
+    "children.parent_ended": "a task has ended, what it called is not canceled",
     "memos.recorded": "a value of a step's code is recorded and the code does not know",
     "signals.session_recorded": "a session is recorded and whoever created it does not know",
     "claims.before_record": "steps are held for longer than a moment, and that is not recorded",
@@ -78,6 +81,7 @@ FAILPOINTS: Mapping[str, str] = {
     "runner.events_committed": "stream events are acknowledged and not forgotten",
     "runner.asked": "user code has asked a person, and nobody knows",
     "runner.input": "a person's input has arrived, user code has not got it",
+    "runner.returned": "the outcome of a call has arrived, user code has not got it",
     "runner.before_goodbye": "an instance has drained and has not said so",
     "runner.after_goodbye": "an instance has said goodbye and its connection is open",
     # --- a client

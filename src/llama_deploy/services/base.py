@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from llama_deploy.errors import NonRetryableError
+from llama_deploy.errors import NonRetryableError, WaitTimeoutError
 from llama_deploy.services.encoding import encode
-from llama_deploy.types import ServiceDefinition, TaskResult
+from llama_deploy.types import ServiceDefinition, TaskOptions, TaskResult
 
 if TYPE_CHECKING:
+    from llama_deploy.messages.frames import Returned
     from llama_deploy.services.blocking import Blocking
 
 
@@ -48,6 +49,13 @@ class Desk(Protocol):
     def remember(self, key: str, value: bytes) -> Future[bytes]:
         """Have a value recorded under a key; the answer is the value that is recorded there."""
         ...
+
+    def call(self, key: str, definition: bytes) -> Future[Returned]:
+        """Call another service under a key; the answer is what came of it."""
+        ...
+
+    def end_call(self, key: str) -> None:
+        """Nobody waits for a call any more."""
 
 
 class StepContext:
@@ -99,6 +107,9 @@ class StepContext:
         self._ask = ask
         self._desk = desk
         self._once: dict[str, Future[Any]] | None = None
+        self._calls = 0
+        self.calls_need_keys = False
+        """Whether the order of calls may differ between attempts by the nature of the service, as in a workflow."""
 
     @property
     def input(self) -> str:
@@ -186,6 +197,70 @@ class StepContext:
             outcome.set_exception(recorded)
         return None
 
+    # --- calling ----------------------------------------------------------------------------------------------------
+
+    async def call(
+        self,
+        service: str,
+        /,
+        *,
+        input: Any = msgspec.UNSET,
+        key: str | None = None,
+        options: TaskOptions | Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        wait_for_service: bool = False,
+        **arguments: Any,
+    ) -> Any:
+        """Call another service and return what it returned; it is a task of its own, which survives this attempt.
+
+        Arguments as for `Client.run`. A later attempt of this step finds what it called before by the number of the
+        call, and waits for that instead of calling again; where the order of calls may differ between attempts, give
+        each a `key`. Several calls may wait at the same time. Meanwhile the step takes no place of its service, and
+        its run deadline stands still.
+
+        Raises `TaskFailed` when the called task failed or was canceled, `WaitTimeoutError` after `timeout_s` seconds
+        (the called task goes on until this one ends), `CallConflictError` when an earlier attempt asked for something
+        else under this number or key, and what submitting a task raises (`ServiceUnknownError`). When the task of
+        this step has ended, what it called and has not ended is canceled.
+        """
+        from llama_deploy.services.calls import output_of
+
+        name, body = self.prepare_call(service, input, arguments, key, options, wait_for_service=wait_for_service)
+        try:
+            async with asyncio.timeout(timeout_s):
+                returned = await asyncio.wrap_future(self.desk.call(name, body))
+        except BaseException as error:
+            self.desk.end_call(name)
+            if timeout_s is not None and type(error) is TimeoutError:
+                raise call_timeout(service, timeout_s) from error
+            raise
+        return output_of(returned, service)
+
+    def prepare_call(
+        self,
+        service: str,
+        input: Any,
+        arguments: Mapping[str, Any],
+        key: str | None,
+        options: TaskOptions | Mapping[str, Any] | None,
+        *,
+        wait_for_service: bool,
+    ) -> tuple[str, bytes]:
+        """For this package: the name of a call within the step, and the task that it is."""
+        from llama_deploy.services.calls import call_body, check_key
+
+        if key is not None:
+            check_key(key)
+        elif self.calls_need_keys:
+            raise NonRetryableError(
+                "a call from a workflow needs a key", fix='give each call a key of its own: call("other", key="…")'
+            )
+        body = call_body(service, input, arguments, options=options, wait_for_service=wait_for_service)
+        if key is None:
+            self._calls += 1
+            key = f"#{self._calls}"
+        return key, body
+
     @property
     def desk(self) -> Desk:
         """For this package: where wishes to the control plane are taken care of."""
@@ -199,6 +274,15 @@ class StepContext:
         from llama_deploy.services.blocking import Blocking
 
         return Blocking(self)
+
+
+def call_timeout(service: str, timeout_s: float) -> WaitTimeoutError:
+    """The error of a call that was waited for in vain."""
+    return WaitTimeoutError(
+        f"the call of {service!r} has not ended within {timeout_s:g} s",
+        why="what was called goes on for as long as the task that called it",
+        fix="give it more time, or let options.total_timeout_s end it",
+    )
 
 
 _current: ContextVar[StepContext | None] = ContextVar("llama_deploy_step", default=None)

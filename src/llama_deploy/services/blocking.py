@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from llama_deploy.errors import NonRetryableError, StepCanceledError
+from llama_deploy.services.threads import standing_by
+from llama_deploy.types import TaskOptions
 
 if TYPE_CHECKING:
     from llama_deploy.services.base import StepContext
@@ -48,9 +52,38 @@ class Blocking:
             raise
         return context.end_once(key, outcome, recorded)
 
-    def _wait(self, future: Future[T]) -> T:
+    def call(
+        self,
+        service: str,
+        /,
+        *,
+        input: Any = msgspec.UNSET,
+        key: str | None = None,
+        options: TaskOptions | Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        wait_for_service: bool = False,
+        **arguments: Any,
+    ) -> Any:
+        """As `StepContext.call`. The thread waits and does not count towards the service's `concurrency` meanwhile."""
+        from llama_deploy.services.base import call_timeout
+        from llama_deploy.services.calls import output_of
+
+        desk = self._context.desk
+        name, body = self._context.prepare_call(
+            service, input, arguments, key, options, wait_for_service=wait_for_service
+        )
+        future = desk.call(name, body)
         try:
-            return future.result()
+            with standing_by():
+                returned = self._wait(future, timeout_s)
+        except TimeoutError as error:
+            desk.end_call(name)
+            raise call_timeout(service, timeout_s or 0.0) from error
+        return output_of(returned, service)
+
+    def _wait(self, future: Future[T], timeout_s: float | None = None) -> T:
+        try:
+            return future.result(timeout_s)
         except CancelledError as error:
             raise StepCanceledError("the attempt has ended") from error
 

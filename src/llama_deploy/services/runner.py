@@ -44,6 +44,7 @@ from llama_deploy.messages.frames import (
     ParkRefused,
     Refused,
     Remembered,
+    Returned,
     Welcome,
     pieces,
 )
@@ -84,6 +85,18 @@ class Runner:
         self._flush_scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            EventsCommitted: self._events_committed,
+            Welcome: self._welcomed,
+            Disowned: self._disowned,
+            CancelStep: lambda operation: self._stop(operation.step_id, operation.reason),
+            DeliverInput: self._input,
+            ParkRefused: self._park_refused,
+            Remembered: self._reply,
+            Returned: self._reply,
+            Drain: lambda operation: self.drain_requested(operation.timeout_s),
+            Refused: lambda operation: self.refused(_decode(operation.problem)),
+        }
 
     async def start(self) -> None:
         """Start the services; call it on the loop that their code shall run on."""
@@ -117,30 +130,22 @@ class Runner:
                 for step_id in operation.step_ids:
                     self._acknowledged(step_id)
             else:
-                self._control(operation)
+                self._handlers[type(operation)](operation)
 
-    def _control(self, operation: ControlOp) -> None:
-        if isinstance(operation, EventsCommitted):
-            self._events_committed(operation)
-        elif isinstance(operation, Welcome):
-            self._welcomed(operation)
-        elif isinstance(operation, Disowned):
-            for step_id in operation.step_ids:
-                self._stop(step_id, "the step went to another instance")
-        elif isinstance(operation, CancelStep):
-            self._stop(operation.step_id, operation.reason)
-        elif isinstance(operation, DeliverInput):
-            self._input(operation)
-        elif isinstance(operation, ParkRefused):
-            self._park_refused(operation)
-        elif isinstance(operation, Remembered):
-            step = self.steps.get(operation.step_id)
-            if step is not None and step.attempt == operation.attempt:
-                step.take_remembered(operation)
-        elif isinstance(operation, Drain):
-            self.drain_requested(operation.timeout_s)
-        elif isinstance(operation, Refused):
-            self.refused(_decode(operation.problem))
+    def _disowned(self, operation: Disowned | Welcome) -> None:
+        for step_id in operation.disowned if isinstance(operation, Welcome) else operation.step_ids:
+            self._stop(step_id, "the step went to another instance")
+
+    def _reply(self, operation: Remembered | Returned) -> None:
+        """What user code asked for is answered."""
+        step = self.steps.get(operation.step_id)
+        if step is None or step.attempt != operation.attempt:
+            return
+        if isinstance(operation, Remembered):
+            step.take_remembered(operation)
+        else:
+            failpoint("runner.returned")
+            step.take_returned(operation)
 
     def _post(self, operation: Any) -> None:
         self._outgoing.append(operation)
@@ -156,8 +161,7 @@ class Runner:
 
     def _welcomed(self, welcome: Welcome) -> None:
         """Registered (again): drop what is not ours any more, repeat what was not acknowledged."""
-        for step_id in welcome.disowned:
-            self._stop(step_id, "the step went to another instance")
+        self._disowned(welcome)
         failpoint("runner.welcomed")
         self._outgoing.clear()
         self.ready.set()
@@ -346,8 +350,7 @@ class Runner:
         def post() -> None:
             if step.answer is not None or self.steps.get(step.delivery.step_id) is not step:
                 return  # the attempt has ended without waiting for the answer
-            if step.deadline is not None:
-                step.deadline.reschedule(None)
+            step.stand_still()
             failpoint("runner.asked")
             number = max(len(step.delivery.inputs), *step.asked, 0) + 1
             step.asked[number] = AskInput(step.delivery.step_id, step.attempt, encoded, number)
@@ -361,9 +364,7 @@ class Runner:
             return  # gone, or known: inputs are repeated after a connection was lost
         failpoint("runner.input")
         step.asked.pop(operation.number, None)
-        waits = step.deadline is not None and step.task is not None and step.deadline.when() is None
-        if waits and step.deadline is not None and not step.asked:
-            step.deadline.reschedule(self._loop.time() + (step.delivery.run_timeout_s or 1e9))
+        step.go_on()
         step.delivery.inputs.append(operation.value)
         step.context.inputs.put_nowait(_decode(operation.value))
 

@@ -15,11 +15,21 @@ from typing import Any
 import msgspec
 
 from llama_deploy.errors import LlamaDeployError, StepCanceledError, from_problem
-from llama_deploy.messages.frames import Answer, AskInput, Deliver, Park, Remember, Remembered
+from llama_deploy.messages.frames import (
+    Answer,
+    AskInput,
+    Call,
+    Deliver,
+    EndCall,
+    Park,
+    Remember,
+    Remembered,
+    Returned,
+)
 from llama_deploy.services.base import StepContext
 
 About = tuple[str, str]
-"""What is asked (`remember`) and under which key."""
+"""What is asked (`remember`, `call`) and under which key."""
 
 
 class RunningStep:
@@ -34,6 +44,7 @@ class RunningStep:
         "deadline",
         "delivery",
         "events",
+        "left_s",
         "loop",
         "memos",
         "open",
@@ -52,6 +63,8 @@ class RunningStep:
         self.task: asyncio.Task[None] | None = None
         self.context: StepContext | None = None
         self.deadline: asyncio.Timeout | None = None
+        self.left_s: float | None = None
+        """Seconds that the deadline had left when it was stopped, `None` while it runs."""
         self.answer: Answer | Park | None = None
         """What was answered and is not acknowledged."""
         self.stopped = False
@@ -79,6 +92,19 @@ class RunningStep:
         """Have a value recorded under a key; the answer is the one that is recorded there."""
         return self._ask(("remember", key), Remember(self.delivery.step_id, self.attempt, key, value))
 
+    def call(self, key: str, definition: bytes) -> Future[Returned]:
+        """Call another service; the answer is what came of it."""
+        return self._ask(("call", key), Call(self.delivery.step_id, self.attempt, key, definition))
+
+    def end_call(self, key: str) -> None:
+        """Nobody waits for a call any more."""
+        self.loop.call_soon_threadsafe(self._end_call, key)
+
+    def _end_call(self, key: str) -> None:
+        if self.open is not None and self.open.pop(("call", key), None) is not None:
+            self.post(EndCall(self.delivery.step_id, self.attempt, key))
+            self.go_on()
+
     def _ask(self, about: About, operation: Any) -> Future[Any]:
         future: Future[Any] = Future()
         self.loop.call_soon_threadsafe(self._open, about, operation, future)
@@ -91,7 +117,26 @@ class RunningStep:
         if self.open is None:
             self.open = {}
         self.open[about] = (operation, future)
+        if about[0] == "call":
+            self.stand_still()
         self.post(operation)
+
+    # --- the deadline -----------------------------------------------------------------------------------------------
+
+    def stand_still(self) -> None:
+        """The attempt waits for a person, or for a task that it called: that time does not count."""
+        if self.deadline is not None and self.left_s is None and (when := self.deadline.when()) is not None:
+            self.left_s = max(0.0, when - self.loop.time())
+            self.deadline.reschedule(None)
+
+    def go_on(self) -> None:
+        """Something that was waited for is here; with the last of it the deadline runs on."""
+        waits = self.asked or (self.open is not None and any(kind == "call" for kind, _ in self.open))
+        if waits or self.left_s is None or self.deadline is None:
+            return
+        left_s, self.left_s = self.left_s, None
+        if self.task is not None and not self.task.done():
+            self.deadline.reschedule(self.loop.time() + left_s)
 
     # --- what the control plane says --------------------------------------------------------------------------------
 
@@ -101,6 +146,11 @@ class RunningStep:
         if problem is None:
             self.memos = {**(self.memos or {}), operation.key: operation.value}
         self._close(("remember", operation.key), problem or operation.value)
+
+    def take_returned(self, operation: Returned) -> None:
+        """A call has come to its end, or was refused."""
+        self._close(("call", operation.key), problem_of(operation.problem) or operation)
+        self.go_on()
 
     def _close(self, about: About, outcome: Any) -> None:
         """Something asked for is answered; what nobody waits for any more is dropped."""

@@ -7,11 +7,12 @@ the calls that follow, and a thread that never returns does not keep the process
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -26,6 +27,16 @@ class _Call:
         self.context = contextvars.copy_context()
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.state = "waiting"
+
+
+_here = threading.local()
+"""`pool`: the pool that the present thread is of."""
+
+
+def standing_by() -> contextlib.AbstractContextManager[None]:
+    """While the present thread only waits; does nothing in a thread that is of no pool."""
+    pool: WorkerThreads | None = getattr(_here, "pool", None)
+    return pool.standing_by() if pool is not None else contextlib.nullcontext()
 
 
 _Inbox = queue.SimpleQueue[_Call | None]
@@ -46,6 +57,8 @@ class WorkerThreads:
         self._idle: list[_Inbox] = []
         self._alive = 0
         self._given_up = 0
+        self._standing_by = 0
+        """Threads whose call waits for something else; they do not count meanwhile."""
         self._stopped = False
 
     @property
@@ -78,12 +91,29 @@ class WorkerThreads:
             while self._idle:
                 self._idle.pop().put(None)
 
+    @contextlib.contextmanager
+    def standing_by(self) -> Iterator[None]:
+        """The calling thread of this pool waits: another one may work in its place."""
+        with self._lock:
+            self._standing_by += 1
+            if self._waiting:
+                self._place(self._waiting.popleft())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._standing_by -= 1
+
+    def _counted(self) -> int:
+        """Threads that count towards the limit."""
+        return self._alive - self._given_up - self._standing_by
+
     def _place(self, call: _Call) -> None:
         """Give the call to an idle thread, or to a new one where the limit allows it. Called under the lock."""
         if self._idle:
             call.state = "running"
             self._idle.pop().put(call)
-        elif self._alive - self._given_up < self._count:
+        elif self._counted() < self._count:
             call.state = "running"
             self._alive += 1
             threading.Thread(target=self._work, args=(call,), name=f"{self._name}-{self._alive}", daemon=True).start()
@@ -101,6 +131,7 @@ class WorkerThreads:
         call.state = "given_up"
 
     def _work(self, first: _Call) -> None:
+        _here.pool = self
         inbox: _Inbox = queue.SimpleQueue()
         call: _Call | None = first
         del first
@@ -113,11 +144,11 @@ class WorkerThreads:
 
     def _next_call(self, inbox: _Inbox) -> _Call | None:
         """What this thread does next; where it is None, its inbox says so. Called under the lock."""
-        if self._waiting and self._alive - self._given_up <= self._count:
+        if self._waiting and self._counted() <= self._count:
             call = self._waiting.popleft()
             call.state = "running"
             return call
-        if self._stopped or self._alive - self._given_up > self._count:
+        if self._stopped or self._counted() > self._count:
             self._alive -= 1
             inbox.put(None)
         else:

@@ -93,6 +93,7 @@ class WorkflowService(Service):
 
     async def run(self, context: StepContext) -> TaskResult | Parked:
         """Run the workflow. Raises `ArgumentsError`, `RunTimeoutError`, and what its steps raise."""
+        context.calls_need_keys = True
         start = None if context.snapshot is not None else self._start_event(context)
         workflow = self._new_instance()
         workflow._timeout = self._timeout_s  # noqa: SLF001 - see above

@@ -98,7 +98,9 @@ class InstanceView(_View):
     capacity: int = 0
     """Steps that it takes at the same time; 0 while it drains."""
     running: int = 0
-    """Steps that it holds now."""
+    """Steps that it works on now."""
+    waiting: int = 0
+    """Steps that it holds and that wait for tasks they have called; they take no place."""
     draining: bool = False
 
 

@@ -27,9 +27,9 @@ class HistoryEntry(BaseModel):
     at: float
     """When it was recorded, in seconds since the epoch."""
     kind: str
-    """`submitted`, `answered`, `retrying`, `lost`, `input_requested`, `input`, `remembered`, `begun`, `paused`,
-    `resumed`, `timed_out` or `canceled`. Kinds may be added. A `paused` entry that names a step is about an attempt
-    that failed or was lost and was the last. `begun` stands only where a task had to wait for its beginning."""
+    """`submitted`, `answered`, `retrying`, `lost`, `input_requested`, `input`, `remembered`, `called`, `begun`,
+    `paused`, `resumed`, `timed_out` or `canceled`. Kinds may be added. A `paused` entry that names a step is about an
+    attempt that failed or was lost and was the last. `begun` stands only where a task had to wait for its beginning."""
     step_id: str | None = None
     service: str | None = None
     attempt: int | None = None
@@ -64,9 +64,11 @@ class HistoryEntry(BaseModel):
     prompt: Any = None
     """What a person was asked."""
     key: str | None = None
-    """What the service's code named it: a value that it had remembered."""
+    """What the service's code named it: a value that it had remembered, or a call."""
     value: Any = None
     """What is remembered under `key`."""
+    child: str | None = None
+    """The id of the task that the step has called."""
 
 
 class HistoryPage(BaseModel):

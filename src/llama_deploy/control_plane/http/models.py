@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.control_plane.http.problems import Problem
+from llama_deploy.control_plane.refusals import refuse_origin
 from llama_deploy.types import ServiceLimits, TaskDefinition, TaskOptions, TaskView
 from llama_deploy.types.options import SECONDS_MAX
 
@@ -39,7 +40,7 @@ class TaskRequest(_Body):
     options: TaskOptions | None = Field(default=None, description="Deadlines, retries, a later start, priority.")
 
     def definition(self) -> TaskDefinition:
-        """The task as the engine takes it."""
+        """The task as the engine takes it. Raises `InvalidRequestError` for what only the control plane may say."""
         text = self.input if isinstance(self.input, str) else json.dumps(self.input, ensure_ascii=False)
         fields: dict[str, Any] = {
             "input": text,
@@ -52,7 +53,9 @@ class TaskRequest(_Body):
         }
         if self.task_id is not None:
             fields["task_id"] = self.task_id
-        return TaskDefinition.model_validate(fields)
+        definition = TaskDefinition.model_validate(fields)
+        refuse_origin(definition)
+        return definition
 
 
 class BatchRequest(_Body):

@@ -40,6 +40,10 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
         "tasks pause",
         "tasks resume",
         "tasks timeline",
+        "tasks retry",
+        "tasks replay",
+        "tasks fork",
+        "tasks delete",
         "services list",
         "services get",
         "services pause",
@@ -128,6 +132,55 @@ def test_a_filter_that_cannot_be_read_exits_with_2_and_shows_the_place(ctl: Llam
     assert (ran.code, ran.out) == (2, "")
     assert "at character 11: there is no field 'stat'" in ran.err
     assert "did you mean state?" in ran.err
+
+
+# --- done again, and many at once -------------------------------------------------------------------------------------
+
+
+def test_a_failed_task_is_retried_and_what_was_made_of_it_is_shown(ctl: Llamactl) -> None:
+    task_id = ctl("run", "fail", "--no-wait", "-o", "name").out.strip()
+    assert ctl("tasks", "watch", task_id).code == 1
+    ran = ctl("tasks", "retry", task_id, "-o", "json")
+    made = ran.json["items"][0]
+    assert made["origin"] == f"retry:{task_id}"
+    assert ctl("tasks", "watch", made["task_id"]).code == 1
+    assert f"retry:{task_id}  {made['task_id']}  failed" in ctl("tasks", "get", task_id).out
+    assert f"from retry:{task_id}" in ctl("tasks", "timeline", made["task_id"]).out
+    assert ctl("tasks", "retry", task_id, "--from-start", "--wait").code == 1
+    assert ctl("tasks", "retry", "nobody").code == 4
+
+
+def test_a_task_is_replayed_with_another_input_and_forked(ctl: Llamactl) -> None:
+    task_id = ctl("run", "shout", "-a", "text", "a", "--no-wait", "-o", "name").out.strip()
+    assert ctl("tasks", "watch", task_id).code == 0
+    assert ctl("tasks", "replay", task_id, "--input", '{"text": "b"}', "--wait").out == "B\n"
+    assert ctl("tasks", "replay", task_id, "--from", f"{task_id}:1", "--wait").out == "A\n"
+    assert ctl("tasks", "fork", task_id, "--at", "1", "--wait").out == "A\n"
+    ran = ctl("tasks", "fork", task_id, "--at", "7")
+    assert (ran.code, "LD215" in ran.err) == (5, True)
+    assert ctl("tasks", "replay", task_id, "--data", "[").code == 2
+
+
+def test_many_tasks_are_counted_and_nothing_is_done_without_a_yes(ctl: Llamactl) -> None:
+    ids = [ctl("run", "fail", "--no-wait", "-o", "name").out.strip() for _ in range(2)]
+    for task_id in ids:
+        ctl("tasks", "watch", task_id)
+    chosen = f"id:{','.join(ids)}"
+    ran = ctl("tasks", "retry", "--filter", chosen, "--dry-run")
+    assert "2 tasks match" in ran.err
+    assert ran.out.count("failed") == 2
+    assert ctl("tasks", "retry", "--filter", chosen, "--dry-run", "-o", "json").json["matched"] == 2
+    ran = ctl("tasks", "retry", "--filter", chosen)
+    assert (ran.code, ran.out) == (2, "")
+    assert "--yes is needed to retry 2 tasks" in ran.err
+    ran = ctl("tasks", "retry", "--filter", chosen, "--yes", "--limit", "1", "-o", "name")
+    assert (ran.code, len(ran.out.splitlines())) == (0, 1)
+    ran = ctl("tasks", "delete", "--filter", chosen, "--yes")
+    assert (ran.code, "2 done" in ran.err) == (0, True)
+    assert ctl("tasks", "get", ids[0]).code == 4
+    for wrong in ("retry", "retry x --filter id:*", "cancel x --dry-run", "replay x y --wait"):
+        assert ctl("tasks", *wrong.split()).code == 2
+    assert ctl("tasks", "retry", "--filter", "id:*", "--from-start", "--yes").code == 2
 
 
 # --- explain, version, init -------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ COMMANDS = {
     "serve": ("llama_deploy.cli.serve:serve", "Run a deployment, its control plane alone, or one service."),
     "run": ("llama_deploy.cli.run:run", "Submit a task and wait for its result."),
     "status": ("llama_deploy.cli.status:status", "How the control plane stands."),
-    "tasks": ("llama_deploy.cli.tasks:tasks", "List, watch, answer and cancel tasks."),
+    "tasks": ("llama_deploy.cli.tasks:tasks", "List, watch, answer and cancel tasks; have them done again."),
     "services": ("llama_deploy.cli.services:services", "List the services; pause, limit and drain them."),
     "queues": ("llama_deploy.cli.queues:queues", "See what waits for each service, and why."),
     "sessions": ("llama_deploy.cli.sessions:sessions", "List the sessions and look into one."),

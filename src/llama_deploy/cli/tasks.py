@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llama_deploy.cli import task_control
 from llama_deploy.cli.filtering import FilterCommand, filter_text
 from llama_deploy.cli.lazy import CommandGroup
 from llama_deploy.cli.settings import Settings, with_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from llama_deploy.cli.output import Printer
     from llama_deploy.client import Client
-    from llama_deploy.types import TaskView
 
 STATES = (
     "submitted", "working", "input_required", "auth_required", "completed", "failed", "canceled", "rejected",
@@ -24,7 +22,7 @@ STATES = (
 
 @click.group(cls=CommandGroup)
 def tasks() -> None:
-    """List, watch, answer and cancel tasks."""
+    """List, watch, answer and cancel tasks; have them done again."""
 
 
 @tasks.command("list", cls=FilterCommand)
@@ -94,6 +92,9 @@ async def _get(client: Client, printer: Printer, task_id: str) -> None:
             printer.line(f"Fix: {result.error.fix}")
         if printer.form == "wide" and result.error.traceback:
             printer.line(result.error.traceback)
+    made = await client.list_tasks_page(filter=f'from:"{task_id}"', limit=20)
+    if made.items:
+        printer.line("\n" + "\n".join(f"{view.origin}  {view.task_id}  {view.state.value}" for view in made.items))
     hint_at_timeline(printer, task_id, steps.hops)
 
 
@@ -166,6 +167,8 @@ async def _timeline(client: Client, printer: Printer, task_id: str, width: int |
         print_timeline(told, width=width)
         steps = f"{len(told.hops)} step{'' if len(told.hops) == 1 else 's'}"
         waits = f"; waits for {view.waiting_for}" if view.waiting_for else ""
+        if view.origin:
+            printer.line(f"\nfrom {view.origin}")
         printer.line(f"\n{told.state.value.replace('_', ' ')} after {duration(told.seconds)}, {steps}{waits}")
     else:
         printer.table([hop.document() for hop in told.hops.values()], [], name="step_id")
@@ -211,63 +214,5 @@ def send(settings: Settings, task_id: str, value: str, step_id: str | None, *, t
     printer.progress(f"Recorded. Follow the task: llamactl tasks watch {task_id}")
 
 
-@tasks.command()
-@click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
-@click.option("--reason", metavar="TEXT", help="Why; it stands in the task's history.")
-@with_settings
-def cancel(settings: Settings, task_ids: tuple[str, ...], reason: str | None) -> None:
-    """Cancel tasks; one that is canceled already stays as it is.
-
-    What cannot be canceled does not keep the others from it; the exit code is that of the first such task.
-    """
-    _change_each(settings, task_ids, lambda client, task_id: client.cancel(task_id, reason=reason))
-
-
-@tasks.command()
-@click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
-@click.option("--reason", metavar="TEXT", help="Why; it stands in the task's history.")
-@with_settings
-def pause(settings: Settings, task_ids: tuple[str, ...], reason: str | None) -> None:
-    """Hold tasks back: no step of them is handed out until they are resumed; what runs finishes."""
-    _change_each(settings, task_ids, lambda client, task_id: client.pause(task_id, reason=reason))
-
-
-@tasks.command()
-@click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
-@click.option("--reason", metavar="TEXT", help="Why; it stands in the task's history.")
-@with_settings
-def resume(settings: Settings, task_ids: tuple[str, ...], reason: str | None) -> None:
-    """Have paused tasks go on."""
-    _change_each(settings, task_ids, lambda client, task_id: client.resume(task_id, reason=reason))
-
-
-def _change_each(
-    settings: Settings, task_ids: tuple[str, ...], change: Callable[[Client, str], Awaitable[TaskView]]
-) -> None:
-    """Change one task after the other and print where each stands; one that refuses does not keep back the others."""
-    from llama_deploy.cli.calls import with_client
-    from llama_deploy.cli.output import Column, Printer, document_of
-    from llama_deploy.errors import Category, LlamaDeployError
-
-    changed: list[dict[str, Any]] = []
-    refusals: list[LlamaDeployError] = []
-
-    async def work(client: Client) -> None:
-        for task_id in task_ids:
-            try:
-                changed.append(document_of(await change(client, task_id), without={"result"}))
-            except LlamaDeployError as error:
-                refusals.append(error)
-                if error.category not in {Category.NOT_FOUND, Category.CONFLICT}:
-                    return
-
-    with_client(settings, work)
-    columns = [Column("task_id", "TASK"), Column("service", "SERVICE"), Column("state", "STATE")]
-    if changed and any(document["paused"] for document in changed):
-        columns.append(Column("waiting_for", "WAITS FOR"))
-    if changed or not refusals:
-        Printer(settings).table(changed, columns, name="task_id")
-    for error in refusals[1:]:
-        click.echo(error.render(), err=True)
-    if refusals:
-        raise refusals[0]
+for _command in task_control.COMMANDS:
+    tasks.add_command(_command)

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import UNSET
 
 from llama_deploy.client.connection import Connection
+from llama_deploy.client.control_calls import ControlCalls
 from llama_deploy.client.data_calls import DataCalls
 from llama_deploy.client.http_calls import segment, view_of
 from llama_deploy.client.outcomes import output_of, result_of
@@ -65,7 +66,7 @@ class StreamEvent(msgspec.Struct, frozen=True):
     """The event as JSON types."""
 
 
-class Client(DataCalls, ServiceCalls, TimeCalls):
+class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls):
     """A client of one control plane, for one event loop.
 
     Use it with `async with`, or call `close`. Nothing connects before the first call that needs it; that call raises

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from llama_deploy.control_plane.bulk import Bulk
 from llama_deploy.control_plane.children import Children
 from llama_deploy.control_plane.client_gateway import ClientGateway
 from llama_deploy.control_plane.copies import Copies
@@ -79,6 +80,7 @@ class ControlPlane:
         self.clients = ClientGateway(self.engine)
         self.views = Views(self.engine)
         self.repeats = Repeats(self.engine)
+        self.bulk = Bulk(self.engine, signals=self.signals, pauses=self.pauses, repeats=self.repeats, views=self.views)
         self.started_at = 0.0
         self.steps_carried_on = 0
         """Unfinished steps of an earlier run that were found at the start."""

@@ -127,13 +127,16 @@ def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
             "removed": [*record.change.keys_removed, *record.change.own_removed],
             "shared": record.change.shared,
         }
+    definition = _shown(record.definition)
+    options = definition.get("options") if isinstance(definition, dict) else None
     return HistoryEntry.model_validate(
         {
             "seq": seq,
             "at": at,
             "kind": kind,
             "state": record.state,
-            "definition": _shown(record.definition),
+            "definition": definition,
+            "origin": options.get("origin") if isinstance(options, dict) else None,
             "step_id": record.step_id,
             "service": record.service,
             "attempt": record.attempt or None,

@@ -40,7 +40,7 @@ class Views(QueueViews):
     def task(self, entry: TaskEntry) -> TaskView:
         """A task in memory, as it is recorded."""
         asking = next((step for step in entry.open.values() if step.asking and step.prompt), None)
-        view = self._row(entry.shown)
+        view = self.row(entry.shown)
         if view.ended_at is None:
             view.waiting_for = self.task_reason(entry)
             if asking is not None and asking.prompt is not None and view.state is TaskState.INPUT_REQUIRED:
@@ -53,7 +53,8 @@ class Views(QueueViews):
         view.webhook = await self._engine.webhooks.view(entry)
         return view
 
-    def _row(self, row: TaskRow) -> TaskView:
+    def row(self, row: TaskRow) -> TaskView:
+        """A task as the store has it."""
         return TaskView(
             task_id=row.task_id,
             session_id=row.session_id,
@@ -97,7 +98,7 @@ class Views(QueueViews):
         items = []
         for row in listing.rows:
             entry = self._engine.cache.tasks.get(row.task_id)
-            items.append(self.task(entry) if entry is not None else self._row(row))
+            items.append(self.task(entry) if entry is not None else self.row(row))
         return TaskPage(items=items, next=listing.next)
 
     async def history(self, entry: TaskEntry, *, after: int, limit: int) -> HistoryPage:

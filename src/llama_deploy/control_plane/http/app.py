@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 
 from llama_deploy._version import __version__
 from llama_deploy.control_plane.http import (
+    control_routes,
     data_routes,
     openapi,
     pause_routes,
@@ -40,6 +41,7 @@ def build_app(plane: ControlPlane) -> BodyLimit:
     app.state.plane = plane
     app.state.closing = asyncio.Event()
     app.include_router(routes.router)
+    app.include_router(control_routes.router)
     app.include_router(pause_routes.router)
     app.include_router(service_routes.router)
     app.include_router(queue_routes.router)

@@ -1,0 +1,126 @@
+"""The client's part about recorded work: having it done again, and acting on many tasks at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET
+
+from llama_deploy.client.http_calls import HttpCalls, segment, view_of
+from llama_deploy.errors import InvalidRequestError
+from llama_deploy.messages.values import encode_json
+from llama_deploy.types import TaskView, generate_id
+from llama_deploy.types.control import BulkAction, BulkAnswer
+
+PAGE_TASKS = 100
+"""Tasks of one request, where an action is about many."""
+
+
+class ControlCalls(HttpCalls):
+    """Methods of `Client` about recorded work."""
+
+    async def retry(
+        self,
+        task_id: str,
+        *,
+        from_start: bool = False,
+        new_task_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> TaskView:
+        """Have a task that did not end well done again as a new task; returns that one once it is recorded.
+
+        It begins just before what failed and keeps what other steps have answered, or runs all of it with
+        `from_start`. Under a `new_task_id` or `idempotency_key` repeating is safe. Raises `TaskNotFoundError`,
+        `NotRepeatableError`.
+        """
+        body = {"from_start": from_start, "task_id": new_task_id, "idempotency_key": idempotency_key}
+        return await self._again(task_id, "retry", body)
+
+    async def replay(
+        self,
+        task_id: str,
+        *,
+        step_id: str | None = None,
+        input: Any = UNSET,
+        data: Any = UNSET,
+        new_task_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> TaskView:
+        """Run a task once more as a new task, from one of its steps or from the start; returns the new one.
+
+        `input` is another input, of the step or of the task: text as it is, anything else as JSON. `data` replaces
+        all data of the step's message. Raises `TaskNotFoundError`, `NotRepeatableError`.
+        """
+        body = {"step_id": step_id, "task_id": new_task_id, "idempotency_key": idempotency_key}
+        return await self._again(task_id, "replay", body, input=input, data=data)
+
+    async def fork(
+        self,
+        task_id: str,
+        seq: int,
+        *,
+        step_id: str | None = None,
+        input: Any = UNSET,
+        data: Any = UNSET,
+        new_task_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> TaskView:
+        """Make a task that goes on from where `task_id` stood after entry `seq` of its history; returns the new one.
+
+        Every step that was open then runs anew. `input` or `data` are for the step `step_id`, as in `replay`.
+        """
+        body = {"seq": seq, "step_id": step_id, "task_id": new_task_id, "idempotency_key": idempotency_key}
+        return await self._again(task_id, "fork", body, input=input, data=data)
+
+    async def _again(self, task_id: str, what: str, body: dict[str, Any], **edit: Any) -> TaskView:
+        given = {name: value for name, value in body.items() if value is not None}
+        given |= {name: _json(name, value) for name, value in edit.items() if value is not UNSET}
+        return view_of(TaskView, await self._ask("POST", f"/v1/tasks/{segment(task_id)}/{what}", given))
+
+    async def delete_task(self, task_id: str) -> TaskView:
+        """Remove an ended task for good; returns what it was.
+
+        Raises `TaskNotFoundError`, and `NotRepeatableError` while it has not ended.
+        """
+        return view_of(TaskView, await self._ask("DELETE", f"/v1/tasks/{segment(task_id)}"))
+
+    async def bulk(
+        self,
+        action: BulkAction,
+        filter: str,
+        *,
+        dry_run: bool = False,
+        limit: int | None = None,
+        reason: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> BulkAnswer:
+        """Do `action` to all tasks that fit `filter`, newest first, at most `limit`; with `dry_run` only count them.
+
+        What cannot be done to one task stands in its item and keeps nobody else back. After an error, repeating it
+        under the same `idempotency_key` makes no second task of any.
+        """
+        body: dict[str, Any] = {"action": action, "filter": filter, "dry_run": dry_run}
+        body |= {"reason": reason or "", "idempotency_key": idempotency_key or generate_id()}
+        answer: BulkAnswer | None = None
+        while True:
+            left = PAGE_TASKS if limit is None else limit - (0 if answer is None else len(answer.items))
+            body["limit"] = max(1, min(PAGE_TASKS, left))
+            page = view_of(BulkAnswer, await self._ask("POST", "/v1/tasks/bulk", body))
+            if answer is None:
+                answer = page
+            else:
+                answer.items += page.items
+                answer.next = page.next
+            if answer.next is None or (limit is not None and len(answer.items) >= limit):
+                return answer
+            body["cursor"] = answer.next
+
+
+def _json(name: str, value: Any) -> Any:
+    """A value as JSON types. Raises `InvalidRequestError` when it has no JSON form."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(encode_json(value))
+    except ValueError as error:
+        raise InvalidRequestError(f"{name} cannot be sent", why=str(error)) from error

@@ -28,8 +28,9 @@ class HistoryEntry(BaseModel):
     """When it was recorded, in seconds since the epoch."""
     kind: str
     """`submitted`, `forked`, `answered`, `retrying`, `lost`, `input_requested`, `input`, `remembered`, `called`,
-    `begun`, `paused`, `resumed`, `timed_out` or `canceled`. Kinds may be added. A `paused` entry that names a step is about
-    an attempt that failed or was lost and was the last. `begun` stands only where a task had to wait for its beginning."""
+    `begun`, `paused`, `resumed`, `timed_out` or `canceled`. Kinds may be added. A `paused` entry that names a step is
+    about an attempt that failed or was lost and was the last. `begun` stands only where a task had to wait for its
+    beginning."""
     origin: dict[str, Any] | None = None
     """What the task came from: `kind`, `task_id`, and where it began there; on the first entry."""
     step_id: str | None = None

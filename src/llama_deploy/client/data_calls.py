@@ -36,7 +36,9 @@ class _NewFile:
 
     def __init__(self, target: Path, *, replace: bool) -> None:
         if target.exists() and not replace:
-            raise InvalidRequestError(f"there is a file {target}", fix="name another one, or replace it: --replace, replace=True")
+            raise InvalidRequestError(
+                f"there is a file {target}", fix="name another one, or replace it (--replace, replace=True)"
+            )
         self._target = target
         self._unfinished = target.with_name(f".{target.name}.{token_hex(4)}.unfinished")
         try:

@@ -56,6 +56,8 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
         "queues resume",
         "sessions list",
         "sessions get",
+        "sessions erase",
+        "sessions erasures",
         "backup",
         "restore",
         "explain",

@@ -36,7 +36,7 @@ COMMANDS = {
     "tasks": ("llama_deploy.cli.tasks:tasks", "List, watch, answer and cancel tasks; have them done again."),
     "services": ("llama_deploy.cli.services:services", "List the services; pause, limit and drain them."),
     "queues": ("llama_deploy.cli.queues:queues", "See what waits for each service, and why."),
-    "sessions": ("llama_deploy.cli.sessions:sessions", "List the sessions and look into one."),
+    "sessions": ("llama_deploy.cli.sessions:sessions", "List the sessions, look into one, erase one."),
     "backup": ("llama_deploy.cli.backup:backup", "Copy everything that is recorded to a file."),
     "restore": ("llama_deploy.cli.backup:restore", "Make a store of a backup."),
     "explain": ("llama_deploy.cli.explain:explain", "What an error code means."),

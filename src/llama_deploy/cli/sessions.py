@@ -1,18 +1,22 @@
-"""`llamactl sessions`: which sessions there are, and the state that the tasks of one share."""
+"""`llamactl sessions`: which sessions there are, the state that the tasks of one share, and erasing one."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llama_deploy.cli.lazy import CommandGroup
 from llama_deploy.cli.settings import Settings, with_settings
 
+if TYPE_CHECKING:
+    from llama_deploy.types import ErasureView
+
 
 @click.group(cls=CommandGroup)
 def sessions() -> None:
-    """List the sessions and look into one."""
+    """List the sessions, look into one, erase one."""
 
 
 @sessions.command("list")
@@ -46,3 +50,51 @@ def get_session(settings: Settings, session_id: str) -> None:
         return {**document_of(view), "state": await client.get_session_state(session_id)}
 
     Printer(settings).record(with_client(settings, work), name=session_id)
+
+
+@sessions.command("erase")
+@click.argument("session_id")
+@click.option("--dry-run", is_flag=True, help="Change nothing; say what would go.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--by", metavar="NAME", help="Who asks for it, for the record [the login name].")
+@with_settings
+def erase_session(settings: Settings, session_id: str, *, dry_run: bool, yes: bool, by: str | None) -> None:
+    """Erase a session: its tasks and what came of them, its state, the bytes in the store's files.
+
+    What runs is canceled first. It cannot be undone; backups that were made before still have it.
+    """
+    import getpass
+
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Printer, document_of
+
+    printer = Printer(settings)
+    if not dry_run and not yes:
+        found = with_client(settings, lambda client: client.erase_session(session_id, dry_run=True))
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"{_what_goes(found)} would be erased for good; say --yes to do it")
+        click.confirm(f"Erase {_what_goes(found)} for good?", abort=True, err=True)
+    who = by if by is not None else getpass.getuser()
+    view = with_client(settings, lambda client: client.erase_session(session_id, dry_run=dry_run, by=who))
+    printer.record(document_of(view), name=session_id)
+    if view.erased and not view.scrubbed:
+        printer.progress("Its bytes are still in the store's files: a backup is being written. Erase it again later.")
+
+
+def _what_goes(view: ErasureView) -> str:
+    tasks = f"{view.tasks} task{'' if view.tasks == 1 else 's'} ({view.unfinished} unfinished)"
+    return f"{tasks} and {view.state_keys} key{'' if view.state_keys == 1 else 's'} of session {view.session_id}"
+
+
+@sessions.command("erasures")
+@with_settings
+def list_erasures(settings: Settings) -> None:
+    """What was ever erased, by whom and how much; never content."""
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Column, Printer, document_of
+
+    found = with_client(settings, lambda client: client.list_erasures())
+    columns = [Column("at", "AT"), Column("session_id", "SESSION"), Column("tasks", "TASKS"), Column("by", "BY")]
+    wide = [Column("unfinished", "UNFINISHED"), Column("state_keys", "KEYS"), Column("scrubbed", "SCRUBBED")]
+    items = [document_of(view) for view in found]
+    Printer(settings).table(items, columns, wide=wide, name="session_id", cursor=None, empty="Nothing was erased yet.")

@@ -1,4 +1,4 @@
-"""The client's part about the data itself: copies of all of it."""
+"""The client's part about the data itself: copies of all of it, and erasing what belongs to a session."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 from pathlib import Path
 from secrets import token_hex
 
-from llama_deploy.client.http_calls import HttpCalls
+from llama_deploy.client.http_calls import HttpCalls, segment, view_of
 from llama_deploy.errors import InvalidRequestError
+from llama_deploy.types import ErasurePage, ErasureView
 
 
 class DataCalls(HttpCalls):
@@ -29,6 +30,21 @@ class DataCalls(HttpCalls):
             return await asyncio.to_thread(file.finish)
         finally:
             await asyncio.to_thread(file.close)
+
+    async def erase_session(self, session_id: str, *, dry_run: bool = False, by: str = "") -> ErasureView:
+        """Erase a session: its tasks and what came of them, its state, and the bytes in the store's files.
+
+        What runs is canceled first. With `dry_run` nothing is changed, and the answer says what would go. Who asked
+        (`by`) and how much it was stays on record. Repeating it goes on where a crash has interrupted it. Raises
+        `SessionNotFoundError`.
+        """
+        path = f"/v1/sessions/{segment(session_id)}/data"
+        answer = await self._ask("DELETE", path, dry_run="true" if dry_run else None, by=by or None)
+        return view_of(ErasureView, answer)
+
+    async def list_erasures(self) -> list[ErasureView]:
+        """What was ever erased, the latest first."""
+        return (await self._get(ErasurePage, "/v1/erasures")).items
 
 
 class _NewFile:

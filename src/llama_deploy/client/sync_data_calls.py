@@ -6,6 +6,7 @@ import os
 
 from llama_deploy.client.async_client import Client
 from llama_deploy.client.portal import Portal
+from llama_deploy.types import ErasureView
 
 
 class SyncDataCalls:
@@ -17,3 +18,11 @@ class SyncDataCalls:
     def backup(self, path: str | os.PathLike[str], *, replace: bool = False) -> int:
         """Write a copy of everything that is recorded to a file. See `Client.backup`."""
         return self._portal.call(self._client.backup(path, replace=replace))
+
+    def erase_session(self, session_id: str, *, dry_run: bool = False, by: str = "") -> ErasureView:
+        """Erase a session and all that belongs to it. See `Client.erase_session`."""
+        return self._portal.call(self._client.erase_session(session_id, dry_run=dry_run, by=by))
+
+    def list_erasures(self) -> list[ErasureView]:
+        """What was ever erased. See `Client.list_erasures`."""
+        return self._portal.call(self._client.list_erasures())

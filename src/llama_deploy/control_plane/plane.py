@@ -14,6 +14,7 @@ from llama_deploy.control_plane.children import Children
 from llama_deploy.control_plane.client_gateway import ClientGateway
 from llama_deploy.control_plane.copies import Copies
 from llama_deploy.control_plane.engine import Engine
+from llama_deploy.control_plane.erasure import Erasure
 from llama_deploy.control_plane.gateway import Gateway
 from llama_deploy.control_plane.pauses import Pauses
 from llama_deploy.control_plane.repeats import Repeats
@@ -77,6 +78,8 @@ class ControlPlane:
         self.copies = Copies(store)
         self.children = Children(self.engine, self.signals)
         self.gateway = Gateway(self.engine, self.signals, self.children)
+        self.erasure = Erasure(self.engine, self.signals)
+        self.gateway = Gateway(self.engine, self.signals)
         self.clients = ClientGateway(self.engine)
         self.views = Views(self.engine)
         self.repeats = Repeats(self.engine)
@@ -100,6 +103,7 @@ class ControlPlane:
             self.engine.admission.close_until(self.engine.clock.now() + self.engine.settings.recovery_grace_s)
         self.retention.start()
         self.engine.spawn(self.children.recover())
+        self.engine.spawn(self.erasure.go_on())
         self.started_at = self.engine.clock.now()
         self.ready = True
         log.info("control plane started", store=self.store.location)

@@ -234,6 +234,14 @@ class TaskCache:
                 self.forget(entry)
             entry.notify()
 
+    async def drop_session(self, session_id: str) -> None:
+        """Forget a session that is to be removed from the store, once what is on its way there has arrived."""
+        session = self.sessions.get(session_id)
+        if session is not None:
+            await session.settled()
+            self.forget_session(session)
+        self._leaving_sessions.pop(session_id, None)
+
     def let_go_of_session(self, session_id: str) -> bool:
         """Forget a session unless it is in use; whoever needs it next reads it from the store."""
         session = self.sessions.get(session_id)

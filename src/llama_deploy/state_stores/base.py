@@ -308,7 +308,15 @@ class StateStore(ABC):
 
         History, stream, deliveries, idempotency keys, dead letters and uses of contents go too; the contents
         themselves when `delete_unused_blobs` comes by. A task that has not ended is left alone. `erase` removes
-        unfinished ones too, and at once the contents that nobody else uses. Repeating it is harmless.
+        unfinished ones too, what came in late for tasks that are gone already, and at once the contents that nobody
+        else uses. Repeating it is harmless.
+        """
+
+    @abstractmethod
+    async def scrub(self) -> bool:
+        """Make what was removed so far unreadable in whatever the store writes to.
+
+        False while something that still reads an earlier state (a backup) prevents it; ask again then.
         """
 
     @abstractmethod

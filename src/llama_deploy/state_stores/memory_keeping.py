@@ -168,9 +168,11 @@ class MemoryKeeping(StateStore):
         removed = 0
         for task_id in dict.fromkeys(task_ids):
             row = self._tasks.rows.get(task_id)
-            if row is None or (row.ended_at is None and not erase):
+            if not erase and (row is None or row.ended_at is None):
                 continue
-            self._tasks.remove(task_id)
+            if row is not None:
+                self._tasks.remove(task_id)
+                removed += 1
             self._history.pop(task_id, None)
             self._streams.pop(task_id, None)
             self._deliveries.remove_task(task_id)
@@ -181,8 +183,10 @@ class MemoryKeeping(StateStore):
             for hash_ in self._blobs.leave(task_id):
                 if erase:
                     self._blobs.remove(hash_)
-            removed += 1
         return removed
+
+    async def scrub(self) -> bool:
+        return True
 
     async def shrink(self) -> bool:
         return False

@@ -97,6 +97,7 @@ class SQLiteStore(SQLiteKeeping):
         self._synchronous = synchronous
         self._pending: list[Transition] = []
         self._rare: list[_RareWrite] = []
+        self._between: list[Callable[[], None]] = []
         self.last_error = ""
         self._in_flight = 0
         self._committing = False
@@ -154,6 +155,10 @@ class SQLiteStore(SQLiteKeeping):
         """Write what has accumulated and hand the commit to the writer's thread."""
         self._flush_scheduled = False
         if self._committing:
+            return
+        if self._between:
+            self._committing = True
+            self._hand_to_writer(self._between.pop(0))
             return
         if not self._pending and not self._rare:
             self._idle.set()
@@ -395,6 +400,35 @@ class SQLiteStore(SQLiteKeeping):
             raise StoreUnavailableError("the store is closed")
         done: asyncio.Future[T] = self._loop.create_future()
         self._rare.append(_RareWrite(work, done))
+        self._idle.clear()
+        if not self._committing:
+            self._flush()
+        return await done
+
+    async def _between_commits(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._closed:
+            raise StoreUnavailableError("the store is closed")
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def ended(outcome: T | None, error: Exception | None) -> None:
+            self._committing = False
+            self._flush()
+            if done.done():
+                return
+            if error is not None:
+                done.set_exception(StoreUnavailableError("the store cannot be written now", why=str(error)))
+            else:
+                done.set_result(outcome)  # type: ignore[arg-type]
+
+        def run() -> None:
+            try:
+                outcome = work(self._connection)
+            except sqlite3.Error as error:
+                self._loop.call_soon_threadsafe(ended, None, error)
+            else:
+                self._loop.call_soon_threadsafe(ended, outcome, None)
+
+        self._between.append(run)
         self._idle.clear()
         if not self._committing:
             self._flush()

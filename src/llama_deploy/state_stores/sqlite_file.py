@@ -74,6 +74,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, synchronous: str) -> No
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute("PRAGMA cache_size = -32000")
+    connection.execute("PRAGMA secure_delete = FAST")  # removed rows are overwritten where that costs no further page
     connection.execute("PRAGMA wal_autocheckpoint = 2000")
     connection.execute("PRAGMA journal_size_limit = 67108864")  # what a long read has made of the WAL does not stay
 

@@ -64,6 +64,10 @@ class SQLiteKeeping(SQLiteReads):
     async def _write_now(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """A rare write: it goes with the next commit, and what `work` returns is told after it."""
 
+    @abstractmethod
+    async def _between_commits(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Work on the writing connection outside of any transaction, on the writer's thread; commits wait for it."""
+
     async def _run(self, name: str, *parameters: Any) -> int:
         """One statement as a rare write; returns how many rows it changed."""
         return await self._write_now(lambda c: c.execute(self._sql[name], parameters).rowcount)
@@ -263,10 +267,11 @@ class SQLiteKeeping(SQLiteReads):
         ended = self._sql["is_ended"]
         found = {task_id: connection.execute(ended, (task_id,)).fetchone() for task_id in task_ids}
         doomed = [(task_id,) for task_id, row in found.items() if row is not None and (erase or row[0])]
-        if not doomed:
+        left = [(task_id,) for task_id in found] if erase else doomed
+        if not left:
             return 0, []
         used = self._sql["task_blobs"]
-        hashes = {hash_ for task in doomed for (hash_,) in connection.execute(used, task)} if erase else set()
+        hashes = {hash_ for task in left for (hash_,) in connection.execute(used, task)} if erase else set()
         highest = connection.execute(self._sql["highest_task"]).fetchone()[0]
         for name in (
             "delete_history",
@@ -277,12 +282,24 @@ class SQLiteKeeping(SQLiteReads):
             "delete_task_uses",
             "delete_task",
         ):
-            connection.executemany(self._sql[name], doomed)
+            connection.executemany(self._sql[name], left)
         lowered = highest - connection.execute(self._sql["highest_task"]).fetchone()[0]
         connection.execute(self._sql["widen_gap"], (len(doomed) - lowered,))
         discard = self._sql["discard_blob"]
-        left = [hash_ for hash_ in hashes if connection.execute(discard, (hash_, float("inf"))).rowcount]
-        return len(doomed), left
+        unused = [hash_ for hash_ in hashes if connection.execute(discard, (hash_, float("inf"))).rowcount]
+        return len(doomed), unused
+
+    async def scrub(self) -> bool:
+        """What is removed from a page is overwritten at once (`secure_delete`); here unused pages go, and the log."""
+
+        def give_back(connection: sqlite3.Connection) -> bool:
+            connection.execute(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})").fetchall()
+            return bool(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+        while await self._write_now(give_back):
+            pass
+        busy = await self._between_commits(lambda c: c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+        return not busy
 
     async def shrink(self) -> bool:
         def work(connection: sqlite3.Connection) -> bool:

@@ -277,6 +277,19 @@ class KeepingConformance(StoreSuite):
             assert await store.next_due() is None
             assert await store.count_tasks() == {}
 
+    async def test_what_came_late_for_an_erased_task_is_erased_too(self) -> None:
+        async with self.opened() as store:
+            await record(store, chunks=[chunk("t", 0)], sent=[delivery("t")], dead=[dead("t", 2)])
+            assert await store.delete_tasks(["t"]) == 0
+            assert await store.load_chunks("t") == [chunk("t", 0)]
+            assert await store.delete_tasks(["t"], erase=True) == 0
+            assert await store.load_chunks("t") == []
+            assert await store.load_deliveries("t") == []
+            assert await store.load_dead("t:2") is None
+            assert await store.scrub()
+            await record(store, **submission("t"))
+            assert await store.count_tasks() == {"submitted": 1}
+
     async def test_counts_are_right_whatever_was_removed(self) -> None:
         async with self.opened() as store:
             names = [f"t{number}" for number in range(40)]

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         TaskResultView,
         TaskView,
     )
+    from llama_deploy.types.erasure import ErasurePage, ErasureView
     from llama_deploy.types.history import HistoryEntry, HistoryPage
     from llama_deploy.types.queues import LimitsView, PauseView, QueuePage, QueueView, WaitingPage, WaitingStep
     from llama_deploy.types.webhooks import WebhookSettings, WebhookView
@@ -49,6 +50,8 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "ErasurePage": "llama_deploy.types.erasure",
+            "ErasureView": "llama_deploy.types.erasure",
             "HistoryEntry": "llama_deploy.types.history",
             "HistoryPage": "llama_deploy.types.history",
             "InstanceView": "llama_deploy.types.api",
@@ -76,6 +79,8 @@ __all__ = [
     "LEGAL_TRANSITIONS",
     "ActionTypes",
     "ChatMessage",
+    "ErasurePage",
+    "ErasureView",
     "EventDefinition",
     "HistoryEntry",
     "HistoryPage",

@@ -63,6 +63,8 @@ async def test_every_route_is_in_it(document: dict[str, Any]) -> None:
         "PUT /v1/services/{name}/limits",
         "DELETE /v1/services/{name}/limits",
         "POST /v1/services/{name}/instances/{instance_id}/drain",
+        "DELETE /v1/sessions/{session_id}/data",
+        "GET /v1/erasures",
         "GET /v1/backup",
         "GET /v1/status",
         "GET /healthz",

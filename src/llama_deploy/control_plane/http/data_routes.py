@@ -1,17 +1,19 @@
-"""The routes about the data itself: taking a copy of all of it."""
+"""The routes about the data itself: taking a copy of all of it, and erasing what belongs to a session."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from llama_deploy.control_plane.copies import pieces
 from llama_deploy.control_plane.http.bodies import JSONRoute
 from llama_deploy.control_plane.http.problems import answers
 from llama_deploy.control_plane.http.routes import plane_of
+from llama_deploy.control_plane.refusals import clean
+from llama_deploy.types import ErasurePage, ErasureView
 
 router = APIRouter(prefix="/v1", route_class=JSONRoute, tags=["data"])
 
@@ -32,3 +34,22 @@ async def get_backup(request: Request) -> StreamingResponse:
         "content-disposition": 'attachment; filename="llama_deploy.db"',
     }
     return StreamingResponse(pieces(file), media_type=SQLITE, headers=headers)
+
+
+@router.delete("/sessions/{session_id}/data", responses=answers(400, 404))
+async def erase_session(
+    request: Request,
+    session_id: str,
+    *,
+    dry_run: Annotated[bool, Query(description="Change nothing; say what would go.")] = False,
+    by: Annotated[str, Query(max_length=200, description="Who asks for it; it stays on record.")] = "",
+) -> ErasureView:
+    """Cancel what runs in a session, then erase its tasks, what came of them, and its state; from the files too."""
+    erasure = plane_of(request).erasure
+    return await erasure.look(session_id) if dry_run else await erasure.erase(session_id, by=clean(by))
+
+
+@router.get("/erasures", responses=answers())
+async def list_erasures(request: Request) -> ErasurePage:
+    """What was ever erased, the latest first: numbers, and who asked for it; never content."""
+    return ErasurePage(items=await plane_of(request).erasure.erasures())

@@ -79,7 +79,6 @@ class ControlPlane:
         self.children = Children(self.engine, self.signals)
         self.gateway = Gateway(self.engine, self.signals, self.children)
         self.erasure = Erasure(self.engine, self.signals)
-        self.gateway = Gateway(self.engine, self.signals)
         self.clients = ClientGateway(self.engine)
         self.views = Views(self.engine)
         self.repeats = Repeats(self.engine)

@@ -234,6 +234,18 @@ class NotRepeatableError(LlamaDeployError):
     code, title, category = "LD215", "cannot be done again like this", Category.CONFLICT
 
 
+class ScheduleNotFoundError(LlamaDeployError):
+    """No schedule has this name."""
+
+    code, title, category = "LD230", "schedule not found", Category.NOT_FOUND
+
+
+class ScheduleOfFileError(LlamaDeployError):
+    """The schedule stands in the deployment file, which would take back what was changed elsewhere."""
+
+    code, title, category = "LD231", "schedule of the deployment file", Category.CONFLICT
+
+
 # --- LD3xx: connections -------------------------------------------------------------------------------------------
 
 

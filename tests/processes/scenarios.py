@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tests.processes.works import Work, calls, cancels, held, hops, people, remembers, sessions, slow, streams
+from tests.processes.works import Work, calls, cancels, held, hops, people, recurs, remembers, sessions, slow, streams
 
 Process = Literal["control plane", "instance", "client"]
 
@@ -78,6 +78,10 @@ CRASHES: dict[str, Crash] = {
     "sweeper.after_extend": Crash(PLANE, (slow,), settings={"overdue_s": 0.1}),
     "plane.before_disconnect": Crash(PLANE, (held, hops), when="stop"),
     "plane.before_close": Crash(PLANE, (held, hops), when="stop"),
+    # --- schedules
+    "schedules.before_submit": Crash(PLANE, (recurs,), passing=2),
+    "schedules.submitted": Crash(PLANE, (recurs,), passing=2),
+    "schedules.recorded": Crash(PLANE, (recurs,), passing=2),
     # --- the control plane's end of its connections
     "gateway.hello": Crash(PLANE),
     "gateway.before_welcome": Crash(PLANE),

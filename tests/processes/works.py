@@ -8,7 +8,9 @@ have to be at the end. The services are those of `service_program.py`.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,6 +127,43 @@ async def sessions(client: Client, _: Path) -> dict[str, str]:
     await _run(client, "double", "of-a-session", number=2, session_id="session")
     assert (await insist(lambda: client.get_session("session"))).task_count == 1
     return {"of-a-session": "completed"}
+
+
+async def recurs(client: Client, folder: Path) -> dict[str, str]:
+    """A schedule with four times, a second apart: there is one task for each of them and no other."""
+    began = folder / "recurs"
+    if not began.exists():
+        began.write_text(str(int(time.time()) + 1))
+    begin = float(began.read_text())
+    schedule = {
+        "every_s": 1,
+        "start_at": begin,
+        "end_at": begin + 3,
+        "catch_up": "all",
+        "overlap": "allow",
+        "service": "double",
+        "input": {"number": 4},
+    }
+    await insist(lambda: client.put_schedule("recurs", schedule))
+    task_ids = [f"recurs@{datetime.fromtimestamp(begin + number, UTC):%Y-%m-%dT%H:%M:%SZ}" for number in range(4)]
+
+    async def result_of(task_id: str) -> Any:
+        async def once() -> tuple[Any] | None:
+            try:
+                return (await client.result(task_id),)
+            except (*OUTAGES, TaskNotFoundError):
+                return None
+
+        return (await eventually(once, DEADLINE_S))[0]
+
+    assert await asyncio.gather(*(result_of(task_id) for task_id in task_ids)) == [8] * 4
+
+    async def over() -> bool:
+        return (await insist(lambda: client.get_schedule("recurs"))).next_at is None
+
+    assert await eventually(over, DEADLINE_S)
+    assert (await insist(lambda: client.get_schedule("recurs"))).submitted == 4
+    return dict.fromkeys(task_ids, "completed")
 
 
 async def held(client: Client, folder: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ from llama_deploy.control_plane.gateway import Gateway
 from llama_deploy.control_plane.pauses import Pauses
 from llama_deploy.control_plane.repeats import Repeats
 from llama_deploy.control_plane.retention import Retention
+from llama_deploy.control_plane.schedules import Schedules
 from llama_deploy.control_plane.settings import EngineSettings
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.control_plane.sweeper import Sweeper
@@ -28,6 +29,7 @@ from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator
 from llama_deploy.runtime import Clock, failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores import StateStore
+from llama_deploy.types.schedules import Schedule
 from llama_deploy.types.webhooks import WebhookSettings
 
 log = get_logger("llama_deploy.control_plane")
@@ -39,7 +41,8 @@ QUEUE_DEPTH_MAX = 1_000_000
 class ControlPlane:
     """Decides, records, and has work carried out. `start` and `stop` it on one event loop.
 
-    A `seed` makes the jitter of its delays repeatable, for simulations.
+    `schedules` are those of a deployment file, which is the only one to change them; `None` says that there is no file,
+    and those of an earlier one stay. A `seed` makes the jitter of its delays repeatable, for simulations.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class ControlPlane:
         name: str = "default",
         seed: int | None = None,
         webhooks: WebhookSettings | None = None,
+        schedules: Mapping[str, Schedule] | None = None,
     ) -> None:
         self.name = name
         self.store = store
@@ -74,6 +78,8 @@ class ControlPlane:
         self.signals = Signals(self.engine)
         self.pauses = Pauses(self.engine, self.signals)
         self.sweeper = Sweeper(self.engine, self.signals)
+        self.schedules = Schedules(self.engine, self.signals)
+        self._schedules_of_file = schedules
         self.retention = Retention(self.engine)
         self.copies = Copies(store)
         self.children = Children(self.engine, self.signals)
@@ -100,6 +106,7 @@ class ControlPlane:
         self.steps_carried_on = await self.sweeper.start()
         if self.steps_carried_on:
             self.engine.admission.close_until(self.engine.clock.now() + self.engine.settings.recovery_grace_s)
+        await self.schedules.start(self._schedules_of_file)
         self.retention.start()
         self.engine.spawn(self.children.recover())
         self.engine.spawn(self.erasure.go_on())
@@ -121,6 +128,7 @@ class ControlPlane:
         failpoint("plane.before_disconnect")
         self.clients.stop()
         self.gateway.stop()
+        await self.schedules.stop()
         await self.sweeper.stop()
         await self.retention.stop()
         await self.engine.stop()

@@ -57,6 +57,10 @@ FAILPOINTS: Mapping[str, str] = {
     "sweeper.after_extend": "overdue deliveries have got more time, and are not published again",
     "plane.before_disconnect": "nothing new is taken, everybody is still connected",
     "plane.before_close": "every connection is closed, the store is open",
+    # --- schedules
+    "schedules.before_submit": "a schedule's time has come, its task is not submitted",
+    "schedules.submitted": "the task of a schedule's time is recorded, that the time is over is not",
+    "schedules.recorded": "it is recorded that a schedule's time is over",
     # --- the control plane's end of its connections
     "gateway.hello": "an instance has said who it is and is not registered",
     "gateway.before_welcome": "an instance is registered and has not been welcomed",

@@ -91,7 +91,11 @@ class TaskOptions(StepOptions):
 
     @field_validator("run_at", mode="before")
     @classmethod
-    def _read_time(cls, value: Any) -> Any:
+    def _read_run_at(cls, value: Any) -> Any:
+        return cls.read_time(value)
+
+    @staticmethod
+    def read_time(value: Any) -> Any:
         """ISO text and datetimes as seconds since the epoch. Raises `ValueError` for a time without its zone."""
         if isinstance(value, str) and not value.replace(".", "", 1).isdigit():
             value = datetime.fromisoformat(value)

@@ -16,6 +16,7 @@ from llama_deploy.control_plane.http import (
     problems,
     queue_routes,
     routes,
+    schedule_routes,
     service_routes,
     sockets,
 )
@@ -46,6 +47,7 @@ def build_app(plane: ControlPlane) -> BodyLimit:
     app.include_router(service_routes.router)
     app.include_router(queue_routes.router)
     app.include_router(data_routes.router)
+    app.include_router(schedule_routes.router)
     app.include_router(routes.probes)
     app.include_router(sockets.router)
     openapi.install(app)

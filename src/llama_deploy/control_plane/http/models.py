@@ -14,6 +14,7 @@ from llama_deploy.control_plane.http.problems import Problem
 from llama_deploy.control_plane.refusals import refuse_origin
 from llama_deploy.types import ServiceLimits, TaskDefinition, TaskOptions, TaskView
 from llama_deploy.types.options import SECONDS_MAX
+from llama_deploy.types.schedules import Schedule
 
 REASON_CHARACTERS_MAX = 10_000
 
@@ -107,6 +108,16 @@ class DrainRequest(_Body):
         allow_inf_nan=False,
         description="What it has not finished by then goes to others; by default it takes as long as it takes.",
     )
+
+
+class ScheduleRequest(Schedule):
+    """A schedule to create, or to put in the place of the one of this name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=False, frozen=True)
+
+    def schedule(self) -> Schedule:
+        """The schedule as it is kept."""
+        return Schedule.model_validate(self.model_dump())
 
 
 class SessionRequest(_Body):

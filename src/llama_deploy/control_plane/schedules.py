@@ -1,0 +1,477 @@
+"""Recurring schedules: what is due is submitted like any other task, once for each time, whatever crashes in between.
+
+A schedule and how far it has come is one document in the store. A time that has come is submitted under an id made of
+the schedule's name and the time, then it is recorded that the time is over. Whoever dies in between submits it again
+and finds the task that there is. Which times there are is in `schedule_times`; here is what follows from them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llama_deploy.control_plane.engine import Engine
+from llama_deploy.control_plane.refusals import check_id, clean, too_large
+from llama_deploy.control_plane.registry import is_reserved
+from llama_deploy.control_plane.schedule_times import (
+    CAUGHT_UP_MAX,
+    check_timing,
+    delay_of,
+    missed,
+    stamp,
+    times_after,
+    zone_of,
+)
+from llama_deploy.control_plane.signals import Signals
+from llama_deploy.control_plane.tasks import TaskEntry
+from llama_deploy.errors import (
+    Category,
+    InvalidRequestError,
+    LimitExceededError,
+    LlamaDeployError,
+    ScheduleNotFoundError,
+    ScheduleOfFileError,
+    TaskConflictError,
+    TaskEndedError,
+)
+from llama_deploy.runtime import failpoint
+from llama_deploy.runtime.clock import Timer
+from llama_deploy.runtime.logs import get_logger
+from llama_deploy.types import Origin, TaskDefinition, TaskOptions
+from llama_deploy.types.schedules import NAME_PATTERN, Schedule, ScheduleView
+
+log = get_logger("llama_deploy.schedules")
+
+KIND = "schedule"
+"""The kind of the documents that schedules are kept as."""
+SCHEDULES_MAX = 10_000
+ON_TIME_S = 60.0
+"""What is late by this at most was not missed: a restart takes a moment."""
+AGAIN_S = 1.0
+"""Pause before a task is submitted again that could not be recorded now."""
+NEXT_TIMES_MAX = 1_000
+
+_PASSING = frozenset({Category.UNAVAILABLE, Category.TOO_MANY})
+"""Refusals after which a task is submitted again a little later."""
+
+
+class Standing(BaseModel):
+    """A schedule and how far it has come, as recorded."""
+
+    model_config = ConfigDict(extra="ignore", defer_build=True)
+
+    schedule: Schedule
+    from_file: bool = False
+    anchor: float
+    """Where `every_s` counts from."""
+    handled_at: float
+    """Every time up to this one is over."""
+    paused: bool = False
+    paused_because: str = ""
+    last_due_at: float | None = None
+    last_task_id: str | None = None
+    waiting: list[float] = Field(default_factory=list)
+    submitted: int = 0
+    skipped: int = 0
+    missed: int = 0
+    last_error: str = ""
+    created_at: float
+    updated_at: float
+
+
+class Schedules:
+    """The schedules of one control plane."""
+
+    def __init__(self, engine: Engine, signals: Signals) -> None:
+        self._engine = engine
+        self._signals = signals
+        self._standing: dict[str, Standing] = {}
+        self._running: dict[str, TaskEntry] = {}
+        """By name: the latest task, while it has not ended as far as is known."""
+        self._watched: dict[str, str] = {}
+        """By name: the task whose end is waited for."""
+        self._look_at: dict[str, float] = {}
+        """By name: when there is something to do; none for those with nothing to come."""
+        self._timer: Timer | None = None
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
+
+    # --- start and stop ---------------------------------------------------------------------------------------------
+
+    async def start(self, of_file: Mapping[str, Schedule] | None = None) -> None:
+        """Know the schedules of an earlier run, take over those of the deployment file, and begin.
+
+        `None` says that there is no file: what came from one stays. What was missed is caught up as each asks for.
+        """
+        for name, data in (await self._engine.store.load_documents(KIND)).items():
+            self._standing[name] = Standing.model_validate_json(data)
+        if of_file is not None:
+            for name, standing in list(self._standing.items()):
+                if standing.from_file and name not in of_file:
+                    await self._forget(name)
+            for name, schedule in of_file.items():
+                await self._put(name, schedule, from_file=True)
+        for name, standing in self._standing.items():
+            await self._recover(name, standing)
+            self._look_now(name)
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Submit nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _recover(self, name: str, standing: Standing) -> None:
+        """A task that was submitted just before a crash is known again, also where its time would be over by now."""
+        due_at = next(times_after(standing.schedule, standing.handled_at, standing.anchor), None)
+        if due_at is None or due_at > self._engine.clock.now():
+            return
+        task_id = task_id_of(name, due_at)
+        if await self._engine.store.load_task(task_id) is not None:
+            standing.handled_at = due_at
+            self._submitted(standing, due_at, task_id)
+            await self._record(name, standing)
+
+    # --- what people ask for ----------------------------------------------------------------------------------------
+
+    async def put(self, name: str, schedule: Schedule) -> ScheduleView:
+        """Create a schedule, or replace it; it is on record when this returns.
+
+        Where the times stay the same, it goes on from where it is, paused if it was. Raises `InvalidRequestError`,
+        `LimitExceededError`, and `ScheduleOfFileError` for one of the deployment file.
+        """
+        async with self._changing:
+            self._refuse_of_file(name)
+            await self._put(name, schedule, from_file=False)
+            self._look_now(name)
+            return await self._view(name)
+
+    async def _put(self, name: str, schedule: Schedule, *, from_file: bool) -> None:
+        if re.fullmatch(NAME_PATTERN, name) is None:
+            raise InvalidRequestError(
+                f"a schedule cannot be named {name[:40]!r}", why="1 to 100 letters, digits, `_`, `-` or `.`"
+            )
+        check_timing(schedule.cron, schedule.time_zone)
+        self._check_task(schedule)
+        now = self._engine.clock.now()
+        known = self._standing.get(name)
+        if known is None and len(self._standing) >= SCHEDULES_MAX:
+            raise LimitExceededError(f"there are {SCHEDULES_MAX} schedules", limit=SCHEDULES_MAX)
+        if known is None:
+            begun: dict[str, Any] = {"anchor": float(int(now)), "handled_at": now, "created_at": now, "updated_at": now}
+            standing = Standing(schedule=schedule, **begun)
+        elif known.schedule.timing == schedule.timing:
+            standing = known.model_copy(update={"schedule": schedule, "updated_at": now})
+        else:
+            changes = {"schedule": schedule, "anchor": float(int(now)), "handled_at": now, "updated_at": now}
+            standing = known.model_copy(update=changes)
+        standing.from_file = from_file
+        if known != standing:
+            await self._record(name, standing)
+        self._standing[name] = standing
+
+    def _check_task(self, schedule: Schedule) -> None:
+        """Raise for a schedule whose tasks would all be refused."""
+        settings = self._engine.settings
+        try:
+            size = len(schedule.model_dump_json().encode())
+        except ValueError as error:
+            raise InvalidRequestError("the schedule is not valid text", why=str(error)) from error
+        if size > settings.payload_bytes_max:
+            raise too_large("schedule", size, settings.payload_bytes_max)
+        check_id("service", schedule.service, settings.id_length_max)
+        check_id("session_id", schedule.session_id, settings.id_length_max)
+        if schedule.service is not None and is_reserved(schedule.service):
+            raise InvalidRequestError(f"{schedule.service!r} takes no tasks", fix="name another service")
+        if schedule.options is not None and schedule.options.webhook is not None:
+            self._engine.webhooks.check(schedule.options.webhook)
+
+    async def delete(self, name: str) -> ScheduleView:
+        """Forget a schedule, not its tasks; how it stood. Raises `ScheduleNotFoundError`, `ScheduleOfFileError`."""
+        async with self._changing:
+            self._must(name)
+            self._refuse_of_file(name)
+            view = await self._view(name)
+            await self._forget(name)
+            return view
+
+    async def pause(self, name: str, *, reason: str = "", by: str = "") -> ScheduleView:
+        """Submit nothing until it is resumed. Repeating it changes nothing. Raises `ScheduleNotFoundError`."""
+        async with self._changing:
+            standing = self._must(name)
+            if not standing.paused:
+                because = (f"by {clean(by)}" if by else "") + (f": {clean(reason)}" if reason else "")
+                await self._change(name, {"paused": True, "paused_because": because.strip(": ")})
+            return await self._view(name)
+
+    async def resume(self, name: str) -> ScheduleView:
+        """Go on with the next time; what came while it was paused is over. Raises `ScheduleNotFoundError`."""
+        async with self._changing:
+            standing = self._must(name)
+            if standing.paused:
+                now = self._engine.clock.now()
+                await self._change(name, {"paused": False, "paused_because": "", "handled_at": now})
+                self._look_now(name)
+            return await self._view(name)
+
+    async def trigger(self, name: str) -> str:
+        """Submit a task of the schedule now, whatever runs or is paused; returns its id.
+
+        Raises `ScheduleNotFoundError`, and what refuses the task.
+        """
+        async with self._changing:
+            standing = self._must(name)
+            now = self._engine.clock.now()
+            task_id = task_id_of(name, round(now, 3) + (0.001 if round(now, 3).is_integer() else 0.0))
+            await self._submit(name, standing, now, task_id)
+            self._submitted(standing, now, task_id)
+            await self._record(name, standing)
+            return task_id
+
+    def next_times(self, name: str, count: int) -> list[datetime]:
+        """The next times of a schedule, in its own time zone, paused or not. Raises `ScheduleNotFoundError`."""
+        standing = self._must(name)
+        times = times_after(standing.schedule, self._engine.clock.now(), standing.anchor)
+        zone = zone_of(standing.schedule)
+        return [datetime.fromtimestamp(time, zone) for time in islice(times, min(count, NEXT_TIMES_MAX))]
+
+    async def get(self, name: str) -> ScheduleView:
+        """One schedule. Raises `ScheduleNotFoundError`."""
+        self._must(name)
+        return await self._view(name)
+
+    async def list(self) -> list[ScheduleView]:
+        """Every schedule, by name."""
+        return [await self._view(name) for name in sorted(self._standing)]
+
+    async def _view(self, name: str) -> ScheduleView:
+        standing = self._standing[name]
+        fields: dict[str, Any] = {key: getattr(standing, key) for key in ScheduleView.model_fields if key in _KEPT}
+        next_at = None if standing.paused else self._next_at(name, standing)
+        running = standing.last_task_id is not None and await self._has_not_ended(standing.last_task_id)
+        return ScheduleView(name=name, next_at=next_at, running=running, **fields)
+
+    async def _has_not_ended(self, task_id: str) -> bool:
+        entry = self._engine.cache.tasks.get(task_id)
+        if entry is not None:
+            return not entry.ended
+        row = await self._engine.store.load_task(task_id)
+        return row is not None and row.ended_at is None
+
+    def _must(self, name: str) -> Standing:
+        standing = self._standing.get(name)
+        if standing is None:
+            known = ", ".join(sorted(self._standing)[:20]) or "none"
+            raise ScheduleNotFoundError(f"there is no schedule {name!r}", why=f"known: {known}")
+        return standing
+
+    def _refuse_of_file(self, name: str) -> None:
+        standing = self._standing.get(name)
+        if standing is not None and standing.from_file:
+            raise ScheduleOfFileError(
+                f"the schedule {name!r} stands in the deployment file",
+                fix="change it there; it can be paused, resumed and triggered from here",
+            )
+
+    async def _forget(self, name: str) -> None:
+        await self._engine.store.delete_document(KIND, name)
+        del self._standing[name]
+        self._running.pop(name, None)
+        self._watched.pop(name, None)
+        self._look_at.pop(name, None)
+
+    async def _change(self, name: str, changes: dict[str, Any]) -> None:
+        standing = self._standing[name].model_copy(update={**changes, "updated_at": self._engine.clock.now()})
+        await self._record(name, standing)
+        self._standing[name] = standing
+
+    async def _record(self, name: str, standing: Standing) -> None:
+        await self._engine.store.put_document(KIND, name, standing.model_dump_json(exclude_defaults=True).encode())
+
+    # --- what falls due ---------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            now = self._engine.clock.now()
+            for name in [name for name, when in self._look_at.items() if when <= now]:
+                async with self._changing:
+                    if name in self._standing:
+                        await self._look_after(name, self._standing[name])
+            self._arm()
+
+    async def _look_after(self, name: str, standing: Standing) -> None:
+        """Do what is due for one schedule; what goes wrong with it keeps no other one from going on."""
+        self._look_at.pop(name, None)
+        if standing.paused:
+            return
+        try:
+            await self._submit_waiting(name, standing)
+            await self._submit_due(name, standing)
+            next_at = self._next_at(name, standing)
+            if next_at is not None:
+                self._look_at[name] = next_at
+        except Exception as error:  # the edge of this task: whatever happened, what is due stays due
+            self._look_at[name] = self._engine.clock.now() + AGAIN_S
+            if isinstance(error, LlamaDeployError):
+                log.warning("a schedule's task cannot be submitted now", schedule=name, error=str(error))
+            else:
+                log.exception("a schedule failed, trying again", schedule=name)
+
+    async def _submit_due(self, name: str, standing: Standing) -> None:
+        now = self._engine.clock.now()
+        due = missed(standing.schedule, name, standing.handled_at, now, anchor=standing.anchor, on_time_s=ON_TIME_S)
+        left_out = due.missed
+        for due_at in due.times:
+            await self._come(name, standing, due_at)
+            standing.handled_at = due_at
+            standing.missed, left_out = standing.missed + left_out, 0
+            await self._record(name, standing)
+            failpoint("schedules.recorded")
+        if due.handled is not None and due.handled > standing.handled_at:
+            standing.handled_at = due.handled
+            standing.missed += left_out
+            await self._record(name, standing)
+
+    async def _come(self, name: str, standing: Standing, due_at: float) -> None:
+        """A time has come: submit its task, or what else follows where the one before has not ended."""
+        overlap = standing.schedule.overlap
+        running = await self._runs(name, standing) if overlap != "allow" else None
+        if running is not None and overlap == "skip":
+            standing.skipped += 1
+            return
+        if overlap == "queue" and (running is not None or standing.waiting):
+            if due_at in standing.waiting:
+                return
+            if len(standing.waiting) < (CAUGHT_UP_MAX if standing.schedule.catch_up == "all" else 1):
+                standing.waiting.append(due_at)
+                self._watch(name, running)
+            else:
+                standing.skipped += 1
+            return
+        if running is not None:
+            try:
+                by = f"schedule:{name}"
+                await self._signals.cancel(running.row.task_id, reason="the next task of its schedule is due", by=by)
+            except TaskEndedError:
+                log.info("the task before has ended by itself", schedule=name)
+        await self._submit_time(name, standing, due_at)
+
+    async def _submit_waiting(self, name: str, standing: Standing) -> None:
+        """Submit what has waited for the end of the task before."""
+        while standing.waiting:
+            running = await self._runs(name, standing)
+            if running is not None:
+                self._watch(name, running)
+                return
+            await self._submit_time(name, standing, standing.waiting[0])
+            del standing.waiting[0]
+            await self._record(name, standing)
+            failpoint("schedules.recorded")
+
+    async def _submit_time(self, name: str, standing: Standing, due_at: float) -> None:
+        """Submit the task of one time; a task that can never be recorded is noted, and the time is over."""
+        task_id = task_id_of(name, due_at)
+        failpoint("schedules.before_submit")
+        try:
+            await self._submit(name, standing, due_at, task_id)
+        except TaskConflictError:
+            log.info("the task of this time was submitted before", schedule=name, task_id=task_id)
+        except LlamaDeployError as error:
+            if error.category in _PASSING:
+                raise
+            standing.last_error = str(error)
+            log.warning("a schedule's task was refused", schedule=name, error=str(error))
+            return
+        failpoint("schedules.submitted")
+        self._submitted(standing, due_at, task_id)
+
+    async def _submit(self, name: str, standing: Standing, due_at: float, task_id: str) -> None:
+        schedule = standing.schedule
+        options = schedule.options or TaskOptions()
+        definition = TaskDefinition(
+            input=input_of(schedule),
+            task_id=task_id,
+            session_id=schedule.session_id,
+            agent_id=schedule.service,
+            wait_for_service=True,
+            metadata={**schedule.metadata, "schedule": name, "due_at": stamp(due_at)},
+            options=options.model_copy(update={"origin": Origin(kind="schedule", schedule=name)}),
+        )
+        await self._engine.submissions.submit_and_wait(definition)
+
+    @staticmethod
+    def _submitted(standing: Standing, due_at: float, task_id: str) -> None:
+        standing.submitted += 1
+        standing.last_due_at, standing.last_task_id, standing.last_error = due_at, task_id, ""
+
+    async def _runs(self, name: str, standing: Standing) -> TaskEntry | None:
+        """The latest task of a schedule where it has not ended."""
+        if standing.last_task_id is None:
+            return None
+        known = self._running.get(name)
+        if known is None or known.row.task_id != standing.last_task_id or known.stale:
+            entry = await self._engine.cache.load(standing.last_task_id)
+            if entry is None:
+                return None  # it is not kept any more
+            known = self._running[name] = entry
+        if known.final:
+            self._running.pop(name, None)
+            return None
+        return known
+
+    def _watch(self, name: str, running: TaskEntry | None) -> None:
+        """Look again when the latest task has ended."""
+        if running is None or self._watched.get(name) == running.row.task_id:
+            return
+        self._watched[name] = running.row.task_id
+        self._engine.when_ended(running, partial(self._ended, name))
+
+    def _ended(self, name: str, _: TaskEntry) -> None:
+        self._watched.pop(name, None)
+        self._look_now(name)
+
+    # --- when to look again -----------------------------------------------------------------------------------------
+
+    def _look_now(self, name: str) -> None:
+        self._look_at[name] = 0.0
+        self._wake.set()
+
+    def _next_at(self, name: str, standing: Standing) -> float | None:
+        due_at = next(times_after(standing.schedule, standing.handled_at, standing.anchor), None)
+        return None if due_at is None else due_at + delay_of(standing.schedule, name, due_at)
+
+    def _arm(self) -> None:
+        """Wake up when the next time comes."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._look_at:
+            self._timer = self._engine.clock.call_at(min(self._look_at.values()), self._wake.set)
+
+
+_KEPT = frozenset(Standing.model_fields)
+
+
+def task_id_of(name: str, due_at: float) -> str:
+    """The id of the task of one time of a schedule."""
+    return f"{name}@{stamp(due_at)}"
+
+
+def input_of(schedule: Schedule) -> str:
+    """What the tasks of a schedule are given: text as it is, any other JSON as its text."""
+    given = schedule.input
+    return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)

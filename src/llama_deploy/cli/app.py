@@ -35,6 +35,7 @@ COMMANDS = {
     "status": ("llama_deploy.cli.status:status", "How the control plane stands."),
     "tasks": ("llama_deploy.cli.tasks:tasks", "List, watch, answer and cancel tasks; have them done again."),
     "services": ("llama_deploy.cli.services:services", "List the services; pause, limit and drain them."),
+    "schedules": ("llama_deploy.cli.schedules:schedules", "Submit tasks at times, again and again."),
     "queues": ("llama_deploy.cli.queues:queues", "See what waits for each service, and why."),
     "sessions": ("llama_deploy.cli.sessions:sessions", "List the sessions, look into one, erase one."),
     "backup": ("llama_deploy.cli.backup:backup", "Copy everything that is recorded to a file."),

@@ -71,7 +71,7 @@ async def _run(
     from llama_deploy.cli.output import document_of
     from llama_deploy.errors import WaitTimeoutError
 
-    given = await _input(client, service, source=source, input_json=input_json, arguments=arguments)
+    given = await input_of(client, service, source=source, input_json=input_json, arguments=arguments)
     if given is not None:
         submission["input"] = given
     if options := taken_options(submission):
@@ -97,7 +97,7 @@ async def _run(
         hint_at_timeline(printer, task_id, hops)
 
 
-async def _input(
+async def input_of(
     client: Client, service: str, *, source: str | None, input_json: str | None, arguments: tuple[tuple[str, str], ...]
 ) -> Any:
     """The task's input from whichever option gave it; `None` for none. Raises `click.UsageError` for two."""

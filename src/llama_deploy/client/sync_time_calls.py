@@ -38,9 +38,9 @@ class SyncTimeCalls:
         """One schedule. See `Client.get_schedule`."""
         return self._portal.call(self._client.get_schedule(name))
 
-    def delete_schedule(self, name: str) -> None:
+    def delete_schedule(self, name: str) -> ScheduleView:
         """Forget a schedule; its tasks stay. See `Client.delete_schedule`."""
-        self._portal.call(self._client.delete_schedule(name))
+        return self._portal.call(self._client.delete_schedule(name))
 
     def pause_schedule(self, name: str, *, reason: str | None = None) -> ScheduleView:
         """Submit nothing until it is resumed. See `Client.pause_schedule`."""

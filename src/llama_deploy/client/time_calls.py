@@ -57,9 +57,9 @@ class TimeCalls(HttpCalls):
         """One schedule. Raises `ScheduleNotFoundError`."""
         return await self._get(ScheduleView, f"/v1/schedules/{segment(name)}")
 
-    async def delete_schedule(self, name: str) -> None:
-        """Forget a schedule; its tasks stay. Raises `ScheduleNotFoundError`, `ScheduleOfFileError`."""
-        await self._ask("DELETE", f"/v1/schedules/{segment(name)}")
+    async def delete_schedule(self, name: str) -> ScheduleView:
+        """Forget a schedule, not its tasks; how it stood. Raises `ScheduleNotFoundError`, `ScheduleOfFileError`."""
+        return view_of(ScheduleView, await self._ask("DELETE", f"/v1/schedules/{segment(name)}"))
 
     async def pause_schedule(self, name: str, *, reason: str | None = None) -> ScheduleView:
         """Submit nothing until it is resumed. Repeating it is harmless. Raises `ScheduleNotFoundError`."""

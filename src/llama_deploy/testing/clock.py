@@ -25,6 +25,13 @@ class ManualClock:
         """How many timers are set and neither due nor canceled."""
         return sum(timer.callback is not None for _, _, timer in self._timers)
 
+    @property
+    def next_at(self) -> float | None:
+        """When the next timer falls due; `None` where none is set."""
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+        return self._timers[0][0] if self._timers else None
+
     def now(self) -> float:
         return self._now
 

@@ -232,7 +232,9 @@ class Faults:
         self.cluster.loop.call_later(self.chance.uniform(0.1, 6.0), setattr, platter, "failing", False)
 
     def _refuse(self) -> None:
-        self.cluster.platter.refuse_next = self.chance.choice([1, 1, 2, 3])
+        """What is refused oftener in a row than the product tries is given up, so there are few of them in a run."""
+        platter = self.cluster.platter
+        platter.refuse_next = min(self.chance.choice([1, 1, 2, 3]), 5 - platter.refused)
 
     def _slow_disk(self) -> None:
         self.cluster.platter.commit_s_max = self.chance.choice([0.02, 0.2, 1.0])

@@ -183,5 +183,7 @@ async def _unrest(cluster: Cluster) -> str:
     if plane.engine.cache.unfinished or plane.store.backlog or await plane.store.next_due() is not None:
         due = [row.step_id for row in await plane.store.due_deliveries(1e12, limit=10)]
         return f"tasks: {await plane.store.count_tasks()}, deliveries {due}"
+    if plane.engine._background:
+        return f"work beside the flow: {list(plane.engine._background)}"
     held = [step for _, runner, _ in cluster.instances.values() for step in runner.steps]
     return f"steps in runners: {held}" if held else ""

@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from tests.control_plane.harness import FakeInstance, history, outcome, recorded, state_of, submit, until, world
+from tests.control_plane.harness import (
+    FakeInstance,
+    LinkedRunner,
+    history,
+    outcome,
+    recorded,
+    state_of,
+    submit,
+    until,
+    world,
+)
 
 from llama_deploy.control_plane import EngineSettings
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.messages.frames import CancelStep, Deliver
 from llama_deploy.orchestrators import BaseOrchestrator, get_result_key
+from llama_deploy.services import ServiceContext, service
 from llama_deploy.testing import ManualClock
 from llama_deploy.types import ActionTypes, RetryPolicy, StepOptions, TaskDefinition, TaskOptions, TaskResult
 
@@ -55,6 +66,21 @@ async def test_the_most_specific_deadline_of_an_attempt_counts(
         await submit(made.plane, options=of_task)
         step = await instance.delivery()
         assert (step.run_timeout_s, step.heartbeat_timeout_s) == expected
+
+
+async def test_a_step_that_waited_for_its_service_has_the_deadline_of_that_service() -> None:
+    """It was published when nobody knew the service: the instance itself does."""
+
+    @service(run_timeout_s=7.0)
+    async def echo(context: ServiceContext) -> float:
+        return context.run_timeout_s
+
+    async with world() as made:
+        entry = await submit(made.plane, wait_for_service=True)
+        local = LinkedRunner([echo])
+        await local.connect(made.plane)
+        assert (await outcome(made.plane, entry)).output == 7.0
+        await local.stop()
 
 
 async def test_a_hung_attempt_is_taken_away_at_the_deadline_of_its_task() -> None:

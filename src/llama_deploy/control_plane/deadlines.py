@@ -17,13 +17,15 @@ RUN_TIMEOUT_S = 600.0
 """Deadline of an attempt of a service whose definition is not known."""
 
 
-def run_timeout_s(entry: TaskEntry, step: OpenStep, definition: ServiceDefinition | None) -> float:
-    """Deadline of one attempt in seconds."""
+def run_timeout_s(
+    entry: TaskEntry, step: OpenStep, definition: ServiceDefinition | None, *, unknown_s: float = RUN_TIMEOUT_S
+) -> float:
+    """Deadline of one attempt in seconds; `unknown_s` where only the instance that will take it can know."""
     if step.options is not None or (entry.definition.options is not None and not step.notification):
         asked: float | None = entry.option(step, "run_timeout_s")
         if asked is not None:
             return asked
-    return definition.run_timeout_s if definition is not None else RUN_TIMEOUT_S
+    return definition.run_timeout_s if definition is not None else unknown_s
 
 
 def heartbeat_timeout_s(entry: TaskEntry, step: OpenStep) -> float:

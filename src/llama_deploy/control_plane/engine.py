@@ -247,7 +247,7 @@ class Engine:
             entry.row.task_id,
             entry.row.session_id,
             step.body,
-            run_timeout_s(entry, step, definition),
+            run_timeout_s(entry, step, definition, unknown_s=0.0),
             step.inputs,
             step.snapshot,
             0 if entry.stream is None else entry.stream.count_of(step.step_id, step.attempt),

@@ -181,6 +181,7 @@ class Deliver(_Op, frozen=True):
     message: bytes
     """JSON of the `QueueMessage`'s `data`."""
     run_timeout_s: float
+    """Seconds; 0 for the service's own, where it was not known yet when the step was published."""
     inputs: list[bytes] = []
     """JSON of the inputs that people gave to this step so far, oldest first."""
     snapshot: bytes | None = None

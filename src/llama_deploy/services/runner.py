@@ -188,6 +188,9 @@ class Runner:
                 return
             self._stop(delivery.step_id, "a newer attempt has come")
         failpoint("runner.delivered")
+        service = self.services.get(delivery.service)
+        if service is not None and not delivery.run_timeout_s:
+            delivery = msgspec.structs.replace(delivery, run_timeout_s=service.definition.run_timeout_s)
         step = RunningStep(delivery, loop=self._loop, post=self._post)
         self.steps[delivery.step_id] = step
         self._idle.clear()

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
-
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.types.schedules import Schedule
 
@@ -139,6 +137,8 @@ def _cron(schedule: Schedule, when: float) -> Iterator[float]:
 
 
 def _cron_times(cron: str, zone: ZoneInfo, when: float) -> Iterator[float]:
+    from cronsim import CronSim, CronSimError  # most control planes have no schedules
+
     expression = _NAMED.get(cron.strip().lower(), cron)
     if len(expression.split()) != _FIELDS:
         raise InvalidRequestError(

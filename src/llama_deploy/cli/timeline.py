@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from llama_deploy.cli.output import iso_time
 from llama_deploy.types import FINAL_STATES, HistoryEntry, TaskState
+from llama_deploy.types.reserved import PERSON_SERVICE, TIMER_SERVICE
 
 Kind = Literal["queued", "sent", "running", "delayed", "input", "failed", "lost"]
 """What a hop did for a while: waited to be taken, waited for its time (a retry's pause, a delay) or for a person, or
@@ -18,6 +19,9 @@ ran; `failed` and `lost` are attempts that ended so. `sent` is now, before anyth
 
 WAITING: tuple[Kind, ...] = ("queued", "delayed", "input")
 WORKING: tuple[Kind, ...] = ("running", "failed", "lost")
+
+_ANSWERED_HERE = {PERSON_SERVICE: "(a person)", TIMER_SERVICE: "(time)"}
+"""What is shown for the names that the control plane answers itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,7 @@ class Timeline:
         hop = self.hops.get(step_id)
         if hop is None:
             service, tag = str(message.get("service") or ""), str(message.get("tag") or "")
+            service = _ANSWERED_HERE.get(service, service)
             self.hops[step_id] = Hop(step_id, service, tag, since=at, due_at=due_at)
         elif hop.ended:
             hop.ended, hop.since, hop.due_at = "", at, due_at

@@ -40,7 +40,7 @@ from llama_deploy.types.core import ActionTypes, NewTask, TaskDefinition, TaskEr
 from llama_deploy.types.reserved import ANSWERED_HERE, PERSON_SERVICE, STREAM_SERVICE, TAKE_BACK_SERVICE, TIMER_SERVICE
 
 _INBOX = "inbox"
-_UNDO_TAG = "__undo__"
+_UNDO_TAG = "(undo)"
 
 
 class Orchestrator(BaseOrchestrator, Generic[StateT]):
@@ -297,8 +297,7 @@ class Machine:
     def _act(self, path: str, orchestrator: Orchestrator[Any], action: Action) -> int:
         """One action that is neither an end nor the start of an orchestrator; returns how many answers it brings."""
         if isinstance(action, Run):
-            service = orchestrator.nodes.get(action.node, action.node)
-            self._send(service, path + _checked(action.tag or action.node), self._work(service, action.input), action)
+            self._run(path, orchestrator, action, _checked(action.tag or action.node))
         elif isinstance(action, Again):
             message = self._message(action.answer.node, path + action.answer.tag, {}, delay_s=action.delay_s)
             message.step_id = action.answer.step_id
@@ -336,8 +335,10 @@ class Machine:
         task = self._task.model_copy(update={"input": text, "agent_id": service})
         return NewTask(task=task).model_dump()
 
-    def _send(self, service: str, tag: str, data: dict[str, Any], action: Run) -> None:
-        message = self._message(service, tag, data, delay_s=action.delay_s)
+    def _run(self, path: str, orchestrator: Orchestrator[Any], action: Run, tag: str) -> None:
+        """Send a step to a service."""
+        service = orchestrator.nodes.get(action.node, action.node)
+        message = self._message(service, path + tag, self._work(service, action.input), delay_s=action.delay_s)
         message.action = ActionTypes.NEW_TASK
         message.options = action.options
         self.messages.append(message)
@@ -402,7 +403,7 @@ class Machine:
         if isinstance(orchestrator.nodes.get(node), Orchestrator):
             self._events.append((f"{path}{_UNDO_TAG}/", _Begin(node, given)))
         else:
-            self._act(path, orchestrator, Run(node, given, tag=_UNDO_TAG))
+            self._run(path, orchestrator, Run(node, given), _UNDO_TAG)
 
     def _undone(self, path: str, run: dict[str, Any], answer: Answer) -> None:
         if answer.tag != _UNDO_TAG:
@@ -449,8 +450,8 @@ def _above(path: str) -> str:
 
 
 def _checked(tag: str) -> str:
-    if "/" in tag or not tag:
-        raise ValueError(f"{tag!r} cannot be a tag: it has at least one character and no slash")
+    if "/" in tag or not tag or tag == _UNDO_TAG:
+        raise ValueError(f"{tag!r} cannot be a tag: it has at least one character, no slash, and is not {_UNDO_TAG!r}")
     return tag
 
 

@@ -76,7 +76,7 @@ async def test_a_step_that_waited_for_its_service_has_the_deadline_of_that_servi
         return context.run_timeout_s
 
     async with world() as made:
-        entry = await submit(made.plane, wait_for_service=True)
+        entry = await submit(made.plane, "echo", "{}", wait_for_service=True)
         local = LinkedRunner([echo])
         await local.connect(made.plane)
         assert (await outcome(made.plane, entry)).output == 7.0

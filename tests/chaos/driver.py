@@ -32,7 +32,7 @@ from llama_deploy.errors import LlamaDeployError
 
 SETTINGS = {"heartbeat_s": 0.5, "lease_s": 3.0}
 """Leases are shorter than the longest time that a process stands still, so that some of them run out."""
-YOUNG_S = 5.0
+YOUNG_S = 15.0
 """A process that has just begun may not have come to the point yet at which it ends cleanly."""
 FINISH_S = 180.0
 """How long the clients may take after the last fault."""
@@ -94,6 +94,8 @@ class Run:
         self.findings = Findings()
         self.carried: list[Carried] = []
         self._begin_at = 0.0
+        self._hit: set[str] = set()
+        """The processes to which a fault happens now."""
         plane = Process(PLANE, "plane_program", self._plane_arguments, self.folder)
         self.processes = {PLANE: plane}
         for number in range(options.instances):
@@ -171,8 +173,15 @@ class Run:
 
     async def _carry(self, fault: Fault) -> None:
         process = self.processes[fault.target]
-        if process.code == 0:
-            return  # a client that is done
+        if process.code == 0 or fault.target in self._hit:
+            return  # a client that is done; or a process that takes longer to be back than was foreseen
+        self._hit.add(fault.target)
+        try:
+            await self._hit_process(fault, process)
+        finally:
+            self._hit.discard(fault.target)
+
+    async def _hit_process(self, fault: Fault, process: Process) -> None:
         carried = Carried(fault, time.time())
         self.carried.append(carried)
         if fault.kind == "stop":

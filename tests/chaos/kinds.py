@@ -317,9 +317,9 @@ class Paused(Kind):
         task = {"number": plan.chance, "failures": 1}
         task_id = await submitted(client, plan, "flaky", task)
         try:
-            assert (await insist(lambda: client.pause(task_id))).paused
+            await insist(lambda: client.pause(task_id))
             await asyncio.sleep(plan.chance % 5 / 10)
-            assert not (await insist(lambda: client.resume(task_id))).paused
+            await insist(lambda: client.resume(task_id))  # what a killed client has asked for may come in between
         except TaskEndedError:
             pass
         return await ended(client, plan, task_id)

@@ -14,16 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.kinds import KINDS, Plan, Told, session_of
+from tests.chaos.kinds import KINDS, Plan, Told, as_told, session_of
 from tests.chaos.policy import COUNT
 from tests.chaos.sink import Sink
 
 from llama_deploy.client import Client
-from llama_deploy.types import HistoryEntry
+from llama_deploy.errors import WaitTimeoutError
+from llama_deploy.types import HistoryEntry, TaskView
 from llama_deploy.types.reserved import TIMER_SERVICE
 
 AT_ONCE = 32
 PROBLEMS_SHOWN = 30
+CHILD_ENDS_S = 20.0
+"""How long the cancellation of what a task has called may take after the task's own end."""
 WITHOUT_EFFECT = ("person", TIMER_SERVICE)
 """Services that are no code of ours."""
 
@@ -36,6 +39,7 @@ class Findings:
     entries: Counter[str] = field(default_factory=Counter)
     """History entries by kind."""
     steps: int = 0
+    children: int = 0
     events: int = 0
     effects: int = 0
     effects_suppressed: int = 0
@@ -55,7 +59,17 @@ async def check(client: Client, plans: Sequence[Plan], told: Sequence[Told], sin
     known = {one.task_id for one in told}
     for task_id in sorted(known - set(listed)):
         findings.differs(f"{task_id}: acknowledged, and not there")
-    for task_id in sorted(set(listed) - known):
+    called = await _children(client, [task for task in listed.values() if task.task_id not in known], findings)
+    for parent in sorted(set(called) - known):
+        findings.differs(f"{parent}: has called {[one.task_id for one in called[parent]]}, and nobody was told of it")
+    for plan in plans:
+        one = by_number.get(plan.number)
+        states = sorted(child.state for child in called.get(one.task_id, ())) if one is not None else []
+        if not KINDS[plan.kind].children_are_right(plan, states):
+            findings.differs(f"{plan.task_id}: what it has called has {states}")
+    children = [child for those in called.values() for child in those]
+    findings.children = len(children)
+    for task_id in sorted(set(listed) - known - {child.task_id for child in children}):
         findings.differs(f"{task_id}: is {listed[task_id].state.value}, and nobody was told of it")
     sent: dict[str, str] = {}
     answered: dict[str, Any] = {}
@@ -63,16 +77,31 @@ async def check(client: Client, plans: Sequence[Plan], told: Sequence[Told], sin
 
     async def look(one: Told) -> None:
         async with limit:
-            if listed[one.task_id].state.value != one.state:
+            if listed[one.task_id].state.value != one.state and one.number >= 0:
                 findings.differs(f"{one.task_id}: told as {one.state}, listed as {listed[one.task_id].state.value}")
             entries = [entry async for entry in client.history(one.task_id, follow=True)]
             _check_history(one, entries, sent, answered, findings)
             await _check_stream(client, one, findings)
 
-    await asyncio.gather(*(look(one) for one in told if one.task_id in listed))
+    await asyncio.gather(*(look(one) for one in (*told, *children) if one.task_id in listed))
     _check_effects(sink, sent, answered, findings)
     await _check_sessions(client, plans, by_number, findings)
     findings.steps = len(sent)
+
+
+async def _children(client: Client, tasks: Sequence[TaskView], findings: Findings) -> dict[str, list[Told]]:
+    """What steps have called, by the task that called it, once it has ended."""
+    found: dict[str, list[Told]] = defaultdict(list)
+    for task in tasks:
+        origin, _, parent = (task.origin or "").partition(":")
+        if origin == "child":
+            try:
+                result = await client.wait(task.task_id, timeout_s=CHILD_ENDS_S)
+            except WaitTimeoutError:
+                findings.differs(f"{task.task_id}: has not ended although {parent} has, which called it")
+                continue
+            found[parent].append(as_told(Plan(-1, "child", task.task_id, 0), result))
+    return found
 
 
 def _check_told(plan: Plan, told: Told | None, findings: Findings) -> None:

@@ -242,6 +242,7 @@ class Run:
             "duration_s": self.options.duration_s,
             "faults": dict(sorted(done.items())),
             "steps": findings.steps,
+            "children": findings.children,
             "history": dict(sorted(findings.entries.items())),
             "stream_events": findings.events,
             "effects": findings.effects,

@@ -82,6 +82,10 @@ class Kind(ABC):
     def expected(self, plan: Plan) -> tuple[str, Any]:
         """State and output that the task ends with. The output of a failed task is its error's message."""
 
+    def children_are_right(self, plan: Plan, states: list[str]) -> bool:
+        """Whether the tasks that the task's steps have called are as they should be."""
+        return not states
+
 
 async def submitted(client: Client, plan: Plan, service: str, input: Any, **options: Any) -> str:
     """Submit until it is acknowledged; the task's id."""
@@ -92,10 +96,10 @@ async def submitted(client: Client, plan: Plan, service: str, input: Any, **opti
 
 async def ended(client: Client, plan: Plan, task_id: str) -> Told:
     """Wait for the outcome."""
-    return told(plan, await insist(lambda: client.wait(task_id)))
+    return as_told(plan, await insist(lambda: client.wait(task_id)))
 
 
-def told(plan: Plan, result: TaskResult) -> Told:
+def as_told(plan: Plan, result: TaskResult) -> Told:
     """The outcome as a client sees it."""
     output = result.output if result.status == "completed" else result.error.message if result.error else result.result
     return Told(plan.number, result.task_id, result.status, output)
@@ -247,6 +251,43 @@ class Canceled(Kind):
         return "canceled", "the task was canceled: enough"
 
 
+class Calls(Kind):
+    """A step that calls other tasks: as many as it calls, however often it was tried."""
+
+    name, weight = "calls", 5
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        task = {"number": plan.chance, "calls": self._calls(plan), "failures": plan.chance % 2}
+        return await ended(client, plan, await submitted(client, plan, "caller", task))
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "completed", sum((plan.chance + n) * 2 for n in range(self._calls(plan)))
+
+    def children_are_right(self, plan: Plan, states: list[str]) -> bool:
+        return states == ["completed"] * self._calls(plan)
+
+    def _calls(self, plan: Plan) -> int:
+        return 1 + plan.chance % 4
+
+
+class Stuck(Kind):
+    """A step that waits for a task that never ends, until it is canceled: the other one is canceled with it."""
+
+    name, weight = "stuck", 3
+
+    async def do(self, client: Client, plan: Plan) -> Told:
+        task_id = await submitted(client, plan, "stuck", {})
+        await asyncio.sleep(plan.chance % 5 / 10)
+        await insist(lambda: client.cancel(task_id, reason="enough"))
+        return await ended(client, plan, task_id)
+
+    def expected(self, plan: Plan) -> tuple[str, Any]:
+        return "canceled", "the task was canceled: enough"
+
+    def children_are_right(self, plan: Plan, states: list[str]) -> bool:
+        return states in ([], ["canceled"])
+
+
 class Keyed(Kind):
     """Submitted several times at once under a key, without an id: one task."""
 
@@ -371,9 +412,10 @@ def session_of(plan: Plan) -> str:
     return f"session-{plan.chance % SESSIONS}"
 
 
-_PLAIN = (Step(), Flaky(), Broken(), Fan(), Stream(), Parked(), Asks(), Canceled(), Keyed(), Counted(), Once())
+_PLAIN = (Step(), Flaky(), Broken(), Fan(), Stream(), Parked(), Asks(), Canceled(), Keyed(), Counted())
+_RECORDED = (Once(), Calls(), Stuck())
 _ABOUT_TIME = (Paused(), Worn(), Later())
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (*_PLAIN, *_ABOUT_TIME)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (*_PLAIN, *_RECORDED, *_ABOUT_TIME)}
 
 
 def plan_of(seed: int, number: int) -> Plan:

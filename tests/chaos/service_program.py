@@ -77,6 +77,27 @@ async def careful(context: ServiceContext, dice: int, failures: int) -> list[str
     return thrown
 
 
+@service(concurrency=64, retry=SOON)
+async def caller(context: ServiceContext, number: int, calls: int, failures: int) -> int:
+    """The sum of what other tasks come to."""
+    numbers = range(number, number + calls)
+    values = await asyncio.gather(
+        *(context.call("work", number=n, seconds=0.05, wait_for_service=True) for n in numbers)
+    )
+    effect(context, sum(values))
+    if context.attempt <= failures:
+        raise RuntimeError("not yet")
+    return sum(values)
+
+
+@service(concurrency=64)
+async def stuck(context: ServiceContext) -> str:
+    """Calls what never ends."""
+    effect(context, "")
+    await context.call("endless", wait_for_service=True)
+    return "never"
+
+
 @service(concurrency=64)
 async def broken(context: ServiceContext, number: int) -> int:
     """Fails for good."""
@@ -110,7 +131,7 @@ async def endless(context: ServiceContext) -> str:
     return "never"
 
 
-SERVICES = [work, part, join, flaky, broken, worn, careful, tell, asks, endless, HumanService("person")]
+SERVICES = [work, part, join, flaky, broken, worn, careful, caller, stuck, tell, asks, endless, HumanService("person")]
 
 
 async def main() -> bool:

@@ -420,10 +420,7 @@ class Port:
             self.give_input(step_id, number, value)
 
     def _ask(self, operation: AskInput) -> None:
-        def done() -> None:
-            failpoint("gateway.asked")
-
-        self._gateway.signals.ask(operation, done)
+        self._gateway.signals.ask(operation, lambda: failpoint("gateway.asked"))
 
     def _remember(self, operation: Remember) -> None:
         def done(value: bytes, refusal: LlamaDeployError | None) -> None:

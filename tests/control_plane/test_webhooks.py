@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -204,6 +205,32 @@ async def test_a_receiver_that_hangs_is_given_up_after_a_while_and_called_again(
         assert len(receiver.received) == 2
 
 
+@pytest.mark.parametrize("answer", [400, 404, 410, (301, {"location": "http://127.0.0.1:1/elsewhere"})])
+async def test_what_the_receiver_does_not_want_is_a_dead_letter(answer: Any) -> None:
+    async with receiving() as receiver, hooked() as made:
+        await made.serve()
+        receiver.answers = [answer]
+        await submit(made.plane, "echo", task_id="t", options=to(receiver, path="?token=abc"))
+        view = await made.reached("t", "failed")
+        assert len(receiver.received) == 1
+        assert view.attempt == 1
+        assert "abc" not in (view.error or "")
+        dead = await made.plane.store.load_dead("t:2")
+        assert dead is not None
+        assert (dead.service, dead.code) == ("__webhook__", "LD520")
+        assert (await outcome(made.plane, "t")).result == "hello"
+
+
+async def test_a_receiver_that_never_answers_well_is_given_up_in_the_end() -> None:
+    async with receiving() as receiver, hooked() as made:
+        await made.serve()
+        receiver.answers = [503] * 20
+        await submit(made.plane, "echo", task_id="t", options=to(receiver))
+        view = await made.reached("t", "failed")
+        assert view.attempt == QUICK.max_retries + 1 == len(receiver.received)
+        assert "503" in (view.error or "")
+
+
 async def test_retry_after_is_waited_for() -> None:
     clock = ManualClock()
     async with receiving() as receiver, hooked(clock=clock) as made:
@@ -308,6 +335,22 @@ async def test_an_unknown_secret_is_refused_with_the_task() -> None:
         with pytest.raises(InvalidRequestError, match="not known") as caught:
             await submit(made.plane, "echo", options=TaskOptions(webhook=Webhook(url="https://a.b/", secret="x")))
         assert SECRET not in str(caught.value.to_problem())
+
+
+async def test_a_name_that_stands_for_a_forbidden_address_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hooked() as made:
+        await made.serve()
+        loop = asyncio.get_running_loop()
+
+        async def resolve(host: str, port: int, **_: Any) -> list[Any]:
+            return [(2, 1, 6, "", ("169.254.169.254", port))]
+
+        monkeypatch.setattr(loop, "getaddrinfo", resolve, raising=False)
+        await submit(
+            made.plane, "echo", task_id="t", options=TaskOptions(webhook=Webhook(url="http://rebind.example/"))
+        )
+        view = await made.reached("t", "failed")
+        assert "link-local" in (view.error or "")
 
 
 @pytest.mark.parametrize(

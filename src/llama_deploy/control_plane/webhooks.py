@@ -96,7 +96,7 @@ class Webhooks:
         step_id = await self._step_id(entry)
         if step_id is None:
             return None
-        dead = await self._engine.store.load_dead(step_id) if hasattr(self._engine.store, "load_dead") else None
+        dead = await self._engine.store.load_dead(step_id)
         if dead is not None:
             return WebhookView(url=url, state="failed", attempt=dead.attempt, error=dead.message)
         return WebhookView(url=url, state="delivered")

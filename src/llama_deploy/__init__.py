@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     )
     from llama_deploy.types import (
         ActionTypes,
+        Artifact,
         ChatMessage,
         EventDefinition,
+        File,
         MessageRole,
         NewTask,
         RetryPolicy,
@@ -52,11 +54,13 @@ else:
         __name__,
         {
             "ActionTypes": "llama_deploy.types",
+            "Artifact": "llama_deploy.types",
             "BaseOrchestrator": "llama_deploy.orchestrators",
             "ChatMessage": "llama_deploy.types",
             "Client": "llama_deploy.client",
             "Deployment": "llama_deploy.apiserver",
             "EventDefinition": "llama_deploy.types",
+            "File": "llama_deploy.types",
             "FunctionService": "llama_deploy.services",
             "HumanService": "llama_deploy.services",
             "LlamaDeployError": "llama_deploy.errors",
@@ -90,11 +94,13 @@ else:
 
 __all__ = [
     "ActionTypes",
+    "Artifact",
     "BaseOrchestrator",
     "ChatMessage",
     "Client",
     "Deployment",
     "EventDefinition",
+    "File",
     "FunctionService",
     "HumanService",
     "LlamaDeployError",

@@ -433,6 +433,18 @@ class WebhookSignatureError(LlamaDeployError):
     code, title, category = "LD521", "webhook not genuine", Category.UNAUTHORISED
 
 
+class ArtifactNotFoundError(LlamaDeployError):
+    """A content is spoken of that is not kept: it was never stored, or removed because no task needed it."""
+
+    code, title, category = "LD522", "content not found", Category.NOT_FOUND
+
+
+class ArtifactCorruptError(LlamaDeployError):
+    """What was sent or read is not the content that its hash stands for. Nothing of it can be used."""
+
+    code, title, category = "LD523", "content does not fit its hash", Category.INVALID
+
+
 class StepCanceledError(LlamaDeployError):
     """The attempt is not wanted any more: its task was canceled or has ended, or the step went to another attempt."""
 

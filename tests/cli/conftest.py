@@ -55,6 +55,12 @@ async def slow() -> None:
     await asyncio.Event().wait()
 
 
+@service
+async def size(data: bytes, times: int = 1) -> int:
+    """How much a file has."""
+    return len(data) * times
+
+
 @dataclass
 class Ran:
     """What one command line did."""
@@ -98,7 +104,7 @@ def server() -> Iterator[str]:
     urls: list[str] = []
 
     async def main() -> None:
-        services = [shout, count, fail, flaky, slow, HumanService("clerk")]
+        services = [shout, count, fail, flaky, slow, size, HumanService("clerk")]
         async with Deployment(services, store=":memory:", port=0, quiet=True, drain_timeout_s=0.0) as deployment:
             urls.append(deployment.url)
             started.set()

@@ -476,7 +476,7 @@ def test_cancel_stops_a_task_with_a_reason(ctl: Llamactl) -> None:
 
 def test_services_are_listed_and_shown(ctl: Llamactl) -> None:
     listed = ctl("services", "list", "-o", "json").json["items"]
-    assert [item["name"] for item in listed] == ["clerk", "count", "fail", "flaky", "shout", "slow"]
+    assert [item["name"] for item in listed] == ["clerk", "count", "fail", "flaky", "shout", "size", "slow"]
     assert "Says it louder." in ctl("services", "list", "-o", "wide").out
     shown = ctl("services", "get", "shout")
     assert '"text":{' in shown.out.replace(" ", "")

@@ -308,12 +308,12 @@ async def test_functions_that_return_what_has_no_json_form() -> None:
     @service(retry=RetryPolicy(max_retries=0))
     async def echo(text: str) -> Any:
         """Returns it."""
-        return {"bytes": b"x", "surrogate": "\ud800", "object": object(), "infinite": float("inf")}[text]
+        return {"surrogate": "\ud800", "object": object(), "infinite": float("inf")}[text]
 
     async with world(orchestrator=SimpleOrchestrator(0)) as made:
         local = LinkedRunner([echo])
         await local.connect(made.plane)
-        for text in ("bytes", "surrogate", "object", "infinite"):
+        for text in ("surrogate", "object", "infinite"):
             result = await outcome(made.plane, await submit(made.plane, text=text))
             assert result.error is not None, text
             assert (result.status, result.error.code) == ("failed", "LD504"), text

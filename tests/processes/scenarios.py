@@ -12,7 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tests.processes.works import Work, calls, cancels, held, hops, people, recurs, remembers, sessions, slow, streams
+from tests.processes.works import (
+    Work,
+    calls,
+    cancels,
+    files,
+    held,
+    hops,
+    people,
+    recurs,
+    remembers,
+    sessions,
+    slow,
+    streams,
+)
 
 Process = Literal["control plane", "instance", "client"]
 
@@ -70,6 +83,10 @@ CRASHES: dict[str, Crash] = {
     "streams.received": Crash(PLANE, (streams,), passing=5),
     "streams.recorded": Crash(PLANE, (streams,), passing=5),
     "streams.acknowledged": Crash(PLANE, (streams,), passing=5),
+    # --- contents
+    "contents.after_part": Crash(PLANE, (files,), passing=3),
+    "contents.after_finish": Crash(PLANE, (files,), passing=2),
+    "transfers.part_sent": Crash(INSTANCE, (files,), passing=2),
     # --- the start, the sweeper, the end
     "plane.store_opened": Crash(PLANE, (held, hops), when="restart"),
     "sweeper.before_start": Crash(PLANE, (held, hops), when="restart"),

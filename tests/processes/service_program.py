@@ -115,13 +115,20 @@ async def asks(context: ServiceContext, text: str) -> list[str]:
     return [await context.ask("first"), await context.ask("second")]
 
 
+@service(concurrency=4)
+async def repeat(context: ServiceContext, data: bytes, times: int) -> bytes:
+    """A content, several times."""
+    effect(context)
+    return data * times
+
+
 PERSON = HumanService("person")
 
 
 async def main() -> bool:
     arm_from_environment()
     return await serve_services(
-        [double, gate, tell, block, flaky, large, keep, sum_of, calls_gate, asks, PERSON],
+        [double, gate, tell, block, flaky, large, keep, sum_of, calls_gate, asks, repeat, PERSON],
         control_plane_url=sys.argv[1],
         drain_timeout_s=20.0,
     )

@@ -113,6 +113,19 @@ async def _answered(client: Client, service: str, task_id: str, text: str) -> ob
     return await insist(lambda: client.result(task_id))
 
 
+async def files(client: Client, _: Path) -> dict[str, str]:
+    """Tasks that take a content of several parts, and make a larger one."""
+
+    async def one(number: int) -> None:
+        data = bytes([number]) * 300_000
+        given = await insist(lambda: client.upload(data))
+        made = await _run(client, "repeat", f"file-{number}", data=given, times=3)
+        assert await insist(lambda: client.read(made)) == data * 3
+
+    await asyncio.gather(*(one(number) for number in range(3)))
+    return {f"file-{number}": "completed" for number in range(3)}
+
+
 async def cancels(client: Client, folder: Path) -> dict[str, str]:
     """A task that runs until it is canceled."""
     await insist(lambda: client.submit("gate", folder=str(folder / "shut"), task_id="canceled", wait_for_service=True))

@@ -40,6 +40,7 @@ COMMANDS = {
     "sessions": ("llama_deploy.cli.sessions:sessions", "List the sessions, look into one, erase one."),
     "backup": ("llama_deploy.cli.backup:backup", "Copy everything that is recorded to a file."),
     "restore": ("llama_deploy.cli.backup:restore", "Make a store of a backup."),
+    "artifacts": ("llama_deploy.cli.artifacts:artifacts", "Store files for tasks, and fetch what tasks have made."),
     "explain": ("llama_deploy.cli.explain:explain", "What an error code means."),
     "version": ("llama_deploy.cli.version:version", "The version of this program."),
 }

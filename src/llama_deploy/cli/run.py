@@ -32,6 +32,9 @@ TICK_S = 0.1
     "-i", "--input", "input_json", metavar="JSON", help="The input as JSON: an object of arguments, or a value."
 )
 @click.option("-a", "--argument", "arguments", nargs=2, multiple=True, metavar="KEY VALUE", help="One argument.")
+@click.option(
+    "-f", "--file", "files", nargs=2, multiple=True, metavar="KEY PATH", help="One argument: a file, stored and passed."
+)
 @click.option("--session", "session_id", metavar="ID", help="Run in this session; it is created if need be.")
 @click.option("--no-wait", is_flag=True, help="Print the task's id and leave.")
 @click.option(
@@ -66,12 +69,15 @@ async def _run(
     source: str | None,
     input_json: str | None,
     arguments: tuple[tuple[str, str], ...],
+    files: tuple[tuple[str, str], ...],
     **submission: Any,
 ) -> None:
     from llama_deploy.cli.output import document_of
     from llama_deploy.errors import WaitTimeoutError
 
     given = await input_of(client, service, source=source, input_json=input_json, arguments=arguments)
+    if files:
+        given = await _with_files(client, given, files)
     if given is not None:
         submission["input"] = given
     if options := taken_options(submission):
@@ -115,6 +121,15 @@ async def input_of(
     if input_json is not None:
         return parse_json(input_json, option="-i")
     return await _typed(client, service, dict(arguments)) if arguments else None
+
+
+async def _with_files(client: Client, given: Any, files: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """The input with an artifact for each file. Raises `click.UsageError` where it is no object of arguments."""
+    from llama_deploy.cli.artifacts import readable
+
+    if given is not None and not isinstance(given, dict):
+        raise click.UsageError("--file is one argument: give the others with -a KEY VALUE, or as an object with -i.")
+    return {**(given or {}), **{key: await client.upload(readable(path)) for key, path in files}}
 
 
 async def _typed(client: Client, service: str, arguments: dict[str, str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar, overload
 import msgspec
 from msgspec import UNSET
 
+from llama_deploy.client.artifact_calls import ArtifactCalls
 from llama_deploy.client.connection import Connection
 from llama_deploy.client.control_calls import ControlCalls
 from llama_deploy.client.data_calls import DataCalls
@@ -42,6 +43,7 @@ from llama_deploy.types import (
     TaskView,
     generate_id,
 )
+from llama_deploy.types.artifacts import MARK_BYTES, revived
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where a control plane listens by default."""
@@ -66,7 +68,7 @@ class StreamEvent(msgspec.Struct, frozen=True):
     """The event as JSON types."""
 
 
-class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls):
+class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls, ArtifactCalls):
     """A client of one control plane, for one event loop.
 
     Use it with `async with`, or call `close`. Nothing connects before the first call that needs it; that call raises
@@ -90,6 +92,7 @@ class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls):
         self._transport: Transport = transport if transport is not None else WebSocketTransport(url)
         self._connection = Connection(self._transport, reconnect_timeout_s=reconnect_timeout_s)
         self._timeout_s = timeout_s
+        self._reconnect_timeout_s = reconnect_timeout_s
 
     async def __aenter__(self) -> Self:
         return self
@@ -179,7 +182,7 @@ class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls):
             options=options,
         )
         ended = await self._connection.outcome(task_id, body, timeout_s=self._seconds(timeout_s))
-        return output_of(ended, output_type)
+        return output_of(ended, output_type, self._source())
 
     async def submit(
         self,
@@ -281,7 +284,7 @@ class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls):
         Raises `TaskNotFoundError` and what `run` raises.
         """
         ended = await self._connection.outcome(task_id, None, timeout_s=self._seconds(timeout_s))
-        return output_of(ended, output_type)
+        return output_of(ended, output_type, self._source())
 
     async def stream(self, task_id: str, *, first: int = 0) -> AsyncIterator[StreamEvent]:
         """The events of the task's stream from number `first` on, as they are recorded, until the task has ended.
@@ -293,7 +296,8 @@ class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls):
         reading = self._connection.read(task_id, kind="stream", first=first)
         try:
             async for index, data in reading.items(self._connection.resume):
-                yield StreamEvent(index, _decode_json(data))
+                event = _decode_json(data)
+                yield StreamEvent(index, revived(event, self._source()) if MARK_BYTES in data else event)
         finally:
             self._connection.forget(reading)
 

@@ -80,6 +80,29 @@ class HttpRequests:
         except (httpx2.TransportError, OSError) as error:
             raise self._lost("GET", path, error) from error
 
+    async def exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: AsyncIterator[bytes] | None = None,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Fulfils `Transport.exchange`; what was interrupted is repeated by the caller."""
+        import httpx2
+
+        http = self._http or self._open()
+        failpoint("client.before_request")
+        try:
+            response = await http.request(method, path, params=params, headers=headers, content=content)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise cannot_reach(self._base_url, why_unreachable(error)) from error
+        except (httpx2.TransportError, OSError) as error:
+            raise self._lost(method, path, error) from error
+        failpoint("client.after_request")
+        return response.status_code, response.headers, response.content
+
     def _open(self) -> AsyncClient:
         from httpx2 import ASGITransport, AsyncClient, Limits
 

@@ -65,6 +65,17 @@ class InProcessTransport:
         async for piece in download(self._app, path):
             yield piece
 
+    async def exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: AsyncIterator[bytes] | None = None,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        return await self._http.exchange(method, path, params=params, headers=headers, content=content)
+
     async def close(self) -> None:
         self._drop()
         await self._http.close()

@@ -15,6 +15,7 @@ from llama_deploy.client.problems import unexpected
 from llama_deploy.errors import OutputTypeError, TaskFailed
 from llama_deploy.messages.frames import Ended
 from llama_deploy.types import TaskError, TaskResult, TaskState
+from llama_deploy.types.artifacts import MARK_BYTES, Artifact, ArtifactSource, revived
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -36,8 +37,10 @@ _decode_outcome = msgspec.json.Decoder(_Outcome).decode
 _decode_value = msgspec.json.Decoder().decode
 
 
-def output_of(ended: Ended, output_type: Any = None) -> Any:
+def output_of(ended: Ended, output_type: Any = None, source: ArtifactSource | None = None) -> Any:
     """The output of a completed task; with `output_type` validated by pydantic, else JSON types or text.
+
+    Artifacts in it can be read from `source`.
 
     Raises `TaskFailed` when the task ended otherwise, `OutputTypeError` when the output is of another type,
     `ProtocolError` when the control plane sent no result.
@@ -49,8 +52,12 @@ def output_of(ended: Ended, output_type: Any = None) -> Any:
     if ended.state != _COMPLETED:
         raise _failure(ended, outcome)
     if output_type is not None:
-        return _validated(ended, outcome, output_type)
-    return _decode_value(outcome.value) if outcome.kind == "json" else outcome.result
+        output = _validated(ended, outcome, output_type)
+        return output.bound(source) if source is not None and isinstance(output, Artifact) else output
+    if outcome.kind != "json":
+        return outcome.result
+    value = _decode_value(outcome.value)
+    return revived(value, source) if source is not None and MARK_BYTES in ended.result else value
 
 
 def result_of(ended: Ended) -> TaskResult:

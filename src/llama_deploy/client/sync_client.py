@@ -22,6 +22,7 @@ from llama_deploy.client.async_client import (
     StreamEvent,
 )
 from llama_deploy.client.portal import Portal
+from llama_deploy.client.sync_artifact_calls import SyncArtifactCalls
 from llama_deploy.client.sync_control_calls import SyncControlCalls
 from llama_deploy.client.sync_data_calls import SyncDataCalls
 from llama_deploy.client.sync_service_calls import SyncServiceCalls
@@ -41,7 +42,7 @@ from llama_deploy.types import (
 Output = TypeVar("Output")
 
 
-class SyncClient(SyncControlCalls, SyncDataCalls, SyncServiceCalls, SyncTimeCalls):
+class SyncClient(SyncArtifactCalls, SyncControlCalls, SyncDataCalls, SyncServiceCalls, SyncTimeCalls):
     """`Client` for blocking code; see there for what arguments mean, what is raised and what is true afterwards.
 
     It may be used from several threads at once, and in a notebook whose own loop is running. Use it with `with`, or

@@ -60,6 +60,18 @@ class Transport(Protocol):
         """
         ...
 
+    async def exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: AsyncIterator[bytes] | None = None,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Like `request`, with a body that is streamed, and the answer's headers (in small letters) and bytes."""
+        ...
+
     async def close(self) -> None:
         """Drop the connection and everything else that is held, for good. Repeating it is harmless."""
         ...

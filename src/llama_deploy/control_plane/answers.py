@@ -23,6 +23,7 @@ from llama_deploy.messages.frames import Answer
 from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import DeadLetterRow, DeliveryMove, StreamChunk, Transition
 from llama_deploy.types import RetryPolicy, TaskResult
+from llama_deploy.types.artifacts import MARK_BYTES, hashes_in
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
@@ -92,6 +93,8 @@ class Answers:
         error: LlamaDeployError | None = refusal
         if len(op.result) > self._engine.settings.payload_bytes_max:
             error = too_large("result", len(op.result), self._engine.settings.payload_bytes_max)
+        if error is None and MARK_BYTES in op.result:
+            error = self._engine.contents.refusal(entry, hashes_in(op.result))
         if error is None:
             try:
                 return TaskResult.model_validate({"history": [], **msgspec.json.decode(op.result), **about})

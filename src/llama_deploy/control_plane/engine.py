@@ -19,6 +19,7 @@ from typing import Any
 from llama_deploy.control_plane.admission import Admission
 from llama_deploy.control_plane.answers import Answers
 from llama_deploy.control_plane.claims import Claims
+from llama_deploy.control_plane.contents import Contents
 from llama_deploy.control_plane.deadlines import heartbeat_timeout_s, run_timeout_s
 from llama_deploy.control_plane.decisions import Decision, decide, drive
 from llama_deploy.control_plane.gate import turn_of
@@ -103,6 +104,7 @@ class Engine:
         self.admission = Admission(self)
         self.recording = Recording(self)
         self.streams = Streams(self)
+        self.contents = Contents(self)
         self.webhooks = Webhooks(self, webhooks or WebhookSettings())
         self.parent_ended: Callable[[TaskEntry], None] = lambda _: None
         """Set by `Children`: a task that has called others has ended."""

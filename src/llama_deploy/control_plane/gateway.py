@@ -17,9 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from llama_deploy.control_plane.children import Children
 from llama_deploy.control_plane.engine import Engine
+from llama_deploy.control_plane.lookups import Lookups
 from llama_deploy.control_plane.places import Places
 from llama_deploy.control_plane.refusals import check_id
-from llama_deploy.control_plane.registry import is_reserved
+from llama_deploy.control_plane.registry import check_name
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ProtocolError, ServiceNotFoundError
 from llama_deploy.message_queues import Envelope
@@ -55,7 +56,6 @@ from llama_deploy.runtime.clock import Timer
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.types import InstanceView, ServiceDefinition
 from llama_deploy.types.options import SECONDS_MAX
-from llama_deploy.types.reserved import ANSWERED_HERE
 
 log = get_logger("llama_deploy.gateway")
 
@@ -193,10 +193,11 @@ class Port:
         self._outgoing: list[Any] = []
         self._flush_scheduled = False
         self._is_closed = False
+        self._lookups = Lookups(self._engine, self)
         self._handlers: dict[type, Callable[[Any], None]] = {
-            Answer: self._answer,
-            Events: self._events,
-            Park: self._park,
+            Answer: self._lookups.before(self._answer),
+            Events: self._lookups.before(self._events),
+            Park: self._lookups.before(self._park),
             AskInput: self._ask,
             Remember: self._remember,
             Call: self._call,
@@ -204,6 +205,7 @@ class Port:
             Heartbeat: self._heartbeat,
             Credits: self._credits,
             Goodbye: self._goodbye,
+            **self._lookups.transfers.handlers,
         }
 
     # --- what the registry and the engine use -----------------------------------------------------------------------
@@ -265,8 +267,11 @@ class Port:
     def receive(self, operations: Sequence[InstanceOp]) -> None:
         """What the instance says, in order."""
         self.last_seen_at = self._engine.clock.now()
-        for operation in operations:
+        for position, operation in enumerate(operations):
             if self._is_closed:
+                return
+            if self._lookups.busy:
+                self._lookups.wait(operations[position:])
                 return
             handler = self._handlers.get(type(operation))
             if isinstance(operation, Hello) and self._hello is None:
@@ -295,14 +300,7 @@ class Port:
             except ValidationError as error:
                 raise InvalidRequestError("the instance's service definitions are not valid", why=str(error)) from error
             for definition in definitions:
-                check_id("service_name", definition.service_name, self._engine.settings.id_length_max)
-                if definition.service_name in ANSWERED_HERE:
-                    raise InvalidRequestError(f"{definition.service_name} is a name of the control plane's own")
-                if is_reserved(definition.service_name) and not self.in_process:
-                    raise InvalidRequestError(
-                        f"a service may not be called {definition.service_name!r}",
-                        why="names that begin with two underscores are the control plane's own",
-                    )
+                check_name(definition.service_name, self._engine.settings.id_length_max, own=self.in_process)
         except LlamaDeployError as error:
             self._refuse(error)
             return
@@ -495,4 +493,5 @@ class Port:
         self.flush()
         self._is_closed = True
         self._gateway.ports.pop(self, None)
+        self._lookups.transfers.close()
         self._places.close()

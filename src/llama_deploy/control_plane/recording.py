@@ -14,7 +14,7 @@ import msgspec
 
 from llama_deploy.control_plane.deadlines import DEADLINE_INDEX, deadline_id, look_again_at
 from llama_deploy.control_plane.decisions import Decision, Outcome, Sending, encode_result, outcome_from_state
-from llama_deploy.control_plane.records import Record, SentMessage, StateChange, encode_record
+from llama_deploy.control_plane.records import Record, SentMessage, StateChange
 from llama_deploy.control_plane.refusals import error_code, failure, too_large
 from llama_deploy.control_plane.session_state import Delta
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, step_of
@@ -360,7 +360,8 @@ class Recording:
         service = entry.row.service or (record.messages[0].service if record.messages else "")
         row = entry.bump(now, state=state, steps=steps, service=service, ended=ended, error=error, paused=paused)
         transition.task = row
-        transition.entry = HistoryRow(row.task_id, row.version, now, kind, encode_record(record))
+        data = self._engine.contents.record(entry, transition, record)
+        transition.entry = HistoryRow(row.task_id, row.version, now, kind, data)
         recorded = transition.settled
         session = entry.session if transition.shared else None
         if session is not None:
@@ -377,6 +378,7 @@ class Recording:
             if session is not None:
                 session.changed()
             if refusal is not None:
+                self._engine.contents.doubt(transition.blob_uses)
                 if session is not None:
                     self._engine.cache.forget_session(session)
                 if seq > 1:

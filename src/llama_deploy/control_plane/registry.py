@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from llama_deploy.control_plane.refusals import check_id
 from llama_deploy.control_plane.settings import EngineSettings
-from llama_deploy.errors import ServiceUnknownError
+from llama_deploy.errors import InvalidRequestError, ServiceUnknownError
 from llama_deploy.runtime import Clock
 from llama_deploy.types import InstanceView, ServiceDefinition, ServiceView
 from llama_deploy.types.reserved import ANSWERED_HERE
@@ -22,6 +23,16 @@ from llama_deploy.types.reserved import ANSWERED_HERE
 def is_reserved(name: str) -> bool:
     """Whether a service's name is for the control plane's own use: it begins with two underscores."""
     return name.startswith("__")
+
+
+def check_name(name: str, length_max: int, *, own: bool) -> None:
+    """Raise `InvalidRequestError` for what is no name, and for one that only the control plane's `own` may have."""
+    check_id("service_name", name, length_max)
+    if name in ANSWERED_HERE or (is_reserved(name) and not own):
+        raise InvalidRequestError(
+            f"a service may not be called {name!r}",
+            why="names that begin with two underscores are the control plane's own",
+        )
 
 
 class InstancePort(Protocol):

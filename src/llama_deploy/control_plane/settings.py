@@ -78,5 +78,9 @@ class EngineSettings:
     """How often what is not kept any more is looked for."""
     retention_batch_max: int = 50
     """Tasks that are removed in one commit."""
+    artifact_bytes_max: int = 1_073_741_824
+    """Size of one artifact."""
+    artifacts_per_task_bytes_max: int = 10_737_418_240
+    """Size of all artifacts that one task speaks of."""
     sweep_batch_max: int = 500
     """Overdue steps that one sweep handles."""

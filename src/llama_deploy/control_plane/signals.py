@@ -33,6 +33,7 @@ from llama_deploy.messages.frames import Answer, AskInput, Park
 from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import DeliveryMove, SessionRow, StreamChunk, Transition
 from llama_deploy.types import TaskResult, generate_id
+from llama_deploy.types.artifacts import MARK_BYTES
 
 Settled = Callable[[LlamaDeployError | None], None]
 
@@ -87,6 +88,8 @@ class Signals:
             raise InvalidRequestError("the input has no JSON form", why=str(error)) from error
         if len(encoded) > self._engine.settings.payload_bytes_max:
             raise too_large("input", len(encoded), self._engine.settings.payload_bytes_max)
+        if MARK_BYTES in encoded:
+            await self._engine.contents.check(encoded.decode())
         found: list[str] = []
 
         def work(entry: TaskEntry, settled: Settled) -> None:

@@ -20,6 +20,7 @@ from llama_deploy.errors import InvalidRequestError, LimitExceededError, LlamaDe
 from llama_deploy.messages.frames import Answer
 from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import HistoryRow, StreamChunk, Transition
+from llama_deploy.types.artifacts import hashes_in
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
@@ -73,6 +74,9 @@ class Streams:
             return InvalidRequestError("a stream event is not JSON", why=str(error))
         if count != len(events):
             return InvalidRequestError("a stream event is not JSON", why="it holds more than one value")
+        missing = self._engine.contents.refusal(None, hashes_in(b",".join(events)))
+        if missing is not None:
+            return missing
         stream = entry.stream or StreamState(0, {})
         fresh = stream.take(step.step_id, attempt, first, events) or ()
         limit = settings.stream_events_per_task_max

@@ -29,6 +29,7 @@ from llama_deploy.errors import (
 from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import DeliveryRow, SessionRow, TaskRow, Transition
 from llama_deploy.types import TaskDefinition, TaskOptions
+from llama_deploy.types.artifacts import MARK
 from llama_deploy.types.options import SECONDS_MAX
 from llama_deploy.types.reserved import DEADLINE_SERVICE
 
@@ -65,8 +66,10 @@ class Submissions:
         existing = self._engine.cache.tasks.get(definition.task_id)
         if existing is not None:
             self._found(existing, definition, done)
-        elif definition.idempotency_key or (
-            definition.session_id and definition.session_id not in self._engine.cache.sessions
+        elif (
+            definition.idempotency_key
+            or MARK in definition.input
+            or (definition.session_id and definition.session_id not in self._engine.cache.sessions)
         ):
             self._engine.spawn(self._submit_slowly(definition, done, fork))
         else:
@@ -134,6 +137,8 @@ class Submissions:
         session = None
         finished = done
         try:
+            if MARK in definition.input:
+                await self._engine.contents.check(definition.input)
             if key:
                 while (earlier := self._keys_in_flight.get(key)) is not None:
                     await earlier

@@ -17,6 +17,7 @@ from llama_deploy.control_plane.session_state import SessionState
 from llama_deploy.control_plane.tasks import StreamState, TaskEntry, rebuild
 from llama_deploy.errors import LlamaDeployError, TaskNotFoundError
 from llama_deploy.runtime.logs import get_logger
+from llama_deploy.types.artifacts import MARK_BYTES, hashes_in
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
@@ -124,6 +125,11 @@ class TaskCache:
         except (msgspec.DecodeError, LookupError, ValueError) as error:
             raise LlamaDeployError(f"the record of task {task_id} cannot be read", why=str(error)) from error
         entry.stream = stream
+        spoken_of = [hash_ for one in history if MARK_BYTES in one.data for hash_ in hashes_in(one.data)]
+        for hash_ in spoken_of:
+            size = await self._engine.contents.size(hash_)
+            if size is not None:
+                entry.artifacts = {**(entry.artifacts or {}), hash_: size}
         self.tasks[task_id] = entry
         if entry.final:
             self.keep_ended(entry)

@@ -165,6 +165,7 @@ class TaskEntry:
     """One task in memory."""
 
     __slots__ = (
+        "artifacts",
         "begins_at",
         "busy",
         "children",
@@ -229,6 +230,8 @@ class TaskEntry:
         self.watchers: dict[Callable[[], None], None] = {}
         """Called after each commit that concerns the task (history, stream, end), in the order of asking."""
         self.stream: StreamState | None = None
+        self.artifacts: dict[str, int] | None = None
+        """The contents that the task's records speak of, with their sizes; `None` is the rule."""
 
     @property
     def final(self) -> bool:

@@ -16,6 +16,18 @@ from typing import Annotated, Any
 
 import msgspec
 
+from llama_deploy.messages.contents import (
+    ContentKept,
+    ContentPart,
+    ContentRefused,
+    ContentTaken,
+    ContentWanted,
+    DropContent,
+    GetContent,
+    OfferContent,
+    PutContent,
+)
+
 PROTOCOL_VERSION = 1
 """Raised when an operation changes its meaning. A control plane refuses an instance or client of another version."""
 
@@ -351,7 +363,11 @@ class Refused(_Op, frozen=True):
     problem: bytes
 
 
-InstanceOp = Hello | Credits | Answer | Events | Park | AskInput | Remember | Call | EndCall | Heartbeat | Goodbye
+ContentOp = OfferContent | PutContent | GetContent | DropContent
+ContentReply = ContentWanted | ContentTaken | ContentKept | ContentPart | ContentRefused
+InstanceOp = (
+    Hello | Credits | Answer | Events | Park | AskInput | Remember | Call | EndCall | Heartbeat | Goodbye | ContentOp
+)
 ControlOp = (
     Welcome
     | Deliver
@@ -365,6 +381,7 @@ ControlOp = (
     | Returned
     | Drain
     | Refused
+    | ContentReply
 )
 ClientOp = Submit | Wait | Subscribe | Follow | Forget
 ReplyOp = Accepted | Ended | Items | StreamEnd | Refused
@@ -402,6 +419,8 @@ _PAYLOAD_BYTES: dict[type, Callable[[Any], int]] = {
     Call: lambda op: len(op.definition),
     Returned: lambda op: len(op.result),
     DeliverInput: lambda op: len(op.value),
+    PutContent: lambda op: len(op.data),
+    ContentPart: lambda op: len(op.data),
     Submit: lambda op: len(op.definition),
     Ended: lambda op: len(op.result),
     Items: lambda op: sum(map(len, op.items)),

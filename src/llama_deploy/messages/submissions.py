@@ -56,7 +56,7 @@ def input_text(input: Any, arguments: Mapping[str, Any]) -> str:
         raise InvalidRequestError(
             "the task's input cannot be sent",
             why=str(error),
-            fix="pass JSON types, a pydantic model or a dataclass; encode binary data as text (base64)",
+            fix="pass JSON types, a pydantic model or a dataclass; upload binary data: await client.upload(data)",
         ) from error
 
 

@@ -49,6 +49,9 @@ FAILPOINTS: Mapping[str, str] = {
     "streams.received": "stream events have arrived and are not recorded",
     "streams.recorded": "stream events are recorded, nobody has seen them and the instance does not know",
     "streams.acknowledged": "the instance is being told which stream events are recorded",
+    # contents
+    "contents.after_part": "a part of a content is in the store, others are to come",
+    "contents.after_finish": "a content is whole in the store, and nobody knows",
     # --- the start, the sweeper, the end
     "plane.store_opened": "the store is open, nothing of it is known",
     "sweeper.before_start": "the deliveries of an earlier run are not due yet",
@@ -88,6 +91,7 @@ FAILPOINTS: Mapping[str, str] = {
     "runner.returned": "the outcome of a call has arrived, user code has not got it",
     "runner.before_goodbye": "an instance has drained and has not said so",
     "runner.after_goodbye": "an instance has said goodbye and its connection is open",
+    "transfers.part_sent": "an instance has handed a part of a content to its connection",
     # --- a client
     "client.connected": "a client has a connection and has asked nothing",
     "client.before_send": "a client has something to ask",

@@ -23,6 +23,7 @@ from typing_extensions import TypedDict  # pydantic does not read that of `typin
 from llama_deploy.errors import ArgumentsError, ResultNotSerialisableError, SettingError
 from llama_deploy.services.base import StepContext
 from llama_deploy.services.results import result_from_value
+from llama_deploy.types.artifacts import Artifact
 
 _EMPTY = inspect.Parameter.empty
 _NO_HINT: Any = object()
@@ -50,6 +51,10 @@ class Arguments:
         filled = [p for p in parameters if p.name not in self._context_names and p.kind is not p.VAR_KEYWORD]
         self._extras = _extras_adapter(label, parameters, hints)
         self._names = frozenset(p.name for p in filled)
+        self.bytes_names = tuple(
+            p.name for p in filled if p.kind is not p.POSITIONAL_ONLY and _takes_bytes(hints.get(p.name))
+        )
+        """Parameters of bytes, which take an artifact as well and are given its content."""
         self._adapter = _fields_adapter(label, filled, hints, open_ended=self._extras is not None)
         self._validate_json: Callable[[str], dict[str, Any]] = self._adapter.validator.validate_json
         self._positional = tuple((p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_ONLY)
@@ -260,8 +265,15 @@ def _is_context(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, StepContext)
 
 
+def _takes_bytes(hint: Any) -> bool:
+    """Whether a parameter wants binary data: `bytes`, or `bytes | None`."""
+    return hint is bytes or (typing.get_origin(hint) in (Union, UnionType) and bytes in typing.get_args(hint))
+
+
 def _field_type(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
     hint = hints.get(parameter.name, Any)
+    if _takes_bytes(hint) and parameter.kind is not parameter.POSITIONAL_ONLY:
+        hint = Union[Artifact, hint]  # noqa: UP007 - a hint is a value here
     return Annotated[hint, parameter.default] if isinstance(parameter.default, FieldInfo) else hint
 
 

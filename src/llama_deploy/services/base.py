@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from llama_deploy.errors import NonRetryableError, WaitTimeoutError
+from llama_deploy.errors import InvalidRequestError, NonRetryableError, WaitTimeoutError
+from llama_deploy.runtime.files import Source
 from llama_deploy.services.encoding import encode
 from llama_deploy.types import ServiceDefinition, TaskOptions, TaskResult
+from llama_deploy.types.artifacts import Artifact
 
 if TYPE_CHECKING:
     from llama_deploy.messages.frames import Returned
     from llama_deploy.services.blocking import Blocking
+    from llama_deploy.services.transfers import Transfers
 
 
 class Parked(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +85,7 @@ class StepContext:
         snapshot: bytes | None = None,
         run_timeout_s: float = 0.0,
         desk: Desk | None = None,
+        contents: Transfers | None = None,
     ) -> None:
         self.step_id = step_id
         self.attempt = attempt
@@ -110,6 +114,7 @@ class StepContext:
         self._calls = 0
         self.calls_need_keys = False
         """Whether the order of calls may differ between attempts by the nature of the service, as in a workflow."""
+        self._contents = contents
 
     @property
     def input(self) -> str:
@@ -133,6 +138,27 @@ class StepContext:
         `prompt` as in `Parked.prompt`.
         """
         self._ask(prompt)
+
+    async def save(self, source: Source, *, name: str | None = None, media_type: str | None = None) -> Artifact:
+        """Store a file or a large binary result once, under its hash; the artifact that is returned stands for it.
+
+        `source` is bytes, the path of a file, a file that is open for reading bytes, or an iterator of bytes, async or
+        not; it is never in memory as a whole unless it is already. Return the artifact, stream it, or put it anywhere
+        into a result: the content is kept for as long as the task is. Storing the same content again costs nothing.
+        Raises `LimitExceededError` above `artifact_bytes_max`, and what reading the source raises.
+        """
+        return await self._transfers().save(source, name=name, media_type=media_type)
+
+    def save_from_thread(self, source: Source, *, name: str | None = None, media_type: str | None = None) -> Artifact:
+        """`save` for code that runs in a thread; it waits for the end there."""
+        contents = self._transfers()
+        saving = contents.save(source, name=name, media_type=media_type)
+        return asyncio.run_coroutine_threadsafe(saving, contents.loop).result()
+
+    def _transfers(self) -> Transfers:
+        if self._contents is None:
+            raise InvalidRequestError("this step has no connection that a content could go over")
+        return self._contents
 
     async def ask(self, prompt: str, **details: Any) -> Any:
         """Ask a person and wait for the answer while this attempt keeps running.

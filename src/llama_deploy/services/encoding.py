@@ -17,7 +17,7 @@ def encode(value: Any) -> bytes:
         raise ResultNotSerialisableError(
             "the service returned or streamed a value that cannot be recorded",
             why=str(error),
-            fix="return JSON types, a pydantic model or a dataclass; encode binary data as text or store it elsewhere",
+            fix="return JSON types, a pydantic model or a dataclass; store binary data with `await context.save(data)`",
         ) from error
     check_size(encoded)
     return encoded

@@ -17,7 +17,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from llama_deploy.errors import SettingError
 from llama_deploy.services.arguments import Arguments, UnresolvedAnnotationError, read_signature, return_schema
 from llama_deploy.services.base import Service, StepContext
-from llama_deploy.services.results import result_from_value
+from llama_deploy.services.keeping import filled, result_of
 from llama_deploy.services.threads import WorkerThreads
 from llama_deploy.types import ActionTypes, RetryPolicy, ServiceDefinition, ServiceLimits, TaskResult
 
@@ -109,11 +109,13 @@ class FunctionService(Service, Generic[P, R]):
             args, kwargs = arguments.from_text(context.input, context)
         else:
             args, kwargs = arguments.from_object(context.data, context)
-        return result_from_value(await self.invoke(args, kwargs, context))
+        return await result_of(await self.invoke(args, kwargs, context), context)
 
     async def invoke(self, args: list[Any], kwargs: dict[str, Any], context: StepContext) -> Any:
         """Call the function with arguments that fit it; its value as it is, for a generator the list of its yields."""
         function: Callable[..., Any] = self.function
+        if self._arguments is not None and self._arguments.bytes_names:
+            args, kwargs = await filled(args, kwargs, self._arguments.bytes_names)
         if self._style == "coroutine":
             return await function(*args, **kwargs)
         if self._style == "async generator":

@@ -29,6 +29,7 @@ from llama_deploy.messages.frames import (
     Answer,
     AskInput,
     CancelStep,
+    ContentReply,
     ControlOp,
     Credits,
     Deliver,
@@ -54,7 +55,9 @@ from llama_deploy.services.base import Parked, Service, StepContext, encode_valu
 from llama_deploy.services.encoding import check_size
 from llama_deploy.services.failures import error_from_exception
 from llama_deploy.services.steps import RunningStep
+from llama_deploy.services.transfers import Transfers
 from llama_deploy.types import TaskResult, generate_id
+from llama_deploy.types.artifacts import artifact_source
 
 log = get_logger("llama_deploy.runner")
 
@@ -81,6 +84,7 @@ class Runner:
         self.draining = False
         self.drain_requested: Callable[[float | None], None] = lambda _: None
         """Called when the control plane wants this instance to leave, with the seconds that it may take for that."""
+        self.transfers = Transfers(self.ready, self._post)
         self._outgoing: list[Any] = []
         self._flush_scheduled = False
         self._idle = asyncio.Event()
@@ -101,6 +105,7 @@ class Runner:
     async def start(self) -> None:
         """Start the services; call it on the loop that their code shall run on."""
         self._loop = asyncio.get_running_loop()
+        self.transfers.start()
         for service in self.services.values():
             await service.start()
 
@@ -120,6 +125,7 @@ class Runner:
     def disconnected(self) -> None:
         """The connection is gone. Work goes on; answers wait for the next one."""
         self.ready.clear()
+        self.transfers.disconnected()
 
     def receive(self, operations: Sequence[ControlOp]) -> None:
         """What the control plane says, in order."""
@@ -129,6 +135,8 @@ class Runner:
             elif isinstance(operation, Acknowledged):
                 for step_id in operation.step_ids:
                     self._acknowledged(step_id)
+            elif isinstance(operation, ContentReply):
+                self.transfers.receive(operation)
             else:
                 self._handlers[type(operation)](operation)
 
@@ -205,6 +213,7 @@ class Runner:
             service = self._service(delivery.service)
             context = step.context = self._context(step)
             enter_step(context)
+            artifact_source.set(self.transfers)
             deadline = step.deadline = asyncio.timeout(delivery.run_timeout_s or None)
             try:
                 async with deadline:
@@ -256,6 +265,7 @@ class Runner:
             snapshot=delivery.snapshot,
             run_timeout_s=delivery.run_timeout_s,
             desk=step,
+            contents=self.transfers,
         )
 
     def _answer(self, step: RunningStep, result: TaskResult | Parked, started_at: float) -> None:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from llama_deploy.errors import ArgumentsError, SettingError, ToolUnknownError
 from llama_deploy.services.base import Service, StepContext
 from llama_deploy.services.function import FunctionService
-from llama_deploy.services.results import result_from_value
+from llama_deploy.services.keeping import result_of
 from llama_deploy.types import (
     ActionTypes,
     ChatMessage,
@@ -117,7 +117,7 @@ class ToolService(Service):
         request = _read_request(context)
         tool = self._find(request.pop("tool", None) or request.pop("tool_name", None))
         args, kwargs = _split_arguments(tool.name, request)
-        return result_from_value(await tool.call(args, kwargs, context))
+        return await result_of(await tool.call(args, kwargs, context), context)
 
     async def _answer_call(self, context: StepContext) -> TaskResult:
         try:
@@ -126,7 +126,7 @@ class ToolService(Service):
             raise ArgumentsError("the message is not a tool call", why=str(error)) from error
         bundle = call.tool_call_bundle
         tool = self._find(bundle.tool_name)
-        text = result_from_value(await tool.call(bundle.tool_args, bundle.tool_kwargs, context)).result
+        text = (await result_of(await tool.call(bundle.tool_args, bundle.tool_kwargs, context), context)).result
         message = ChatMessage(
             role=MessageRole.TOOL, content=text, additional_kwargs={"name": tool.name, "tool_call_id": call.id_}
         )

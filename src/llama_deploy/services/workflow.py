@@ -22,6 +22,7 @@ from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, Star
 from llama_deploy.errors import ArgumentsError, ResultNotSerialisableError, SettingError
 from llama_deploy.services.base import Parked, Service, StepContext
 from llama_deploy.services.encoding import encode
+from llama_deploy.services.keeping import kept_in
 from llama_deploy.services.workflow_events import EventTypes, event_fields
 from llama_deploy.services.workflow_run import WorkflowRun
 from llama_deploy.types import ActionTypes, RetryPolicy, ServiceDefinition, TaskResult
@@ -99,7 +100,7 @@ class WorkflowService(Service):
         workflow._timeout = self._timeout_s  # noqa: SLF001 - see above
         run = WorkflowRun(workflow, start=start, context=context, types=self._types, may_park=self._may_park)
         outcome = await run.drive()
-        return outcome if isinstance(outcome, Parked) else _task_result(outcome)
+        return outcome if isinstance(outcome, Parked) else _task_result(await kept_in(outcome, context))
 
     def _start_event(self, context: StepContext) -> StartEvent:
         given: Any = context.data

@@ -260,7 +260,7 @@ class StateStore(ABC):
 
     @abstractmethod
     async def finish_blob(self, hash: str, bytes_: int, created_at: float) -> None:  # noqa: A002
-        """Say that all parts of a content are there; from now on it can be read and used. Repeating it is harmless.
+        """Say that all parts of a content are there; from now on it can be read and used. Repeating it makes it young.
 
         That `hash` belongs to the content is for the caller to check. Raises `InvalidRequestError` when the parts that
         are there do not make up `bytes_` bytes; they stay.

@@ -201,7 +201,9 @@ class Blobs:
         there = self._sizes.get(hash_, sum(map(len, whole.values())))
         if there == bytes_ and hash_ not in self._sizes:
             self._parts[hash_] = {0: b"".join(whole[position] for position in sorted(whole))}
-            self._sizes[hash_], self._times[hash_] = bytes_, at
+            self._sizes[hash_] = bytes_
+        if there == bytes_:
+            self._times[hash_] = at
         return there
 
     def load(self, hash_: str) -> bytes:

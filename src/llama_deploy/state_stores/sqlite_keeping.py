@@ -159,7 +159,8 @@ class SQLiteKeeping(SQLiteReads):
                 there = connection.execute(self._sql["parts_size"], (hash,)).fetchone()[0]
                 if there == bytes_:
                     connection.execute(self._sql["begin_blob"], (hash, created_at))  # an empty one has no part
-                    connection.execute(self._sql["finish_blob"], (bytes_, created_at, hash))
+            if there == bytes_:
+                connection.execute(self._sql["finish_blob"], (bytes_, created_at, hash))
             return there
 
         check_size(hash, bytes_, await self._write_now(work))

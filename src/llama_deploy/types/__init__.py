@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         TaskResultView,
         TaskView,
     )
+    from llama_deploy.types.artifacts import Artifact, File
     from llama_deploy.types.erasure import ErasurePage, ErasureView
     from llama_deploy.types.history import HistoryEntry, HistoryPage
     from llama_deploy.types.queues import LimitsView, PauseView, QueuePage, QueueView, WaitingPage, WaitingStep
@@ -52,6 +53,8 @@ else:
         {
             "ErasurePage": "llama_deploy.types.erasure",
             "ErasureView": "llama_deploy.types.erasure",
+            "Artifact": "llama_deploy.types.artifacts",
+            "File": "llama_deploy.types.artifacts",
             "HistoryEntry": "llama_deploy.types.history",
             "HistoryPage": "llama_deploy.types.history",
             "InstanceView": "llama_deploy.types.api",
@@ -78,10 +81,12 @@ __all__ = [
     "FINAL_STATES",
     "LEGAL_TRANSITIONS",
     "ActionTypes",
+    "Artifact",
     "ChatMessage",
     "ErasurePage",
     "ErasureView",
     "EventDefinition",
+    "File",
     "HistoryEntry",
     "HistoryPage",
     "HumanResponse",

@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 
 from llama_deploy._version import __version__
 from llama_deploy.control_plane.http import (
+    artifact_routes,
     control_routes,
     data_routes,
     openapi,
@@ -48,11 +49,13 @@ def build_app(plane: ControlPlane) -> BodyLimit:
     app.include_router(queue_routes.router)
     app.include_router(data_routes.router)
     app.include_router(schedule_routes.router)
+    app.include_router(artifact_routes.router)
     app.include_router(routes.probes)
     app.include_router(sockets.router)
     openapi.install(app)
     problems.install(app)
-    return BodyLimit(app, plane.engine.settings.payload_bytes_max * 2)
+    settings = plane.engine.settings
+    return BodyLimit(app, settings.payload_bytes_max * 2, {"/v1/artifacts": settings.artifact_bytes_max})
 
 
 def _operation_id(route: APIRoute) -> str:

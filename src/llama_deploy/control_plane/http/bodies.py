@@ -7,7 +7,7 @@ nested so deeply that not every reader could read it back. What a body means is 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import msgspec
@@ -28,18 +28,24 @@ _decode = msgspec.json.Decoder().decode
 class BodyLimit:
     """Refuses request bodies above a size before they are read into memory, whether they say their size or not."""
 
-    def __init__(self, app: FastAPI, bytes_max: int) -> None:
+    def __init__(self, app: FastAPI, bytes_max: int, larger: Mapping[str, int]) -> None:
         self.app = app
         self._bytes_max = bytes_max
+        self._larger = larger
+        """Routes below which a body may be larger, and how large."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        bytes_max, setting = self._bytes_max, "payload_bytes_max"
+        for path, more in self._larger.items():
+            if scope["path"].startswith(path):
+                bytes_max, setting = more, "artifact_bytes_max"
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._bytes_max:
-            await problems.problem(self._refusal())(scope, receive, send)
+        if declared.isdigit() and int(declared) > bytes_max:
+            await problems.problem(_too_large(bytes_max, setting))(scope, receive, send)
             return
         size = 0
 
@@ -47,19 +53,20 @@ class BodyLimit:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self._bytes_max:
-                raise problems.Refusal(self._refusal())
+            if size > bytes_max:
+                raise problems.Refusal(_too_large(bytes_max, setting))
             return message
 
         await self.app(scope, counted, send)
 
-    def _refusal(self) -> LimitExceededError:
-        return LimitExceededError(
-            f"the request body has more than {self._bytes_max} bytes",
-            fix="pass a reference to large data, or raise payload_bytes_max",
-            setting="payload_bytes_max",
-            limit=self._bytes_max,
-        )
+
+def _too_large(bytes_max: int, setting: str) -> LimitExceededError:
+    return LimitExceededError(
+        f"the request body has more than {bytes_max} bytes",
+        fix=f"pass an artifact in the place of large data, or raise {setting}",
+        setting=setting,
+        limit=bytes_max,
+    )
 
 
 class JSONRequest(Request):

@@ -354,6 +354,9 @@ class SimulatedTransport:
     def download(self, path: str) -> AsyncIterator[bytes]:
         raise AssertionError(f"{path} is not simulated")
 
+    async def exchange(self, method: str, path: str, **_: Any) -> tuple[int, Mapping[str, str], bytes]:
+        raise AssertionError(f"{method} {path} is not simulated")
+
 
 async def _carry_out(
     plane: ControlPlane, request: tuple[str, str, Mapping[str, Any]], reply: Callable[[int, Any], None]

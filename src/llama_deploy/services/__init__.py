@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from llama_deploy.services.adapters import as_service
     from llama_deploy.services.arguments import UnresolvedAnnotationError
     from llama_deploy.services.base import StepContext as ServiceContext
+    from llama_deploy.services.endpoint import EndpointService
     from llama_deploy.services.failures import error_from_exception
     from llama_deploy.services.function import FunctionService, service
     from llama_deploy.services.human import HumanService
     from llama_deploy.services.link import serve_services
+    from llama_deploy.services.program import ProgramService
     from llama_deploy.services.results import result_from_value
     from llama_deploy.services.runner import Runner
     from llama_deploy.services.tool import ToolService
@@ -26,8 +28,10 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "EndpointService": "llama_deploy.services.endpoint",
             "FunctionService": "llama_deploy.services.function",
             "HumanService": "llama_deploy.services.human",
+            "ProgramService": "llama_deploy.services.program",
             "ToolService": "llama_deploy.services.tool",
             "UnresolvedAnnotationError": "llama_deploy.services.arguments",
             "WorkflowService": "llama_deploy.services.workflow",
@@ -41,9 +45,11 @@ else:
     )
 
 __all__ = [
+    "EndpointService",
     "FunctionService",
     "HumanService",
     "Parked",
+    "ProgramService",
     "Runner",
     "Service",
     "ServiceContext",

@@ -124,6 +124,19 @@ class StepContext:
             return str(task["input"])
         return encode(self.data).decode() if self.data else ""
 
+    @property
+    def arguments(self) -> Any:
+        """What the step was given: the keyword arguments where its input is an object, else its text."""
+        if not isinstance(self.data.get("task"), dict):
+            return self.data
+        text = self.input
+        if text[:1] == "{":
+            try:
+                return msgspec.json.decode(text)
+            except msgspec.DecodeError:
+                return text
+        return text
+
     def stream(self, event: Any) -> None:
         """Append an event to the task's stream; any value with a JSON form.
 

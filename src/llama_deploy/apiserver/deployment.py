@@ -25,6 +25,7 @@ from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.runtime import Clock
 from llama_deploy.services import as_service
 from llama_deploy.state_stores import StateStore
+from llama_deploy.types.schedules import Schedule
 from llama_deploy.types.webhooks import WebhookSettings
 
 
@@ -37,6 +38,7 @@ class Deployment:
     (`options={"orchestrator": name}`); `"name@1"` is an earlier version, for the tasks that began with it. With
     `port`, the control plane also listens there (0: a free port) for clients and for services in other processes.
     `webhooks` says who is told of the end of tasks, and who may be.
+    `schedules` are tasks that are submitted at times, by name; only this program changes what is given here.
 
     Use it as an async context manager. Leaving it finishes or hands back what runs; unfinished tasks stay recorded.
     """
@@ -56,6 +58,7 @@ class Deployment:
         settings: EngineSettings | None = None,
         clock: Clock | None = None,
         webhooks: WebhookSettings | None = None,
+        schedules: Mapping[str, Schedule | Mapping[str, Any]] | None = None,
         drain_timeout_s: float = 10.0,
         quiet: bool = False,
     ) -> None:
@@ -79,6 +82,7 @@ class Deployment:
             default_service=default_service,
             name=name,
             webhooks=webhooks,
+            schedules=None if schedules is None else {name: _schedule(given) for name, given in schedules.items()},
         )
         self._listen = None if port is None else (host, port, allow_remote)
         self._drain_timeout_s = drain_timeout_s
@@ -160,3 +164,11 @@ class Deployment:
     async def submit(self, service: str | None = None, /, **arguments: Any) -> str:
         """Submit a task and return its id as soon as it is recorded; see `Client.submit`."""
         return await self._client.submit(service, **arguments)
+
+
+def _schedule(given: Schedule | Mapping[str, Any]) -> Schedule:
+    """A schedule as it is kept. Raises `SettingError` for one that means nothing."""
+    try:
+        return given if isinstance(given, Schedule) else Schedule.model_validate(dict(given))
+    except ValueError as error:
+        raise SettingError("a schedule of the deployment does not fit", why=str(error)) from error

@@ -15,6 +15,7 @@ import yaml
 from llama_deploy.apiserver.deployment_keys import FILE_KEYS, IMPORT_PATH
 from llama_deploy.apiserver.limits import engine_settings
 from llama_deploy.apiserver.loader import DESCRIBED, orchestrator_names
+from llama_deploy.apiserver.schedule_keys import schedules_of
 from llama_deploy.apiserver.shapes import Section
 from llama_deploy.apiserver.specs import (
     ControlPlaneSpec,
@@ -131,6 +132,12 @@ def _deployment(section: Section, path: Path, findings: Findings) -> DeploymentF
         limits=engine_settings(section["limits"], findings),
         store=section["store"],
         services=tuple(specs),
+        schedules=schedules_of(
+            section["schedules"],
+            services=services.values if services is not None else (),
+            default_service=section["default-service"],
+            findings=findings,
+        ),
         webhooks=_webhooks(section["webhooks"], findings),
         notices=tuple(notice.render(str(path)) for notice in sorted(set(findings.notices))),
     )

@@ -8,6 +8,7 @@ would not.
 from __future__ import annotations
 
 from llama_deploy.apiserver.limits import LIMITS
+from llama_deploy.apiserver.schedule_keys import RETRY_KEYS, SCHEDULE_KEYS
 from llama_deploy.apiserver.shapes import (
     Choice,
     Free,
@@ -92,17 +93,6 @@ ORCHESTRATOR = TextOrRecord(
         },
         "`orchestrator`",
     ),
-)
-
-RETRY_KEYS = Record(
-    {
-        "max-retries": Key(shape=Number(integer=True, minimum=0), doc="Attempts after the first one."),
-        "initial-s": Key(shape=Number(minimum=0), doc="Seconds before the first retry."),
-        "multiplier": Key(shape=Number(minimum=1), doc="Growth of the delay from one retry to the next."),
-        "cap-s": Key(shape=Number(minimum=0), doc="The longest delay in seconds."),
-        "jitter": Key(shape=Number(minimum=0, maximum=1), doc="Part of the delay that is random, 0 to 1."),
-    },
-    "`retry`",
 )
 
 RATE_KEYS = Record(
@@ -224,6 +214,10 @@ FILE_KEYS = Record(
         "limits": Key(shape=LIMITS, doc="Deadlines, limits and pauses of the control plane, where not the default."),
         "store": Key(shape=Text(), doc="Where the data lives: a path, or `:memory:`. By default `.llama_deploy/`."),
         "services": Key(shape=SERVICES, doc="The services by name.", required=True),
+        "schedules": Key(
+            shape=Table(SCHEDULE_KEYS, "schedule's name", NAME_PATTERN, _NAME_WORDS),
+            doc="Tasks that are submitted at times, by name.",
+        ),
         "webhooks": Key(shape=WEBHOOK_KEYS, doc="Who is told over HTTP of the end of tasks, and who may be."),
         "ui": Key(shape=Free(), doc="Published key.", ignored="start the page yourself; the services do not need it"),
     },

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from llama_deploy.apiserver.addresses import local_url, url_of
@@ -61,6 +62,7 @@ async def serve_control_plane(file: DeploymentFile, options: ServingOptions, rep
     ready_file = ReadyFile(options.ready_file, report)
     async with _control_plane(file, options) as plane:
         report(f"{file.name}: control plane at {plane.url}, data in {plane.store_location}")
+        await _tell_schedules(plane, report)
         _Instances(plane, file, report, tell_gone=True)
         stop = asyncio.Event()
         async with plane.serving():
@@ -83,6 +85,7 @@ async def serve_deployment(
     ready_file = ReadyFile(options.ready_file, report)
     async with _control_plane(file, options) as plane:
         report(f"{file.name}: control plane at {plane.url}, data in {plane.store_location}")
+        await _tell_schedules(plane, report)
         return await _Serving(plane, file, options, report, ready_file, watch=watch).run()
 
 
@@ -315,6 +318,18 @@ class _Listening:
         return serving(self.control_plane, self.listener)
 
 
+async def _tell_schedules(plane: _Listening, report: Report) -> None:
+    """One line for each schedule."""
+    for view in await plane.control_plane.schedules.list():
+        if view.paused:
+            report(f"schedule {view.name}: paused {view.paused_because}".rstrip())
+        elif view.next_at is not None:
+            when = datetime.fromtimestamp(view.next_at).astimezone().isoformat(sep=" ", timespec="seconds")
+            report(f"schedule {view.name}: next at {when}")
+        else:
+            report(f"schedule {view.name}: it has no further times")
+
+
 @contextlib.asynccontextmanager
 async def _control_plane(file: DeploymentFile, options: ServingOptions) -> AsyncIterator[_Listening]:
     """The control plane of a deployment, without services of its own."""
@@ -332,6 +347,7 @@ async def _control_plane(file: DeploymentFile, options: ServingOptions) -> Async
         settings=file.limits,
         name=file.name,
         webhooks=file.webhooks.settings(file.folder),
+        schedules=file.schedules,
     )
     host = options.host or file.control_plane.host
     port = file.control_plane.port if options.port is None else options.port
@@ -356,6 +372,7 @@ def _of_control_plane(file: DeploymentFile) -> tuple[object, ...]:
         file.limits,
         file.store,
         file.webhooks,
+        file.schedules,
     )
 
 

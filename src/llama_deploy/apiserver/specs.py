@@ -15,6 +15,7 @@ from typing import Any
 from llama_deploy.control_plane.settings import EngineSettings
 from llama_deploy.errors import SettingError
 from llama_deploy.types import Webhook, WebhookSettings
+from llama_deploy.types.schedules import Schedule
 
 CONTROL_PLANE = "control-plane"
 """The name by which `llamactl serve --only` means the control plane; no service may have it."""
@@ -97,7 +98,7 @@ class ServiceSpec:
     description: str | None = None
     concurrency: int | None = None
     run_timeout_s: float | None = None
-    retry: Mapping[str, float] = field(default_factory=dict)
+    retry: Mapping[str, Any] = field(default_factory=dict)
     """The fields of `RetryPolicy` that the file sets; the others keep the code's values."""
     limits: Mapping[str, Any] = field(default_factory=dict)
     """The fields of `ServiceLimits` that the file sets; they take the place of all that the code says."""
@@ -148,6 +149,7 @@ class DeploymentFile:
     """A path relative to the file's folder, or `:memory:`; `None` means the default place beside the file."""
     services: tuple[ServiceSpec, ...] = ()
     webhooks: WebhooksSpec = WebhooksSpec()
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     """What the file says and this program reads without using it, each as `file:line:column: text`."""
 

@@ -234,6 +234,12 @@ class NotRepeatableError(LlamaDeployError):
     code, title, category = "LD215", "cannot be done again like this", Category.CONFLICT
 
 
+class DeadLetterNotFoundError(LlamaDeployError):
+    """No step of this id was given up, or its dead letter was removed."""
+
+    code, title, category = "LD216", "dead letter not found", Category.NOT_FOUND
+
+
 class ScheduleNotFoundError(LlamaDeployError):
     """No schedule has this name."""
 

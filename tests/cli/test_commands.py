@@ -51,6 +51,9 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
         "services limit",
         "services drain",
         "queues list",
+        "queues dead",
+        "queues redrive",
+        "queues purge",
         "queues peek",
         "queues pause",
         "queues resume",
@@ -183,6 +186,39 @@ def test_many_tasks_are_counted_and_nothing_is_done_without_a_yes(ctl: Llamactl)
     for wrong in ("retry", "retry x --filter id:*", "cancel x --dry-run", "replay x y --wait"):
         assert ctl("tasks", *wrong.split()).code == 2
     assert ctl("tasks", "retry", "--filter", "id:*", "--from-start", "--yes").code == 2
+
+
+# --- dead letters -----------------------------------------------------------------------------------------------------
+
+
+def test_what_was_given_up_is_shown_sent_again_and_removed(ctl: Llamactl) -> None:
+    task_id = ctl("run", "fail", "--no-wait", "-o", "name").out.strip()
+    assert ctl("tasks", "watch", task_id).code == 1
+    step = f"{task_id}:1"
+    assert step in ctl("queues", "dead", "fail", "-o", "name").out.splitlines()
+    assert "it is broken" in ctl("queues", "dead").out
+    detail = ctl("queues", "dead", "--step", step, "-o", "json").json
+    assert (detail["letter"]["code"], detail["task_state"]) == ("LD510", "failed")
+    assert "of fail" in ctl("status").out
+    made = ctl("queues", "redrive", step, "-o", "json").json["items"][0]["task_id"]
+    assert ctl("tasks", "get", made, "-o", "json").json["origin"] == f"redrive:{task_id}"
+    assert ctl("queues", "redrive", step, "-o", "json").json["items"][0]["task_id"] == made
+    assert ctl("queues", "redrive", "nothing").code == 4
+    assert ctl("queues", "purge", step).code == 0
+    assert ctl("queues", "dead", "--step", step).code == 4
+
+
+def test_many_dead_letters_are_counted_first(ctl: Llamactl) -> None:
+    task_id = ctl("run", "fail", "--no-wait", "-o", "name").out.strip()
+    assert ctl("tasks", "watch", task_id).code == 1
+    assert ctl("queues", "redrive", "--service", "nobody", "--dry-run").out == "0 dead letters\n"
+    assert ctl("queues", "redrive", "--service", "fail").code == 2
+    ran = ctl("queues", "redrive", "--service", "fail", "--error", "LD510", "--yes", "-o", "name")
+    assert (ran.code, f"{task_id}:1" in ran.out) == (0, True)
+    assert ctl("queues", "purge", "--older-than", "tomorrow").code == 2
+    assert ctl("queues", "purge").code == 2
+    ran = ctl("queues", "purge", "--all", "--yes")
+    assert (ran.code, "match" in ran.err) == (0, True)
 
 
 # --- explain, version, init -------------------------------------------------------------------------------------------

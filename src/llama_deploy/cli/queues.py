@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llama_deploy.cli import dead_letters
 from llama_deploy.cli.lazy import CommandGroup
 from llama_deploy.cli.settings import Settings, with_settings
 
@@ -95,3 +96,7 @@ def resume(settings: Settings, name: str, reason: str) -> None:
 
 def _or_dash(value: Any) -> str:
     return str(value) if value is not None else "-"
+
+
+for _command in dead_letters.COMMANDS:
+    queues.add_command(_command)

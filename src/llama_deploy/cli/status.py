@@ -36,6 +36,8 @@ def status(settings: Settings) -> None:
                 printer.progress(pause_advice(view.definition.service_name, view.paused))
             elif advice := waiting_advice(view):
                 printer.progress(advice)
+        if document.get("dead_letters"):
+            printer.progress("llamactl queues dead   shows the steps that were given up")
 
 
 def _text(document: dict[str, Any], services: list[ServiceView]) -> str:
@@ -43,6 +45,7 @@ def _text(document: dict[str, Any], services: list[ServiceView]) -> str:
 
     store = document.get("store") or {}
     tasks = document.get("tasks") or {}
+    dead = document.get("dead_letters") or {}
     counts = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in tasks.items() if count) or "none yet"
     served = ", ".join(f"{view.definition.service_name} ({len(view.instances)})" for view in services) or "none yet"
     ready = "ready" if document.get("ready") else "not ready"
@@ -55,5 +58,6 @@ def _text(document: dict[str, Any], services: list[ServiceView]) -> str:
             "data": store.get("location"),
             "tasks": counts,
             "services": served,
+            "dead letters": ", ".join(f"{count} of {name}" for name, count in dead.items()),
         }
     )

@@ -10,7 +10,14 @@ from llama_deploy.client.http_calls import HttpCalls, segment, view_of
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.messages.values import encode_json
 from llama_deploy.types import TaskView, generate_id
-from llama_deploy.types.control import BulkAction, BulkAnswer
+from llama_deploy.types.control import (
+    BulkAction,
+    BulkAnswer,
+    DeadLetterAnswer,
+    DeadLetterDetail,
+    DeadLetterPage,
+    DeadLetterView,
+)
 
 PAGE_TASKS = 100
 """Tasks of one request, where an action is about many."""
@@ -114,6 +121,72 @@ class ControlCalls(HttpCalls):
             if answer.next is None or (limit is not None and len(answer.items) >= limit):
                 return answer
             body["cursor"] = answer.next
+
+    # --- dead letters -------------------------------------------------------------------------------------------------
+
+    async def list_dead(
+        self,
+        *,
+        service: str | None = None,
+        task_id: str | None = None,
+        limit: int = PAGE_TASKS,
+        cursor: str | None = None,
+    ) -> DeadLetterPage:
+        """One page of steps that were given up, newest first, those that were sent again included."""
+        return await self._get(DeadLetterPage, "/v1/dead", service=service, task_id=task_id, limit=limit, cursor=cursor)
+
+    async def get_dead(self, step_id: str) -> DeadLetterDetail:
+        """One of them, with its message and its attempts. Raises `DeadLetterNotFoundError`."""
+        return await self._get(DeadLetterDetail, f"/v1/dead/{segment(step_id)}")
+
+    async def redrive(self, step_id: str) -> TaskView:
+        """Send a step again that was given up; returns the task in which that happens. Repeating it is harmless.
+
+        Raises `DeadLetterNotFoundError`, and `NotRepeatableError` where its task goes on or has completed without it.
+        """
+        return view_of(TaskView, await self._ask("POST", f"/v1/dead/{segment(step_id)}/redrive"))
+
+    async def redrive_all(
+        self,
+        *,
+        service: str | None = None,
+        code: str | None = None,
+        older_than_s: float | None = None,
+        dry_run: bool = False,
+        limit: int = PAGE_TASKS,
+    ) -> DeadLetterAnswer:
+        """Send at most `limit` of those again that fit all that is given, and that were not yet."""
+        return await self._dead("redrive", service, code, older_than_s, dry_run=dry_run, limit=limit)
+
+    async def purge(self, step_id: str) -> DeadLetterView:
+        """Remove a dead letter for good; its task stays. Raises `DeadLetterNotFoundError`."""
+        return view_of(DeadLetterView, await self._ask("DELETE", f"/v1/dead/{segment(step_id)}"))
+
+    async def purge_all(
+        self,
+        *,
+        service: str | None = None,
+        code: str | None = None,
+        older_than_s: float | None = None,
+        dry_run: bool = False,
+        limit: int = PAGE_TASKS,
+    ) -> DeadLetterAnswer:
+        """Remove at most `limit` dead letters for good that fit all that is given."""
+        return await self._dead("purge", service, code, older_than_s, dry_run=dry_run, limit=limit)
+
+    async def _dead(
+        self,
+        what: str,
+        service: str | None,
+        code: str | None,
+        older_than_s: float | None,
+        *,
+        dry_run: bool,
+        limit: int,
+    ) -> DeadLetterAnswer:
+        body = {"service": service, "code": code, "older_than_s": older_than_s, "dry_run": dry_run, "limit": limit}
+        given = {name: value for name, value in body.items() if value is not None}
+        return view_of(DeadLetterAnswer, await self._ask("POST", f"/v1/dead/{what}", given))
 
 
 def _json(name: str, value: Any) -> Any:

@@ -7,9 +7,17 @@ from typing import Any
 from msgspec import UNSET
 
 from llama_deploy.client.async_client import Client
+from llama_deploy.client.control_calls import PAGE_TASKS
 from llama_deploy.client.portal import Portal
 from llama_deploy.types import TaskView
-from llama_deploy.types.control import BulkAction, BulkAnswer
+from llama_deploy.types.control import (
+    BulkAction,
+    BulkAnswer,
+    DeadLetterAnswer,
+    DeadLetterDetail,
+    DeadLetterPage,
+    DeadLetterView,
+)
 
 
 class SyncControlCalls:
@@ -96,4 +104,57 @@ class SyncControlCalls:
             self._client.bulk(
                 action, filter, dry_run=dry_run, limit=limit, reason=reason, idempotency_key=idempotency_key
             )
+        )
+
+    def list_dead(
+        self,
+        *,
+        service: str | None = None,
+        task_id: str | None = None,
+        limit: int = PAGE_TASKS,
+        cursor: str | None = None,
+    ) -> DeadLetterPage:
+        """One page of steps that were given up. See `Client.list_dead`."""
+        return self._portal.call(self._client.list_dead(service=service, task_id=task_id, limit=limit, cursor=cursor))
+
+    def get_dead(self, step_id: str) -> DeadLetterDetail:
+        """One of them. See `Client.get_dead`."""
+        return self._portal.call(self._client.get_dead(step_id))
+
+    def redrive(self, step_id: str) -> TaskView:
+        """Send a step again that was given up. See `Client.redrive`."""
+        return self._portal.call(self._client.redrive(step_id))
+
+    def redrive_all(
+        self,
+        *,
+        service: str | None = None,
+        code: str | None = None,
+        older_than_s: float | None = None,
+        dry_run: bool = False,
+        limit: int = PAGE_TASKS,
+    ) -> DeadLetterAnswer:
+        """Send those again that fit. See `Client.redrive_all`."""
+        return self._portal.call(
+            self._client.redrive_all(
+                service=service, code=code, older_than_s=older_than_s, dry_run=dry_run, limit=limit
+            )
+        )
+
+    def purge(self, step_id: str) -> DeadLetterView:
+        """Remove a dead letter for good. See `Client.purge`."""
+        return self._portal.call(self._client.purge(step_id))
+
+    def purge_all(
+        self,
+        *,
+        service: str | None = None,
+        code: str | None = None,
+        older_than_s: float | None = None,
+        dry_run: bool = False,
+        limit: int = PAGE_TASKS,
+    ) -> DeadLetterAnswer:
+        """Remove those that fit for good. See `Client.purge_all`."""
+        return self._portal.call(
+            self._client.purge_all(service=service, code=code, older_than_s=older_than_s, dry_run=dry_run, limit=limit)
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llama_deploy.control_plane.dead_letters import dead_letters
 from llama_deploy.control_plane.decisions import Decision, Outcome, encode_result
 from llama_deploy.control_plane.recording import sent_message
 from llama_deploy.control_plane.records import Record
@@ -21,7 +22,7 @@ from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, paused_because
 from llama_deploy.errors import AttemptsExhaustedError, CommitConflictError, InvalidRequestError, LlamaDeployError
 from llama_deploy.messages.frames import Answer
 from llama_deploy.runtime import failpoint
-from llama_deploy.state_stores.base import DeadLetterRow, DeliveryMove, StreamChunk, Transition
+from llama_deploy.state_stores.base import DeliveryMove, StreamChunk, Transition
 from llama_deploy.types import RetryPolicy, TaskResult
 from llama_deploy.types.artifacts import MARK_BYTES, hashes_in
 
@@ -156,10 +157,13 @@ class Answers:
             if following == "pause":
                 said = f"{result.error.type}: {result.error.message}" if result.error else result.result
                 reason = f"attempt {step.attempt} of {step.service} failed and was the last: {said}"
+                transition.dead = dead_letters(entry, step, result, self._engine.clock.now())
                 self.pause_worn_out(entry, step, record, transition, reason)
             else:
                 self._retry(entry, step, record, transition, following)
             return
+        if result.status == "failed":
+            transition.dead = dead_letters(entry, step, result, self._engine.clock.now())
         if result.status == "failed" and not entry.policy.handles_failures:
             transition.chunks = chunks()
             self._fail(entry, step, result, record, transition)
@@ -200,7 +204,9 @@ class Answers:
         retry = next((s for s in decision.sendings if (s.step_id, s.service) == named), None)
         if retry is not None and decision.outcome is None:
             decision.sendings.remove(retry)
+            transition.dead = ()
             if worn_out(self._engine, step):
+                transition.dead = dead_letters(entry, step, result, now)
                 self._end_by_attempts(entry, step, transition, record, result)
                 return
             if retry.data not in (step.body, NO_DATA) or retry.options not in (None, step.options):
@@ -309,12 +315,7 @@ class Answers:
                 transition.moved = (self._reschedule(step, now, self._engine.jitter(delay_s, retry.jitter)),)
                 self._engine.recording.hand_over(transition)
                 return
-            code = result.error.code if result.error is not None else ""
-            transition.dead = (
-                DeadLetterRow(
-                    step.step_id, entry.row.task_id, step.service, step.attempt, now, code, step.trouble or ""
-                ),
-            )
+            transition.dead = dead_letters(entry, step, result, now)
         transition.answered = (step.step_id,)
         del entry.open[step.step_id]
         self._engine.recording.hand_over(transition)

@@ -88,10 +88,14 @@ class Past:
         numbers = [int(m.step_id.rpartition(":")[2]) for record in self.records[:seq] for m in record.messages]
         return max(numbers, default=0)
 
-    def sent_in(self, step_id: str) -> int:
+    def is_notification(self, step_id: str) -> bool:
+        """Whether a step only tells of the end of the task."""
+        return any(m.step_id == step_id and m.action == _NOTIFICATION for r in self.records for m in r.messages)
+
+    def sent_in(self, step_id: str, *, notifications: bool = False) -> int:
         """The entry that sent a step. Raises `NotRepeatableError` where there is none."""
         for seq, record in enumerate(self.records, start=1):
-            if any(m.step_id == step_id and m.action != _NOTIFICATION for m in record.messages):
+            if any(m.step_id == step_id and (notifications or m.action != _NOTIFICATION) for m in record.messages):
                 return seq
         known = [m.step_id for record in self.records for m in record.messages if m.action != _NOTIFICATION]
         raise NotRepeatableError(

@@ -17,6 +17,7 @@ from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.erasure import Erasure
 from llama_deploy.control_plane.gateway import Gateway
 from llama_deploy.control_plane.pauses import Pauses
+from llama_deploy.control_plane.redriving import DeadLetters
 from llama_deploy.control_plane.repeats import Repeats
 from llama_deploy.control_plane.retention import Retention
 from llama_deploy.control_plane.schedules import Schedules
@@ -88,6 +89,7 @@ class ControlPlane:
         self.clients = ClientGateway(self.engine)
         self.views = Views(self.engine)
         self.repeats = Repeats(self.engine)
+        self.dead_letters = DeadLetters(self.engine, pauses=self.pauses, repeats=self.repeats)
         self.bulk = Bulk(self.engine, signals=self.signals, pauses=self.pauses, repeats=self.repeats, views=self.views)
         self.started_at = 0.0
         self.steps_carried_on = 0
@@ -149,6 +151,7 @@ class ControlPlane:
             "started_at": self.started_at,
             "store": {"location": self.store.location, "healthy": self.store.healthy, "backlog": self.store.backlog},
             "tasks": await self.store.count_tasks(),
+            "dead_letters": await self.store.count_dead(),
             "unfinished_in_memory": self.engine.cache.unfinished,
             "services": {name: self.engine.registry.has_instance(name) for name in self.engine.registry.names()},
             "instances": self.engine.registry.instances_count(),

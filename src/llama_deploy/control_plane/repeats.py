@@ -59,7 +59,7 @@ class Repeats:
         recorded new task, and whether this call made it. Raises `TaskNotFoundError`, and `NotRepeatableError` for a
         task that has not ended or has ended well.
         """
-        past = await self._past(task_id)
+        past = await self.past(task_id)
         if past.row.ended_at is None:
             raise NotRepeatableError(
                 f"task {task_id} has not ended: it is {past.row.state}",
@@ -71,7 +71,7 @@ class Repeats:
                 fix=f"llamactl tasks replay {task_id}   runs it once more as a new task",
             )
         seq = 0 if from_start else past.before_failure()
-        return await self._begin(past, "retry", seq, keep_answers=True, new_task_id=new_task_id, key=key)
+        return await self.begin(past, "retry", seq, keep_answers=True, new_task_id=new_task_id, key=key)
 
     async def replay(
         self,
@@ -87,9 +87,9 @@ class Repeats:
         Steps that were open beside that step and have answered since keep their answers. Returns what `retry` does.
         Raises `TaskNotFoundError`, `NotRepeatableError` for a step that there is not, `InvalidRequestError`.
         """
-        past = await self._past(task_id)
+        past = await self.past(task_id)
         seq = 0 if step_id is None else past.sent_in(step_id)
-        return await self._begin(
+        return await self.begin(
             past, "replay", seq, step_id=step_id, edit=edit, keep_answers=True, new_task_id=new_task_id, key=key
         )
 
@@ -107,12 +107,12 @@ class Repeats:
 
         `edit` is about the step `step_id`, one of those. Returns and raises what `replay` does.
         """
-        past = await self._past(task_id)
+        past = await self.past(task_id)
         if edit and step_id is None:
             raise InvalidRequestError("step_id is missing", why="several steps may be open at that entry")
-        return await self._begin(past, "fork", seq, step_id=step_id, edit=edit, new_task_id=new_task_id, key=key)
+        return await self.begin(past, "fork", seq, step_id=step_id, edit=edit, new_task_id=new_task_id, key=key)
 
-    async def _past(self, task_id: str) -> Past:
+    async def past(self, task_id: str) -> Past:
         """What is recorded of a task. Raises `TaskNotFoundError`."""
         await self._engine.cache.get(task_id)
         row = await self._engine.store.load_task(task_id)
@@ -120,7 +120,7 @@ class Repeats:
         assert row is not None, "it was found a moment ago"
         return Past(row, history[: row.version])
 
-    async def _begin(
+    async def begin(
         self,
         past: Past,
         kind: Kind,

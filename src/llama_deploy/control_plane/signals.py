@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from llama_deploy.control_plane.dead_letters import dead_letters
 from llama_deploy.control_plane.deadlines import look_again_at
 from llama_deploy.control_plane.decisions import Outcome, encode_result
 from llama_deploy.control_plane.engine import Engine
@@ -351,11 +352,6 @@ class Signals:
             on_purpose=on_purpose,
         )
         if not on_purpose and worn_out(engine, step):
-            if not entry.final and pauses_when_worn_out(engine, entry, step):
-                settled = engine.recording.or_again(step_id, again, lambda: None)
-                reason = f"attempt {step.attempt} of {step.service} was lost and was the last: {reason}"
-                engine.answers.pause_worn_out(entry, step, record, Transition(settled=settled), reason)
-                return
             error = AttemptsExhaustedError(
                 f"step {step_id} was lost in attempt {step.attempt}, the last of it",
                 why=f"{reason}; before: {attempts_so_far(step) or 'none'}",
@@ -363,6 +359,12 @@ class Signals:
             )
             result = failure(entry.row.task_id, error)
             result.step_id, result.service, result.attempt, result.tag = step_id, step.service, step.attempt, step.tag
+            if not entry.final and pauses_when_worn_out(engine, entry, step):
+                settled = engine.recording.or_again(step_id, again, lambda: None)
+                reason = f"attempt {step.attempt} of {step.service} was lost and was the last: {reason}"
+                transition = Transition(settled=settled, dead=dead_letters(entry, step, result, now))
+                engine.answers.pause_worn_out(entry, step, record, transition, reason)
+                return
             settled = engine.recording.or_again(step_id, again, lambda: None)
             engine.answers.conclude(entry, step, result, settled, by=holder)
             return

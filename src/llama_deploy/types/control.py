@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.types.api import TaskView
 
-BulkAction = Literal["cancel", "pause", "resume", "retry", "replay", "delete", "redrive"]
+BulkAction = Literal["cancel", "pause", "resume", "retry", "replay", "delete"]
 
 
 class BulkItem(BaseModel):
@@ -48,3 +48,68 @@ class BulkAnswer(BaseModel):
     def refused(self) -> list[BulkItem]:
         """Those that it was not done to."""
         return [item for item in self.items if item.problem is not None]
+
+
+class DeadLetterView(BaseModel):
+    """A step that was given up. Times are seconds since the epoch."""
+
+    model_config = ConfigDict(extra="ignore", defer_build=True)
+
+    step_id: str
+    task_id: str
+    service: str
+    attempt: int
+    """The attempt that was the last."""
+    at: float
+    code: str
+    """The code of the last error."""
+    error: str
+    redriven: str | None = None
+    """The task in which it was sent again; None while it was not."""
+
+
+class DeadLetterPage(BaseModel):
+    """A page of dead letters, newest first. `next` is the cursor of the next page, None on the last one."""
+
+    model_config = ConfigDict(extra="ignore", defer_build=True)
+
+    items: list[DeadLetterView]
+    next: str | None = None
+
+
+class DeadLetterDetail(BaseModel):
+    """A dead letter with what it was about."""
+
+    model_config = ConfigDict(extra="ignore", defer_build=True)
+
+    letter: DeadLetterView
+    task_state: str
+    message: dict[str, Any]
+    """The message that the step was sent."""
+    attempts: list[dict[str, Any]] = Field(default_factory=list)
+    """The history entries that tell of its attempts, oldest first."""
+
+
+class DeadLetterItem(BaseModel):
+    """What became of one dead letter."""
+
+    model_config = ConfigDict(extra="ignore", defer_build=True)
+
+    step_id: str
+    task_id: str | None = None
+    """The task in which it was sent again."""
+    problem: dict[str, Any] | None = None
+    """Why nothing was done, as problem+json; None where it was done."""
+
+
+class DeadLetterAnswer(BaseModel):
+    """What was done about many dead letters, or would be."""
+
+    model_config = ConfigDict(extra="ignore", defer_build=True)
+
+    matched: int
+    """How many were looked at and fit."""
+    items: list[DeadLetterItem] = Field(default_factory=list)
+    """What became of each; empty in a dry run."""
+    more: bool = False
+    """Whether there may be further ones: ask again."""

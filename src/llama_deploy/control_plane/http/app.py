@@ -12,6 +12,7 @@ from llama_deploy.control_plane.http import (
     artifact_routes,
     control_routes,
     data_routes,
+    dead_routes,
     openapi,
     pause_routes,
     problems,
@@ -44,6 +45,7 @@ def build_app(plane: ControlPlane) -> BodyLimit:
     app.state.closing = asyncio.Event()
     app.include_router(routes.router)
     app.include_router(control_routes.router)
+    app.include_router(dead_routes.router)
     app.include_router(pause_routes.router)
     app.include_router(service_routes.router)
     app.include_router(queue_routes.router)

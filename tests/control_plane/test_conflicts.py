@@ -26,7 +26,7 @@ from llama_deploy.messages.frames import Answer, Deliver, Events
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import HistoryRow, SharedWrite, StreamChunk, TaskRow, Transition
 from llama_deploy.testing import ManualClock
-from llama_deploy.types import ActionTypes, TaskDefinition, TaskResult
+from llama_deploy.types import ActionTypes, RetryPolicy, TaskDefinition, TaskResult
 
 
 async def hand_over(plane: ControlPlane, **changes: Any) -> None:
@@ -374,3 +374,42 @@ async def test_a_failure_that_waits_to_be_said_again_keeps_its_step_from_others(
         await until(lambda: len(first.all(Deliver)) + len(second.all(Deliver)) == 2)
         again = (first.all(Deliver)[1:] + second.all(Deliver))[0]
         assert again.attempt == 2
+
+
+async def test_what_was_not_wanted_because_of_an_end_is_wanted_when_that_end_is_refused() -> None:
+    """One step ends the task by its failure, and the store refuses that: the other step's answer and events stand."""
+
+    class Two(BaseOrchestrator):
+        async def get_next_messages(
+            self, task_def: TaskDefinition, state: dict[str, Any]
+        ) -> tuple[list[QueueMessage], dict[str, Any]]:
+            return ([] if "sent" in state else [QueueMessage(type="echo") for _ in range(2)]), {**state, "sent": True}
+
+        async def add_result_to_state(self, result: TaskResult, state: dict[str, Any]) -> dict[str, Any]:
+            return state
+
+    async with world(orchestrator=Two(), clock=ManualClock()) as made:
+        instance = FakeInstance(retry=RetryPolicy(max_retries=0))
+        await instance.connect(made.plane)
+        await submit(made.plane, None, task_id="t")
+        first, second = await instance.delivery(1), await instance.delivery(2)
+        record, refusals = made.plane.store.record, 2
+
+        def refuse(transition: Transition) -> None:
+            nonlocal refusals
+            if refusals and transition.task is not None and transition.task.state == "failed":
+                refusals -= 1
+                transition.expected_version += 100
+            record(transition)
+
+        made.plane.store.record = refuse  # type: ignore[method-assign]
+        instance.fail(first)
+        instance.stream(second, 0, ["a"])
+        instance.answer(second, "good", events_from=1, events=[b'"b"'])
+        await instance.acknowledged(second)
+        assert [(e.step_id, e.kind) for e in await history(made.plane, "t")][1:] == [("t:2", "answered")]
+        made.manual.advance(1.0)
+        await instance.acknowledged(first)
+        assert (await outcome(made.plane, "t")).step_id == "t:1"
+        assert await stream(made.plane, "t") == ["a", "b"]
+        assert len(instance.all(Deliver)) == 2

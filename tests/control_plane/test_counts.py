@@ -165,3 +165,21 @@ async def test_a_notification_reaches_its_service_though_its_task_has_left_memor
             done.add(step.step_id)
         await until(lambda: made.plane.store.backlog == 0)
         assert await made.plane.store.next_due() is None
+
+
+async def test_a_task_whose_end_is_being_told_stays_in_memory_until_that_is_done() -> None:
+    """Loaded again meanwhile, nobody would know who tells it, and it would be told twice."""
+    async with world(settings=EngineSettings(ended_tasks_cached_max=0)) as made:
+        instance = FakeInstance(["echo", "human"])
+        await instance.connect(made.plane)
+        tasks = made.plane.engine.cache.tasks
+        for number in range(3):
+            await submit(made.plane, task_id=f"t{number}")
+            instance.answer(await instance.delivery(1 + 2 * number))
+            await instance.delivery(2 + 2 * number)
+        assert set(tasks) == {"t0", "t1", "t2"}
+        for number in range(3):
+            instance.answer(await instance.delivery(2 + 2 * number))
+            await instance.acknowledged(f"t{number}:2")
+        assert set(tasks) == {"t2"}
+        assert made.plane.engine.cache.unfinished == 0

@@ -52,24 +52,28 @@ class Answers:
 
         self._engine.cache.with_entry(task_id, fold)
 
-    def _late(self, entry: TaskEntry, done: Callable[[], None]) -> None:
-        """Not wanted: but what made it so may be on its way to the store, and is what the instance must not forget."""
+    def _late(self, entry: TaskEntry, done: Callable[[], None], again: Callable[[], None]) -> None:
+        """Not wanted: but what made it so may be on its way to the store, and is what the instance must not forget.
+
+        Where the store refuses that, the answer may be wanted after all: `again` brings it once more.
+        """
         self._engine.statistics.answers_late += 1
-        self._engine.when_settled(entry, done)
+        self._engine.when_certain(entry, done, again)
 
     def _fold(self, entry: TaskEntry, instance_id: str, op: Answer, done: Callable[[], None]) -> None:
         if entry.stale:  # loaded again meanwhile: the answer starts over
             self.answer(instance_id, op, done)
             return
         step = entry.open.get(op.step_id)
+        again = partial(self.answer, instance_id, op, done)
         if step is None:
-            self._late(entry, done)
+            self._late(entry, done, again)
             return
         self._engine.statistics.answers += 1
         excess = self._engine.streams.refusal(entry, step, op.attempt, op.events_from, op.events)
         result = self._read(entry, step, op, excess)
         if op.attempt > step.attempt or (result.status == "failed" and op.attempt < step.attempt):
-            self._late(entry, done)  # a failure of an attempt that was given up already; or nothing that was ever sent
+            self._late(entry, done, again)  # a failure of an attempt that was given up; or nothing that was ever sent
             return
         self.conclude(
             entry,
@@ -174,7 +178,8 @@ class Answers:
                 settled(CommitConflictError("the task was loaded again while its policy was thinking"))
                 return
             if entry.final or step.step_id not in entry.open:  # canceled while the policy was thinking
-                self._late(entry, lambda: settled(None))
+                conflict = CommitConflictError("the task was loaded again while its policy was thinking")
+                self._late(entry, lambda: settled(None), lambda: settled(conflict))
                 return
             transition.chunks = chunks()
             if isinstance(decision, Decision):
@@ -319,6 +324,7 @@ class Answers:
         transition.answered = (step.step_id,)
         del entry.open[step.step_id]
         self._engine.recording.hand_over(transition)
+        self._engine.cache.notified(entry)
 
     def _reschedule(self, step: OpenStep, now: float, delay_s: float) -> DeliveryMove:
         """Make the next attempt of a step due after a delay; the same ticket, one attempt higher."""

@@ -328,10 +328,14 @@ class Engine:
                 entry.watchers.pop(watch, None)
                 callback()
 
-        if entry.settled_seq >= version:
+        if entry.settled_seq >= version or entry.stale:
             callback()
         else:
             entry.watchers[watch] = None
+
+    def when_certain(self, entry: TaskEntry, certain: Callable[[], None], again: Callable[[], None]) -> None:
+        """Call `certain` once all that was decided for a task so far is committed, `again` where it was refused."""
+        self.when_settled(entry, lambda: again() if entry.stale else certain())
 
     async def wait_settled(self, entry: TaskEntry) -> None:
         """Wait until all that was decided for a task so far is committed or refused."""

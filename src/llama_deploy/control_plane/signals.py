@@ -410,22 +410,23 @@ class Signals:
         self, step_id: str, attempt: int, work: Callable[[TaskEntry, OpenStep], None], unwanted: Callable[[], None]
     ) -> None:
         """Call `work` with an open step in this attempt, in the task's turn; `unwanted` when there is none."""
+        again = partial(self._with_step, step_id, attempt, work, unwanted)
+
+        def turn(entry: TaskEntry) -> None:
+            if entry.stale:
+                again()
+                return
+            step = entry.open.get(step_id) if not entry.final else None
+            if step is None or step.attempt != attempt:
+                self._engine.when_certain(entry, unwanted, again)
+            else:
+                work(entry, step)
 
         def use(entry: TaskEntry | None) -> None:
-            def turn() -> None:
-                if entry is not None and entry.stale:
-                    self._with_step(step_id, attempt, work, unwanted)
-                    return
-                step = entry.open.get(step_id) if entry is not None and not entry.final else None
-                if entry is None or step is None or step.attempt != attempt:
-                    unwanted()
-                else:
-                    work(entry, step)
-
             if entry is None:
                 unwanted()
             else:
-                self._engine.in_turn(entry, turn)
+                self._engine.in_turn(entry, partial(turn, entry))
 
         self._engine.cache.with_entry(step_id.rpartition(":")[0], use)
 

@@ -44,8 +44,12 @@ class Streams:
 
         def use(entry: TaskEntry | None) -> None:
             step = entry.open.get(step_id) if entry is not None else None
-            if entry is None or step is None or attempt != step.attempt or step.notification:
+            if entry is None:
                 done(first + len(events))
+                return
+            if step is None or attempt != step.attempt or step.notification:
+                again = partial(self.append, step_id, attempt, first, events, done)
+                self._engine.when_certain(entry, partial(done, first + len(events)), again)
                 return
             refusal = self.refusal(entry, step, attempt, first, events)
             if refusal is not None:

@@ -218,8 +218,19 @@ class TaskCache:
         entry.private.keys.clear()
         entry.private.own = None
         self.ended_tasks[entry.row.task_id] = entry
+        self._evict_ended()
+
+    def notified(self, entry: TaskEntry) -> None:
+        """Nothing is open any more of a task that has ended: it may leave memory now."""
+        if self.tasks.get(entry.row.task_id) is entry and entry.row.task_id not in self.ended_tasks:
+            self.ended_tasks[entry.row.task_id] = entry
+            self._evict_ended()
+
+    def _evict_ended(self) -> None:
         while len(self.ended_tasks) > max(1, self._engine.settings.ended_tasks_cached_max):  # whoever loaded it uses it
             task_id, old = self.ended_tasks.popitem(last=False)
+            if any(step.claimed_by for step in old.open.values()):
+                continue  # an instance is telling somebody of its end; it leaves memory after that
             if self.tasks.get(task_id) is old:
                 del self.tasks[task_id]
 

@@ -38,7 +38,7 @@ def cut_off(plane: ControlPlane) -> StateStore:
     for port in tuple(plane.gateway.ports):
         port._is_closed = True  # noqa: SLF001 - it says nothing more, and hears nothing
         port._outgoing.clear()  # noqa: SLF001
-        for subscription in port._subscriptions.values():  # noqa: SLF001
+        for subscription in port._places.subscriptions.values():  # noqa: SLF001
             subscription.close()
         port.close()
     for client in tuple(plane.clients.ports):

@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 from tests.processes.works import (
     Work,
+    ages,
     calls,
     cancels,
+    erases,
     files,
     held,
     hops,
@@ -95,6 +97,10 @@ CRASHES: dict[str, Crash] = {
     "sweeper.after_extend": Crash(PLANE, (slow,), settings={"overdue_s": 0.1}),
     "plane.before_disconnect": Crash(PLANE, (held, hops), when="stop"),
     "plane.before_close": Crash(PLANE, (held, hops), when="stop"),
+    "erasure.begun": Crash(PLANE, (erases,)),
+    "erasure.removed": Crash(PLANE, (erases,)),
+    "erasure.noted": Crash(PLANE, (erases,)),
+    "retention.removed": Crash(PLANE, (ages,), settings={"retention_s": 0.2, "retention_look_s": 0.1}),
     # --- schedules
     "schedules.before_submit": Crash(PLANE, (recurs,), passing=2),
     "schedules.submitted": Crash(PLANE, (recurs,), passing=2),

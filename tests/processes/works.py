@@ -8,6 +8,7 @@ have to be at the end. The services are those of `service_program.py`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from llama_deploy.errors import (
     CannotReachError,
     ConnectionLostError,
     NoInputExpectedError,
+    SessionNotFoundError,
     ShuttingDownError,
     StoreUnavailableError,
     TaskEndedError,
@@ -233,8 +235,41 @@ async def _children(client: Client) -> list[str]:
     return [task.task_id async for task in client.list_tasks() if (task.origin or "").startswith("child:")]
 
 
+async def erases(client: Client, _: Path) -> dict[str, str]:
+    """A session is erased: nothing of it is found, its bytes are gone, and one record says so."""
+    await insist(lambda: client.create_session("erased"))
+    await _run(client, "double", "of-the-erased", number=1, session_id="erased")
+
+    async def gone() -> bool:
+        with contextlib.suppress(SessionNotFoundError):  # it was erased before, and nobody heard
+            await client.erase_session("erased")
+        return all(erasure.scrubbed for erasure in await client.list_erasures())
+
+    await eventually(lambda: insist(gone), DEADLINE_S)
+    records = await insist(client.list_erasures)
+    assert all(record.erased and record.session_id == "erased" for record in records)
+    assert any(record.tasks == 1 for record in records)
+    try:
+        await insist(lambda: client.get_session("erased"))
+    except SessionNotFoundError:
+        return {}
+    raise AssertionError("the session is there")
+
+
+async def ages(client: Client, _: Path) -> dict[str, str]:
+    """Tasks that are removed soon after they have ended."""
+    await asyncio.gather(*(_run(client, "double", f"old-{number}", number=number) for number in range(4)))
+
+    async def removed() -> bool:
+        return [task async for task in client.list_tasks(service="double")] == []
+
+    await eventually(lambda: insist(removed), DEADLINE_S)
+    return {}
+
+
 WORKS: dict[str, Work] = {
-    work.__name__: work for work in (hops, slow, streams, people, cancels, sessions, held, remembers, calls)
+    work.__name__: work
+    for work in (hops, slow, streams, people, cancels, sessions, held, remembers, calls, erases, ages)
 }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.errors import SessionNotFoundError, TaskEndedError, TaskNotFoundError
+from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import Condition, TaskFilter, TaskRow
 from llama_deploy.types.erasure import ErasureView
@@ -54,8 +55,15 @@ class Erasure:
             left = [earlier for earlier in await self._unscrubbed() if earlier.session_id == session_id]
             if not left:
                 raise
-            return await self._finish(left[0])
+            return await self._carry_out(left[0])
         view.at, view.by = self._engine.clock.now(), by
+        await self._note(view)  # from here on it is carried out, whatever becomes of this process
+        failpoint("erasure.begun")
+        return await self._carry_out(view)
+
+    async def _carry_out(self, view: ErasureView) -> ErasureView:
+        """Remove what is left of a session, note it, and scrub the files."""
+        session_id = view.session_id
         while not view.erased:
             while rows := await self._tasks(session_id):  # again: tasks come while others go
                 await self._cancel([row.task_id for row in rows if row.ended_at is None])
@@ -63,14 +71,16 @@ class Erasure:
             await self._engine.cache.drop_session(session_id)
             await self._engine.store.delete_session(session_id, if_unused=True)
             view.erased = not await self._tasks(session_id)
+        failpoint("erasure.removed")
         await self._note(view)  # known from here on, whatever becomes of the rest
+        failpoint("erasure.noted")
         log.info("erased a session", tasks=view.tasks)
         return await self._finish(view)
 
     async def go_on(self) -> None:
-        """Finish what an earlier run has erased and not scrubbed from the files."""
+        """Finish what an earlier run has begun to erase, or has not scrubbed from the files."""
         for view in await self._unscrubbed():
-            await self._finish(view)
+            await self._carry_out(view)
 
     async def erasures(self) -> list[ErasureView]:
         """What was ever erased, the latest first."""

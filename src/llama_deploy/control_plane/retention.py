@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.errors import LlamaDeployError
+from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 
 log = get_logger("llama_deploy.retention")
@@ -96,6 +97,7 @@ class Retention:
 
     async def _remove(self, task_ids: Sequence[str]) -> int:
         removed = await self._engine.store.delete_tasks(task_ids)
+        failpoint("retention.removed")
         await self._engine.cache.drop(task_ids)
         self._engine.statistics.removed += removed
         return removed

@@ -60,6 +60,10 @@ FAILPOINTS: Mapping[str, str] = {
     "sweeper.after_extend": "overdue deliveries have got more time, and are not published again",
     "plane.before_disconnect": "nothing new is taken, everybody is still connected",
     "plane.before_close": "every connection is closed, the store is open",
+    "erasure.begun": "it is recorded that a session is to be erased, nothing of it is gone",
+    "erasure.removed": "nothing of a session is found any more, and nobody has said so",
+    "erasure.noted": "it is recorded that a session was erased, its bytes are in the files",
+    "retention.removed": "old tasks are removed, memory may know them",
     # --- schedules
     "schedules.before_submit": "a schedule's time has come, its task is not submitted",
     "schedules.submitted": "the task of a schedule's time is recorded, that the time is over is not",

@@ -108,6 +108,23 @@ async def test_a_refused_handshake_is_the_error_that_it_was(plane: FakeControlPl
         await client.run("s", input="x")
 
 
+async def test_a_server_that_stops_in_the_middle_of_the_handshake_is_asked_again(
+    plane: FakeControlPlane, client: Client
+) -> None:
+    """Whoever connects while a control plane is told to stop is answered with a bare HTTP 500."""
+    plane.handle = Once(accepting=False)
+    running = asyncio.ensure_future(client.run("s", input="x", task_id="t"))
+    await eventually(lambda: plane.ops)
+    plane.refuse_handshake = HTTPStatus.INTERNAL_SERVER_ERROR, b"Internal Server Error"
+    await eventually(lambda: len(plane.paths) > 2)
+    plane.refuse_handshake = None
+    assert await running == "X"
+    plane.refuse_handshake = HTTPStatus.INTERNAL_SERVER_ERROR, b"Internal Server Error"
+    async with Client(plane.url) as other:
+        with pytest.raises(CannotReachError, match="HTTP 500"):
+            await other.run("s", input="x")
+
+
 async def test_dropped_before_acceptance_the_same_task_is_submitted_again(
     plane: FakeControlPlane, client: Client
 ) -> None:

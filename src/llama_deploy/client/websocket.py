@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -76,7 +77,11 @@ class WebSocketTransport:
                 problem = msgspec.json.decode(error.response.body or b"null")
             except msgspec.DecodeError:
                 problem = None
-            return error_from_problem(problem, status=error.response.status_code, address=self.address)
+            status = error.response.status_code
+            if problem is None and status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                # So ends a handshake that has begun when its server is told to stop.
+                return cannot_reach(self.address, f"It broke the handshake off with HTTP {status}.")
+            return error_from_problem(problem, status=status, address=self.address)
         if isinstance(error, InvalidHandshake) and not isinstance(error.__cause__, EOFError):
             return unexpected(f"no WebSocket handshake ({error})", self.address)
         return cannot_reach(self.address, why_unreachable(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support import eventually
@@ -125,7 +126,7 @@ async def test_an_embedded_deployment_has_schedules() -> None:
         assert view.next_at is not None
         clock.advance(view.next_at - clock.now())
 
-        async def submitted() -> str | None:
+        async def submitted() -> Any:
             return (await deployment.client.get_schedule("hourly")).last_task_id
 
         assert await deployment.client.result(await eventually(submitted)) == "x"

@@ -80,7 +80,7 @@ def test_tasks_are_paused_and_go_on(ctl: Llamactl, server: str) -> None:
     task_id = ask_clerk(server)
     ran = ctl("tasks", "pause", task_id, "--reason", "lunch")
     assert ran.code == 0
-    assert "it is paused by http: lunch" in ran.out
+    assert "somebody to resume it (paused by http: lunch)" in ran.out
     assert ctl("tasks", "pause", task_id).code == 0
     assert json.loads(ctl("tasks", "get", task_id, "-o", "json").out)["paused"] is True
     assert ctl("tasks", "resume", task_id).code == 0

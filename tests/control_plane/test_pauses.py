@@ -44,7 +44,7 @@ async def test_what_runs_finishes_and_what_follows_waits(tmp_path: Path) -> None
         step = await instance.delivery()
         await made.plane.pauses.pause("t", reason="the disk is full", by="ann")
         await made.plane.pauses.pause("t", reason="again")
-        assert made.plane.views.task(entry).waiting_for == "it is paused by ann: the disk is full"
+        assert made.plane.views.task(entry).waiting_for == "somebody to resume it (paused by ann: the disk is full)"
         instance.answer(step)
         await instance.acknowledged(step)
         assert entry.row.steps == 2, "its answer is folded"
@@ -58,7 +58,7 @@ async def test_what_runs_finishes_and_what_follows_waits(tmp_path: Path) -> None
         await until(lambda: "t" in made.plane.engine.cache.tasks)
         entry = made.plane.engine.cache.tasks["t"]
         view = made.plane.views.task(entry)
-        assert (view.paused, view.waiting_for) == (True, "it is paused by ann: the disk is full")
+        assert (view.paused, view.waiting_for) == (True, "somebody to resume it (paused by ann: the disk is full)")
         made.manual.advance(3600.0)
         await made.plane.sweeper.sweep()
         assert len(instance.all(Deliver)) == 1

@@ -109,7 +109,7 @@ async def test_a_task_whose_attempts_are_used_up_pauses_and_a_person_has_it_go_o
         because = "attempt 3 of echo failed and was the last: OddError: attempt 3"
         assert (view.state.value, view.paused) == ("working", True)
         assert view.waiting_for is not None
-        assert view.waiting_for.startswith("it is paused")
+        assert view.waiting_for.startswith("somebody to resume it (paused: ")
         assert because in view.waiting_for
         await made.crash()
         instance.received.clear()

@@ -130,7 +130,7 @@ class PlainFollower:
         new = set(self.hops.rows)
         changed = self.hops.fold(entry)
         since = entry.at - (self.hops.submitted_at or entry.at)
-        for hop in changed:
+        for hop in changed if entry.kind != "paused" else ():
             self._write(f"+{duration(since)}  {_line(hop, sent=hop.step_id not in new, task_id=self._task_id)}")
         if entry.kind in {"paused", "resumed"}:
             by = f" by {entry.by}" if entry.by and not entry.step_id else ""

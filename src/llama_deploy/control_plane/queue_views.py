@@ -107,7 +107,7 @@ class QueueViews:
     def task_reason(self, entry: TaskEntry) -> str | None:
         """Why a task does not move, in words; `None` while an instance works on it."""
         if entry.row.paused:
-            return "it is paused" + entry.paused_because
+            return f"somebody to resume it (paused{entry.paused_because})"
         if entry.busy:
             return "a decision of the orchestrator"
         now = self._engine.clock.now()

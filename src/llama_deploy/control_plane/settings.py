@@ -32,7 +32,7 @@ class EngineSettings:
     run_timeout_grace_s: float = 5.0
     """How long after the run deadline an instance may take to report it before the step is taken away."""
     attempts_max: int = 10
-    """Attempts of one step at most, losses of instances included."""
+    """Attempts of one step at most: those that failed and those that were lost, not those that were handed back."""
     decision_timeout_s: float = 30.0
     """Deadline of one call of an orchestrator that waits."""
     decision_retries_max: int = 3

@@ -30,12 +30,13 @@ from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import DeliveryRow, SessionRow, TaskRow, Transition
 from llama_deploy.types import TaskDefinition, TaskOptions
 from llama_deploy.types.artifacts import MARK
-from llama_deploy.types.options import SECONDS_MAX
 from llama_deploy.types.reserved import DEADLINE_SERVICE
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
 
+BEGIN_S_MAX = 10 * 366 * 86_400.0
+"""How far from now a task may begin, in seconds."""
 REFUSALS_MAX = 5
 """A submission whose commit was refused this often, though nobody else has recorded it, is given up."""
 
@@ -348,9 +349,9 @@ class Submissions:
 
 def _check_begin(options: TaskOptions, now: float) -> None:
     """Raise for a task that is to begin in a time that nobody will wait for."""
-    if options.run_at is not None and options.run_at > now + SECONDS_MAX:
+    if options.run_at is not None and options.run_at > now + BEGIN_S_MAX:
         raise InvalidRequestError(
-            f"options.run_at is {options.run_at:.0f}, more than {SECONDS_MAX / 86_400:.0f} days from now",
+            f"options.run_at is {options.run_at:.0f}, more than {BEGIN_S_MAX / 86_400:.0f} days from now",
             why="it counts seconds since the epoch",
             fix="give seconds, not milliseconds, or a date and time such as 2030-01-31T08:00:00Z",
         )

@@ -178,7 +178,7 @@ class Sweeper:
         error = TaskTimeoutError(
             f"the task had not ended {seconds:g} s after its beginning",
             why=f"total_timeout_s of the task is {seconds:g}",
-            fix="llamactl tasks timeline TASK_ID   shows what took so long; or submit it with a longer total_timeout_s",
+            fix=f"llamactl tasks timeline {entry.row.task_id}   shows what took so long",
         )
         outcome = Outcome("failed", encode_result(failure(entry.row.task_id, error)))
         transition = Transition(settled=lambda _: None)  # refused: the task is loaded again and the row still stands

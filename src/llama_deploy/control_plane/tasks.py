@@ -475,4 +475,5 @@ def _replay_step(step: OpenStep, kind: str, at: float, record: Record) -> None:
 
 def paused_because(record: Record) -> str:
     """Who paused a task and why, as it is shown."""
-    return (f" by {record.by}" if record.by else "") + (f": {record.reason}" if record.reason else "")
+    by = f" by {record.by}" if record.by and not record.step_id else ""  # of a step: the instance that had it
+    return by + (f": {record.reason}" if record.reason else "")

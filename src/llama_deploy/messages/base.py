@@ -47,7 +47,8 @@ class QueueMessage(BaseModel):
     type: str = "default"
     """The service that the message is for."""
     step_id: str | None = None
-    """The failed step that this message retries; None asks for a new step."""
+    """The failed step that this message retries; None asks for a new step. The next attempt is sent `data` (and
+    `options`) where there are any, else what was sent before."""
     tag: str | None = None
     """The orchestrator's own word for the step; it comes back on the result."""
     delay_s: float = 0.0

@@ -224,8 +224,8 @@ class Runner:
                 context.canceled = True
                 raise RunTimeoutError(
                     f"{delivery.service} ran longer than {delivery.run_timeout_s:g} s",
-                    why=f"run_timeout_s of the service is {delivery.run_timeout_s:g}",
-                    fix="make it faster, or raise run_timeout_s of the service",
+                    why=f"run_timeout_s is {delivery.run_timeout_s:g}",
+                    fix="make it faster, or raise run_timeout_s of the service or of the task",
                 ) from error
         except asyncio.CancelledError as error:
             if step.context is not None and step.context.canceled:

@@ -160,6 +160,7 @@ async def abandon(plane: ControlPlane) -> None:
     plane.clients.stop()
     await plane.sweeper.stop()
     await plane.retention.stop()
+    await plane.schedules.stop()
     await plane.engine.stop()
     await plane.queue.stop()
     store: Any = plane._crashed_store  # type: ignore[attr-defined]

@@ -369,3 +369,52 @@ def test_a_rate_holds_over_every_window(count: int, seconds: float, burst: int |
         assert len([moment for moment in begun if first <= moment < first + seconds * 0.999]) <= count
     at_once = max(begun.count(moment) for moment in begun)
     assert at_once == (count if burst is None else burst)
+
+
+async def test_a_limit_holds_also_for_what_stood_in_the_queue_before_it() -> None:
+    async with world() as made:
+        instance = FakeInstance(concurrency=50)
+        await instance.connect(made.plane)
+        instance.drop()
+        await many(made, 4)
+        await submit(made.plane, task_id="last", options=TaskOptions(priority=1))
+        assert made.plane.queue.depth("echo") == 5
+        await made.plane.engine.admission.set_limits("echo", ServiceLimits(running_max=2))
+        assert made.plane.queue.depth("echo") == 2
+        await instance.connect(made.plane)
+        await settled(made.plane)
+        assert delivered(instance) == ["t0", "t1"]
+        for number in range(1, 6):
+            instance.answer(await instance.delivery(number))
+        assert delivered(instance) == ["t0", "t1", "t2", "t3", "last"]
+
+
+async def test_what_was_taken_back_from_the_queue_has_not_begun_for_the_rate() -> None:
+    async with world(clock=ManualClock(), settings=PATIENT) as made:
+        instance = limited(rate=RateLimit(count=2, seconds=10.0))
+        await instance.connect(made.plane)
+        instance.drop()
+        await many(made, 2)
+        await made.plane.engine.admission.pause("echo")
+        await made.plane.engine.admission.resume("echo")
+        await instance.connect(made.plane)
+        await settled(made.plane)
+        assert delivered(instance) == ["t0", "t1"]
+
+
+async def test_a_question_that_is_put_again_after_a_restart_gives_the_place_away() -> None:
+    settings = EngineSettings(recovery_grace_s=0.05, claim_recorded_after_s=1e6)
+    async with world(settings=settings) as made:
+        instance = limited(running_max=1)
+        await instance.connect(made.plane)
+        await many(made, 1)
+        instance.ask(await instance.delivery())
+        await settled(made.plane)
+        await made.crash()
+        plane = await made.start()
+        instance = limited(running_max=1)
+        await instance.connect(plane)
+        step = await instance.delivery()
+        assert list(gate_of(plane).places) == [step.step_id]
+        instance.ask(step)
+        await until(lambda: gate_of(plane).places == {})

@@ -282,7 +282,7 @@ async def test_unfinished_tasks_are_limited_by_a_setting() -> None:
         await submit(made.plane)
         with pytest.raises(QueueFullError) as caught:
             await submit(made.plane)
-        assert caught.value.details == {"setting": "tasks_unfinished_max", "limit": 2}
+        assert caught.value.details == {"setting": "tasks_unfinished_max", "limit": 2, "retry_after_s": 1.0}
         instance.answer(await instance.delivery())
         await outcome(made.plane, first)
         await submit(made.plane)

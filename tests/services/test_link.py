@@ -12,6 +12,7 @@ import pytest
 from tests.support import eventually
 from websockets.asyncio.server import ServerConnection, serve
 
+from llama_deploy import Deployment
 from llama_deploy.errors import CannotReachError, InvalidRequestError, ProtocolError, SettingError
 from llama_deploy.messages.frames import (
     Disowned,
@@ -225,3 +226,58 @@ def test_the_address_of_a_control_plane(url: str, address: str) -> None:
 def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(SettingError):
         instance_url(url)
+
+
+async def test_an_instance_that_is_told_to_leave_finishes_what_it_holds_in_no_hurry() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @service
+    async def slow() -> str:
+        begun.set()
+        await go_on.wait()
+        return "done"
+
+    async with Deployment(store=":memory:", port=0, quiet=True) as deployment:
+        serving = asyncio.create_task(
+            serve_services([slow], control_plane_url=deployment.url, instance_id="i", drain_timeout_s=0.0)
+        )
+        task_id = await deployment.submit("slow", wait_for_service=True)
+        await begun.wait()
+        view = await deployment.client.drain_instance("slow", "i")
+        assert (view.instance_id, view.running) == ("i", 1)
+        await eventually(lambda: deployment.plane.views.service("slow").state == "draining")
+        other = await deployment.submit("slow")
+        assert not serving.done()
+        go_on.set()
+        assert await serving is True
+        assert await deployment.client.result(task_id) == "done"
+        assert (
+            await deployment.client.get_task(other)
+        ).waiting_for == 'nobody serves "slow" (no instance of it is connected)'
+
+
+@pytest.mark.parametrize("ended_by", ["its time is over", "it is to stop"])
+async def test_what_is_not_finished_in_time_goes_to_others(ended_by: str) -> None:
+    begun = asyncio.Event()
+
+    @service
+    async def endless() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    stop = asyncio.Event()
+    async with Deployment(store=":memory:", port=0, quiet=True) as deployment:
+        url = deployment.url
+        serving = asyncio.create_task(
+            serve_services([endless], control_plane_url=url, instance_id="i", drain_timeout_s=0.0, stop=stop)
+        )
+        task_id = await deployment.submit("endless", wait_for_service=True)
+        await begun.wait()
+        await deployment.client.drain_instance(
+            "endless", "i", timeout_s=0.0 if ended_by == "its time is over" else None
+        )
+        if ended_by == "it is to stop":
+            stop.set()
+        assert await serving is False
+        entry = await deployment.plane.engine.cache.get(task_id)
+        await eventually(lambda: next(iter(entry.open.values())).attempt == 2)

@@ -77,7 +77,9 @@ class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls, ArtifactCalls):
     time is over, every call that waits raises `ConnectionLostError`; the tasks go on.
 
     `timeout_s` is how long calls wait, in seconds, unless they say otherwise; `math.inf` waits for ever. A timeout
-    raises `WaitTimeoutError` that names the task, and never stops it. Calls may raise any error that the control
+    raises `WaitTimeoutError` that names the task, and never stops it. A submission that is refused because as much
+    waits as may (`QueueFullError`) is repeated when the control plane says, for as long as the call may wait; with
+    `wait_when_full=False` it is raised at once. Calls may raise any error that the control
     plane refuses with, as the class of `llama_deploy.errors` that it was there.
     """
 
@@ -87,10 +89,13 @@ class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls, ArtifactCalls):
         *,
         timeout_s: float = WAIT_TIMEOUT_S,
         reconnect_timeout_s: float = RECONNECT_TIMEOUT_S,
+        wait_when_full: bool = True,
         transport: Transport | None = None,
     ) -> None:
         self._transport: Transport = transport if transport is not None else WebSocketTransport(url)
-        self._connection = Connection(self._transport, reconnect_timeout_s=reconnect_timeout_s)
+        self._connection = Connection(
+            self._transport, reconnect_timeout_s=reconnect_timeout_s, wait_when_full=wait_when_full
+        )
         self._timeout_s = timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
 

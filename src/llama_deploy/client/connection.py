@@ -21,6 +21,7 @@ from llama_deploy.client.transport import Transport
 from llama_deploy.errors import (
     ConnectionLostError,
     LlamaDeployError,
+    QueueFullError,
     SettingError,
     ShuttingDownError,
     WaitTimeoutError,
@@ -33,6 +34,10 @@ STEADY_S = 10.0
 """A connection that held this long, or brought a reply, was good: after its loss the time to reconnect is whole."""
 TIMER_S_MAX = 30 * 24 * 3600.0
 """A longer wait has no timer: event loops cannot count further."""
+
+
+FULL_PAUSE_S = 1.0
+"""Pause before a submission is repeated where the control plane is full and does not say when to come again."""
 
 
 class _State(Enum):
@@ -58,7 +63,8 @@ class Connection:
     request ends with `ConnectionLostError`. The next request tries afresh.
     """
 
-    def __init__(self, transport: Transport, *, reconnect_timeout_s: float) -> None:
+    def __init__(self, transport: Transport, *, reconnect_timeout_s: float, wait_when_full: bool = True) -> None:
+        self._wait_when_full = wait_when_full
         self._transport = transport
         self._reconnect_timeout_s = reconnect_timeout_s
         self._backoff = RetryPolicy(initial_s=0.05, multiplier=2.0, cap_s=0.5, jitter=0.5)
@@ -81,15 +87,17 @@ class Connection:
         `WaitTimeoutError`, `CannotReachError`, `ConnectionLostError`; after the last two, and after a timeout,
         the task may exist.
         """
-        reply = await self._settle(self._call(task_id, definition, wait=False), timeout_s)
-        return reply.task_id
+        return (await self._submit(task_id, definition, wait=False, timeout_s=timeout_s)).task_id
 
     async def outcome(self, task_id: str, definition: bytes | None, *, timeout_s: float) -> Ended:
         """Wait until a task has ended; with `definition` submit it first.
 
         Raises like `submit`. The task goes on whatever is raised.
         """
-        reply = await self._settle(self._call(task_id, definition, wait=True), timeout_s)
+        if definition is None:
+            reply = await self._settle(self._call(task_id, None, wait=True), timeout_s)
+        else:
+            reply = await self._submit(task_id, definition, wait=True, timeout_s=timeout_s)
         assert isinstance(reply, Ended)
         return reply
 
@@ -108,6 +116,20 @@ class Connection:
         """Nothing more is wanted for this request. Repeating it is harmless."""
         if self._open.pop(request.number, None) is not None and self._state is _State.OPEN:
             self._post(Forget(request.number))
+
+    async def _submit(self, task_id: str, definition: bytes, *, wait: bool, timeout_s: float) -> Accepted | Ended:
+        """Submit; where as much waits as may, again when the control plane says, for as long as there is time."""
+        loop = asyncio.get_running_loop()
+        begun_at = loop.time()
+        while True:
+            left_s = timeout_s - (loop.time() - begun_at)
+            try:
+                return await self._settle(self._call(task_id, definition, wait=wait), max(0.0, left_s))
+            except QueueFullError as error:
+                pause_s = _pause_when_full(error)
+                if not self._wait_when_full or pause_s >= timeout_s - (loop.time() - begun_at):
+                    raise
+            await asyncio.sleep(pause_s)
 
     def _call(self, task_id: str, definition: bytes | None, *, wait: bool) -> Call:
         future: asyncio.Future[Accepted | Ended] = asyncio.get_running_loop().create_future()
@@ -286,3 +308,10 @@ class Connection:
                 self._connecting.cancel()
             self._fail_all(ConnectionLostError("the client was closed while it waited"))
         await self._transport.close()
+
+
+def _pause_when_full(error: QueueFullError) -> float:
+    """Seconds until a submission is repeated: what the control plane says, and up to half of it more."""
+    asked_s = error.details.get("retry_after_s")
+    pause_s = float(asked_s) if isinstance(asked_s, int | float) else FULL_PAUSE_S
+    return max(0.0, pause_s) * random.uniform(1.0, 1.5)  # noqa: S311 - no secret

@@ -55,9 +55,16 @@ class SyncClient(SyncArtifactCalls, SyncControlCalls, SyncDataCalls, SyncService
         *,
         timeout_s: float = WAIT_TIMEOUT_S,
         reconnect_timeout_s: float = RECONNECT_TIMEOUT_S,
+        wait_when_full: bool = True,
         transport: Transport | None = None,
     ) -> None:
-        self._client = Client(url, timeout_s=timeout_s, reconnect_timeout_s=reconnect_timeout_s, transport=transport)
+        self._client = Client(
+            url,
+            timeout_s=timeout_s,
+            reconnect_timeout_s=reconnect_timeout_s,
+            wait_when_full=wait_when_full,
+            transport=transport,
+        )
         self._portal = Portal("llama-deploy-client")
         weakref.finalize(self, self._portal.close)
 

@@ -132,8 +132,7 @@ class Admission:
             gate = self._open_gate(service)
         newly_paused = pause is not None and gate.paused is None
         gate.paused = pause
-        gate.set_limits(limits)
-        if newly_paused:
+        if gate.set_limits(limits) or newly_paused:
             self._take_back(gate)
         self._drain(gate)
 
@@ -149,17 +148,20 @@ class Admission:
         return gate
 
     def _take_back(self, gate: Gate) -> None:
-        """A service is paused: what stands in the queue and nobody has taken waits here instead, in the same order."""
+        """What stands in the queue and nobody has taken waits here instead, in the same order and ahead of the others.
+
+        It was handed out before the service was paused or had other limits, and nobody works on it.
+        """
         queue, tasks = self._engine.queue, self._engine.cache.tasks
         listed = [envelope.step_id for envelope in queue.peek(gate.service, limit=queue.depth(gate.service))]
-        for step_id in dict.fromkeys([*listed, *gate.places]):
+        for step_id in reversed(dict.fromkeys([*listed, *gate.places])):
             entry = tasks.get(step_id.rpartition(":")[0])
             step = entry.open.get(step_id) if entry is not None else None
             if entry is not None and step is not None and step.published and step.claimed_by is None:
                 queue.withdraw([step_id])
                 step.published = False
-                gate.leave_place(step_id)
-                self._let_wait(gate, Guest(entry, step))
+                gate.leave_place(step_id, begun=False)
+                self._let_wait(gate, Guest(entry, step), first=True)
 
     # --- steps ------------------------------------------------------------------------------------------------------
 

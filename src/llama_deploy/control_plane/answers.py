@@ -70,6 +70,9 @@ class Answers:
             self._late(entry, done, again)
             return
         self._engine.statistics.answers += 1
+        service = self._engine.registry.services.get(step.service)
+        if service is not None:
+            service.answered += 1
         excess = self._engine.streams.refusal(entry, step, op.attempt, op.events_from, op.events)
         result = self._read(entry, step, op, excess)
         if op.attempt > step.attempt or (result.status == "failed" and op.attempt < step.attempt):

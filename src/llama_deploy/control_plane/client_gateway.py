@@ -15,7 +15,7 @@ import msgspec
 
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.records import to_entry
-from llama_deploy.control_plane.refusals import refuse_origin
+from llama_deploy.control_plane.refusals import beyond, refuse_origin
 from llama_deploy.control_plane.tasks import TaskEntry
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ShuttingDownError
 from llama_deploy.messages.frames import (
@@ -180,6 +180,10 @@ class ClientPort:
 
     def _start(self, request: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._forget(request)
+        most = self._engine.settings.streams_per_client_max
+        if len(self._followers) >= most:
+            self.refuse(request, beyond("streams_per_client_max", most, f"this client follows {most} streams"))
+            return
         task = asyncio.get_running_loop().create_task(self._answer(request, work))
         self._followers[request] = task
         task.add_done_callback(partial(self._followed, request))

@@ -18,6 +18,7 @@ from typing import Any
 
 from llama_deploy.control_plane.admission import Admission
 from llama_deploy.control_plane.answers import Answers
+from llama_deploy.control_plane.backpressure import Backpressure
 from llama_deploy.control_plane.claims import Claims
 from llama_deploy.control_plane.contents import Contents
 from llama_deploy.control_plane.deadlines import heartbeat_timeout_s, run_timeout_s
@@ -102,6 +103,8 @@ class Engine:
         self.claims = Claims(self)
         self.memos = Memos(self)
         self.admission = Admission(self)
+        self.started_at = self.clock.now()
+        self.backpressure = Backpressure(self)
         self.recording = Recording(self)
         self.streams = Streams(self)
         self.contents = Contents(self)

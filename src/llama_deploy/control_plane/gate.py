@@ -72,20 +72,21 @@ class Gate:
         """Whether this gate holds anything back at all."""
         return self.paused is not None or self.limits is not NO_LIMITS
 
-    def set_limits(self, limits: ServiceLimits) -> None:
-        """Other limits from now on: what runs goes on, and what waits is sorted anew."""
-        before, self.limits = self.limits, NO_LIMITS if limits.nothing else limits
+    def set_limits(self, limits: ServiceLimits) -> bool:
+        """Other limits from now on: what runs goes on, and what waits is sorted anew. False where they are the same."""
+        if limits == self.limits:
+            return False
+        self.limits = NO_LIMITS if limits.nothing else limits
         rate, self.rate = self.rate, RateWindow(limits.rate) if limits.rate is not None else None
         if rate is not None and self.rate is not None:
             self.rate.begun_before(rate)
-        if before == self.limits:
-            return
         guests = list(self.room.in_order())
         self.room = FairQueue()
         for place in self.places.values():
             self._hold_full(place)
         for waiting in guests:
             self._seat(waiting.item, since=waiting.since)
+        return True
 
     # --- places -----------------------------------------------------------------------------------------------------
 
@@ -117,11 +118,13 @@ class Gate:
         if begins and self.rate is not None:
             self.rate.begin(now)
 
-    def leave_place(self, step_id: str) -> bool:
-        """Count a step as running no more; false where it did not."""
+    def leave_place(self, step_id: str, *, begun: bool = True) -> bool:
+        """Count a step as running no more; false where it did not. The rate forgets one that has not `begun`."""
         place = self.places.pop(step_id, None)
         if place is None:
             return False
+        if not begun and self.rate is not None:
+            self.rate.give_back()
         for counts, name in ((self._sessions, place.session_id), (self._keys, place.key)):
             counts[name] -= 1
             if not counts[name]:

@@ -47,6 +47,10 @@ class Pauses:
             once_recorded(self._engine, entry, settled, ended_error(entry) if entry.final else None)
             return
         engine = self._engine
+        refusal = engine.recording.history_refusal(entry)
+        if refusal is not None:
+            settled(refusal)
+            return
         record = Record(state="", reason=reason or None, by=by or None)
         entry.paused_because = paused_because(record)
         engine.recording.commit(

@@ -33,6 +33,12 @@ class RateWindow:
         self._begun.append(now)
         self._arrival_at = max(self._arrival_at, now) + self._interval_s
 
+    def give_back(self) -> None:
+        """One that was counted has not begun: the latest is counted no more."""
+        if self._begun:
+            self._begun.pop()
+            self._arrival_at -= self._interval_s
+
     def begun_before(self, other: RateWindow) -> None:
         """Remember what began under another limit."""
         for moment in other._begun:

@@ -15,7 +15,7 @@ import msgspec
 from llama_deploy.control_plane.deadlines import DEADLINE_INDEX, deadline_id, look_again_at
 from llama_deploy.control_plane.decisions import Decision, Outcome, Sending, encode_result, outcome_from_state
 from llama_deploy.control_plane.records import Record, SentMessage, StateChange
-from llama_deploy.control_plane.refusals import error_code, failure, too_large
+from llama_deploy.control_plane.refusals import beyond, error_code, failure, too_large
 from llama_deploy.control_plane.session_state import Delta
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, step_of
 from llama_deploy.errors import LimitExceededError, LlamaDeployError, NoProgressError
@@ -151,12 +151,14 @@ class Recording:
             return too_large("outcome", len(decision.outcome.result), settings.payload_bytes_max)
         if entry.row.steps + len(decision.sendings) > settings.steps_per_task_max:
             limit = settings.steps_per_task_max
-            return LimitExceededError(
-                f"the orchestrator asks for more than {limit} steps",
-                why=f"steps_per_task_max is {limit}",
-                setting="steps_per_task_max",
-                limit=limit,
-            )
+            return beyond("steps_per_task_max", limit, f"the orchestrator asks for more than {limit} steps")
+        return self.history_refusal(entry) if decision.outcome is None else None
+
+    def history_refusal(self, entry: TaskEntry) -> LimitExceededError | None:
+        """The refusal of one more entry in a history that is as long as it may be; its end always finds room."""
+        limit = self._engine.settings.history_entries_per_task_max
+        if entry.row.version >= limit:
+            return beyond("history_entries_per_task_max", limit, f"the history of the task has {limit} entries")
         return None
 
     def excess_of(self, sending: Sending) -> LimitExceededError | None:

@@ -93,6 +93,13 @@ def not_current(step_id: str) -> StepCanceledError:
     )
 
 
+def beyond(setting: str, limit: int, what: str) -> LimitExceededError:
+    """The refusal of one more than a setting allows."""
+    return LimitExceededError(
+        what, why=f"{setting} is {limit}", fix=f"raise {setting} of the control plane", setting=setting, limit=limit
+    )
+
+
 def clean(text: str, length_max: int = 2_000) -> str:
     """Text of a person as it can be recorded: encodable, and not too long."""
     return text[:length_max].encode("utf-8", "backslashreplace").decode()

@@ -68,6 +68,8 @@ class ServiceEntry:
         """When its last instance was lost; `None` when it left on purpose, or none was ever there."""
         self.restored = False
         """Known from an earlier run, and no instance of it has come back so far."""
+        self.answered = 0
+        """Answers that have come from its instances since the start."""
 
 
 class Registry:

@@ -53,6 +53,24 @@ class EngineSettings:
     """Characters of a task id, a session id, an idempotency key or a service name."""
     tasks_unfinished_max: int = 200_000
     """Unfinished tasks in memory; above it new ones are refused until some end."""
+    tasks_unfinished_per_session_max: int = 10_000
+    """Unfinished tasks of one session; above it new ones of it are refused until some end."""
+    queue_depth_max: int = 100_000
+    """Steps that wait for one service; above it new tasks for it are refused until some have gone."""
+    store_backlog_max: int = 20_000
+    """Changes that wait to be written; above it new tasks are refused until the store has caught up."""
+    history_entries_per_task_max: int = 250_000
+    """Entries of one task's history; a decision beyond it fails the task, an input or a pause beyond it is refused."""
+    services_max: int = 10_000
+    """Services that are known; an instance that would register one more is refused."""
+    instances_max: int = 10_000
+    """Instances that are connected; one more is refused."""
+    clients_max: int = 20_000
+    """Connections of clients; one more is refused until one closes."""
+    streams_per_client_max: int = 10_000
+    """Streams and histories that one connection of a client follows; one more is refused."""
+    steps_per_instance_max: int = 10_000
+    """Steps of one service in one instance; an instance whose service has a higher `concurrency` is refused."""
     steps_per_task_max: int = 100_000
     """Steps of one task; a decision that asks for more fails the task."""
     stream_events_per_task_max: int = 1_000_000

@@ -99,6 +99,10 @@ class Signals:
             except LlamaDeployError as error:
                 once_recorded(self._engine, entry, settled, error)
                 return
+            refusal = self._engine.recording.history_refusal(entry)
+            if refusal is not None and not (step.parked and step.resume == "answer"):
+                settled(refusal)
+                return
             found.append(step.step_id)
             self._take_input(entry, step, encoded, by, settled)
 
@@ -222,6 +226,8 @@ class Signals:
                 return
             number = op.number or len(step.inputs) + 1
             if number <= len(step.inputs) or number in step.questions:
+                if number in step.questions:
+                    self._engine.admission.release(op.step_id)
                 done()  # repeated after a reconnect: it is answered, or known
                 return
             step.ask(number, op.prompt)

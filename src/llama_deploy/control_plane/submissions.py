@@ -102,13 +102,6 @@ class Submissions:
                 why=getattr(self._engine.store, "last_error", ""),
                 fix="what was accepted before is safe; submit again later",
             )
-        if self._engine.cache.unfinished >= settings.tasks_unfinished_max:
-            raise QueueFullError(
-                f"{settings.tasks_unfinished_max} tasks are unfinished",
-                fix="submit again later, or raise tasks_unfinished_max",
-                setting="tasks_unfinished_max",
-                limit=settings.tasks_unfinished_max,
-            )
         _check_text("input", [definition.input], settings.payload_bytes_max)
         if definition.metadata:
             texts = [text for pair in definition.metadata.items() for text in pair]
@@ -200,6 +193,12 @@ class Submissions:
     ) -> None:
         policies = self._engine.policies
         policy = policies.choose(definition) if fork is None else policies.find(fork.orchestrator)
+        if not _is_child(definition):
+            try:
+                self._engine.backpressure.check(session)
+            except QueueFullError as error:
+                done(None, error)
+                return
         now = self._engine.clock.now()
         row = TaskRow(
             definition.task_id,
@@ -245,6 +244,9 @@ class Submissions:
 
     def _record_submission(self, entry: TaskEntry, decision: Decision, refusals: int) -> None:
         waiting = self._waits_for_service(entry, [sending.service for sending in decision.sendings])
+        if not _is_child(entry.definition):
+            for sending in decision.sendings:
+                self._engine.backpressure.check_queue(sending.service)
         now = self._engine.clock.now()
         options = entry.definition.options
         record, transition = self._first_entry(entry, refusals, None, now)
@@ -365,6 +367,12 @@ def _check_text(name: str, texts: list[str], bytes_max: int) -> None:
         raise InvalidRequestError(f"the {name} is not valid text", why=str(error)) from error
     if size > bytes_max:
         raise too_large(name, size, bytes_max)
+
+
+def _is_child(definition: TaskDefinition) -> bool:
+    """Whether a running step waits for this task, so that refusing it would keep work from being finished."""
+    options = definition.options
+    return options is not None and options.origin is not None and options.origin.kind == "child"
 
 
 def origin_of(definition: TaskDefinition) -> str:

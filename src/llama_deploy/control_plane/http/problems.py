@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -78,7 +79,11 @@ def problem(error: LlamaDeployError) -> JSONResponse:
     """The answer for one of our errors."""
     headers = {}
     if error.category in RETRY_AFTER_S:
-        headers["Retry-After"] = RETRY_AFTER_S[error.category]
+        after_s = error.details.get("retry_after_s")
+        if isinstance(after_s, int | float):
+            headers["Retry-After"] = str(math.ceil(after_s))
+        else:
+            headers["Retry-After"] = RETRY_AFTER_S[error.category]
     return JSONResponse(error.to_problem(), HTTP_STATUS[error.category], headers, media_type=MEDIA_TYPE)
 
 

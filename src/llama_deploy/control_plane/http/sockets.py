@@ -13,7 +13,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from llama_deploy.control_plane.http.problems import problem
 from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.errors import LlamaDeployError, ProtocolError
+from llama_deploy.errors import LlamaDeployError, ProtocolError, QueueFullError
 from llama_deploy.messages.frames import (
     PROTOCOL_VERSION,
     Refused,
@@ -110,6 +110,12 @@ async def connect_instance(socket: WebSocket) -> None:
 async def connect_client(socket: WebSocket) -> None:
     """A client's connection."""
     plane: ControlPlane = socket.app.state.plane
+    most = plane.engine.settings.clients_max
+    if len(plane.clients.ports) >= most:
+        why = f"clients_max is {most}"
+        full = QueueFullError(f"{most} clients are connected", why=why, setting="clients_max", limit=most)
+        await socket.send_denial_response(problem(full))
+        return
     if not await _admitted(socket):
         return
     await socket.accept()

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from llama_deploy.control_plane.large import cut, whole
 from llama_deploy.control_plane.records import Record, encode_record
 from llama_deploy.control_plane.refusals import resolve
 from llama_deploy.errors import (
@@ -27,7 +28,7 @@ from llama_deploy.errors import (
 )
 from llama_deploy.messages.contents import PART_BYTES
 from llama_deploy.runtime import failpoint
-from llama_deploy.state_stores.base import Transition
+from llama_deploy.state_stores.base import HistoryRow, Transition
 from llama_deploy.types.artifacts import MARK_BYTES, hashes_in
 
 if TYPE_CHECKING:
@@ -196,11 +197,21 @@ class Contents:
         return None
 
     def record(self, entry: TaskEntry, transition: Transition, record: Record) -> bytes:
-        """A history entry as stored; the contents that it speaks of are noted with its task in the same commit."""
+        """A history entry as stored; the contents that it needs are noted with its task in the same commit."""
         data = encode_record(record)
         if MARK_BYTES in data:
             transition.blob_uses = self._uses(entry, data)
+        inline_max = self.engine.settings.payload_inline_bytes_max
+        if len(data) > inline_max:
+            data, transition.blobs = cut(data, record, entry.definition.input, inline_max)
+            transition.blob_uses = [*transition.blob_uses, *transition.blobs]
         return data
+
+    async def history(self, task_id: str, *, after: int = 0, limit: int | None = None) -> list[HistoryRow]:
+        """A task's history entries with `seq > after`, whole, however they are stored."""
+        store = self.engine.store
+        rows = await store.load_history(task_id, after=after, limit=limit)
+        return await whole(rows, store.load_blob)
 
     def _uses(self, entry: TaskEntry, data: bytes) -> list[str]:
         """The contents that a record speaks of and its task has not been noted with."""

@@ -116,7 +116,7 @@ class Repeats:
         """What is recorded of a task. Raises `TaskNotFoundError`."""
         await self._engine.cache.get(task_id)
         row = await self._engine.store.load_task(task_id)
-        history = await self._engine.store.load_history(task_id)
+        history = await self._engine.contents.history(task_id)
         assert row is not None, "it was found a moment ago"
         return Past(row, history[: row.version])
 

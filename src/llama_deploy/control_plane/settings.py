@@ -49,6 +49,8 @@ class EngineSettings:
     """How deep calls of services by services may go; a service that calls itself for ever ends here."""
     calls_per_task_max: int = 10_000
     """Calls of other services that the steps of one task may make."""
+    payload_inline_bytes_max: int = 65_536
+    """What is larger in a history entry is stored once under its hash, and referred to."""
     id_length_max: int = 200
     """Characters of a task id, a session id, an idempotency key or a service name."""
     tasks_unfinished_max: int = 200_000

@@ -279,7 +279,7 @@ class Streams:
                 while not entry.stale:
                     ended = entry.ended
                     while after < entry.settled_seq:
-                        rows = await self._engine.store.load_history(entry.row.task_id, after=after, limit=500)
+                        rows = await self._engine.contents.history(entry.row.task_id, after=after, limit=500)
                         if not rows:
                             raise _removed(entry)
                         for row in rows:

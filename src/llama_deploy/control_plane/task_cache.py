@@ -115,7 +115,7 @@ class TaskCache:
         row = await store.load_task(task_id)
         if row is None:
             return None
-        history = await store.load_history(task_id)
+        history = await self._engine.contents.history(task_id)
         deliveries = await store.load_deliveries(task_id)
         stream = StreamState(*await store.load_stream_end(task_id))
         # Last, so that the session cannot leave memory before the task holds it.

@@ -103,7 +103,7 @@ class Views(QueueViews):
 
     async def history(self, entry: TaskEntry, *, after: int, limit: int) -> HistoryPage:
         """One page of a task's history."""
-        rows = await self._engine.store.load_history(entry.row.task_id, after=after, limit=limit + 1)
+        rows = await self._engine.contents.history(entry.row.task_id, after=after, limit=limit + 1)
         items: list[HistoryEntry] = [to_entry(row.seq, row.at, row.kind, row.data) for row in rows[:limit]]
         return HistoryPage(items=items, next=items[-1].seq if len(rows) > limit else None)
 

@@ -104,7 +104,7 @@ class Webhooks:
     async def _step_id(self, entry: TaskEntry) -> str | None:
         """The step that told of the end of a task, `None` where there was none."""
         row = entry.row
-        rows = await self._engine.store.load_history(row.task_id, after=row.version - 1, limit=1)
+        rows = await self._engine.contents.history(row.task_id, after=row.version - 1, limit=1)
         messages = decode_record(rows[0].data).messages if rows else []
         return next((message.step_id for message in messages if message.service == WEBHOOK_SERVICE), None)
 

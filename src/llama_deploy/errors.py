@@ -330,6 +330,15 @@ class BackupError(LlamaDeployError):
     code, title, category = "LD407", "backup not usable", Category.INVALID
 
 
+class StoreKeyError(LlamaDeployError):
+    """The store is encrypted and its key was not given, or another one was; or it is not encrypted and one was given.
+
+    Nothing was changed.
+    """
+
+    code, title, category = "LD408", "store key missing or wrong", Category.INVALID
+
+
 # --- LD5xx: how tasks and steps end badly -------------------------------------------------------------------------
 
 

@@ -79,7 +79,7 @@ async def test_unused_space_is_given_back(tmp_path: Path) -> None:
     pieces = 0
     while await store.shrink():
         pieces += 1
-    assert pieces > 10, "a small piece at a time"
+    assert 10 < pieces < 60, "a small piece at a time"
     await store.close()
     assert (tmp_path / "store.db").stat().st_size < 15_000_000
     await store.open()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama_deploy.apiserver.lifeline import SUPERVISOR_PID, Guard
+from llama_deploy.state_stores.keys import KEY_FILE_VARIABLE, KEY_VARIABLE
 
 LINE_BYTES_MAX = 65_536
 """A longer line of output is broken."""
@@ -178,9 +179,13 @@ class Output:
                 self._rest = b""
 
 
+_NOT_FOR_SERVICES = frozenset({KEY_VARIABLE, KEY_FILE_VARIABLE})
+"""The control plane's alone: the code of services has no use for the keys of the store."""
+
+
 def _environment(spec: ChildSpec) -> dict[str, str]:
     """This process's environment for a child that works in another folder, and the child's own variables."""
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_SERVICES}
     path = environment.get("PYTHONPATH")
     if path:
         environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in path.split(os.pathsep))

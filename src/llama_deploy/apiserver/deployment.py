@@ -34,7 +34,8 @@ class Deployment:
 
     `services` are functions, workflows or `Service` objects. `store` is a path, `":memory:"`, or a `StateStore`; by
     default `.llama_deploy/<name>.db` below the current folder. `orchestrator` decides who gets what; by default each
-    task goes to the service that it names. `orchestrators` are further ones by name, for tasks that ask for one
+    task goes to the service that it names. With `encryption_key_file`, or keys in the environment, the content of a
+    store in a file is encrypted. `orchestrators` are further ones by name, for tasks that ask for one
     (`options={"orchestrator": name}`); `"name@1"` is an earlier version, for the tasks that began with it. With
     `port`, the control plane also listens there (0: a free port) for clients and for services in other processes.
     `webhooks` says who is told of the end of tasks, and who may be.
@@ -49,6 +50,7 @@ class Deployment:
         *,
         name: str = "default",
         store: str | os.PathLike[str] | StateStore | None = None,
+        encryption_key_file: str | os.PathLike[str] | None = None,
         orchestrator: BaseOrchestrator | None = None,
         orchestrators: Mapping[str, BaseOrchestrator] | None = None,
         default_service: str | None = None,
@@ -74,7 +76,7 @@ class Deployment:
         if port is None:  # nobody outside of this process can come back with a step of an earlier run
             settings = replace(settings, recovery_grace_s=0.0)
         self.plane = ControlPlane(
-            store=open_store(store, name=name),
+            store=open_store(store, name=name, key_file=encryption_key_file),
             orchestrator=orchestrator,
             orchestrators=orchestrators,
             settings=settings,

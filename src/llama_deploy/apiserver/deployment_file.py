@@ -131,6 +131,7 @@ def _deployment(section: Section, path: Path, findings: Findings) -> DeploymentF
         default_service=section["default-service"],
         limits=engine_settings(section["limits"], findings),
         store=section["store"],
+        encryption_key_file=section["encryption-key-file"],
         services=tuple(specs),
         schedules=schedules_of(
             section["schedules"],

@@ -212,6 +212,9 @@ FILE_KEYS = Record(
             doc="Further ones by name, for tasks that ask for one; `name@1` is an earlier version of `name`.",
         ),
         "limits": Key(shape=LIMITS, doc="Deadlines, limits and pauses of the control plane, where not the default."),
+        "encryption-key-file": Key(
+            shape=Text(), doc="A file of keys, the newest first, with which the content of the store is encrypted."
+        ),
         "store": Key(shape=Text(), doc="Where the data lives: a path, or `:memory:`. By default `.llama_deploy/`."),
         "services": Key(shape=SERVICES, doc="The services by name.", required=True),
         "schedules": Key(

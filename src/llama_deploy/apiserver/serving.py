@@ -333,12 +333,13 @@ async def _tell_schedules(plane: _Listening, report: Report) -> None:
 @contextlib.asynccontextmanager
 async def _control_plane(file: DeploymentFile, options: ServingOptions) -> AsyncIterator[_Listening]:
     """The control plane of a deployment, without services of its own."""
+    key_file = file.folder / file.encryption_key_file if file.encryption_key_file is not None else None
     if options.store is not None:
-        store = open_store(options.store)
+        store = open_store(options.store, key_file=key_file)
     elif file.store is None or file.store == ":memory:":
-        store = open_store(file.store, name=file.name, folder=file.folder)
+        store = open_store(file.store, name=file.name, folder=file.folder, key_file=key_file)
     else:
-        store = open_store(file.folder / file.store)
+        store = open_store(file.folder / file.store, key_file=key_file)
     control_plane = ControlPlane(
         store=store,
         orchestrator=load_orchestrator(file.orchestrator, file.folder),
@@ -371,6 +372,7 @@ def _of_control_plane(file: DeploymentFile) -> tuple[object, ...]:
         file.default_service,
         file.limits,
         file.store,
+        file.encryption_key_file,
         file.webhooks,
         file.schedules,
     )

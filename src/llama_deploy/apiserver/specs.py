@@ -146,6 +146,8 @@ class DeploymentFile:
     default_service: str | None = None
     limits: EngineSettings = field(default_factory=EngineSettings)
     store: str | None = None
+    encryption_key_file: str | None = None
+    """A file of keys with which the content of the store is encrypted; relative to the file's folder."""
     """A path relative to the file's folder, or `:memory:`; `None` means the default place beside the file."""
     services: tuple[ServiceSpec, ...] = ()
     webhooks: WebhooksSpec = WebhooksSpec()

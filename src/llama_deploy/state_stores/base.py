@@ -66,6 +66,10 @@ class StateStore(ABC):
     statistics: StoreStatistics
     location: str
     """Where the data lives, as shown to people: a path, `:memory:`, or a URL without its password."""
+    blob_part_bytes: int = BLOB_PART_BYTES
+    """How many bytes a part of a content has as it is kept; a store around this one may add to each."""
+    expects_encryption: bool = False
+    """Whether a store around this one seals what it is given. Without, an encrypted store is not opened."""
 
     @abstractmethod
     async def open(self) -> None:

@@ -29,10 +29,10 @@ def check_text(**texts: str) -> None:
             raise InvalidRequestError(f"{field}: {text!r} is not a text that can be stored") from error
 
 
-def check_part(hash_: str, position: int, data: bytes) -> None:
+def check_part(hash_: str, position: int, data: bytes, part_bytes: int = BLOB_PART_BYTES) -> None:
     """Raise `InvalidRequestError` for a part that cannot be one."""
     check_text(hash=hash_)
-    if position < 0 or len(data) > BLOB_PART_BYTES:
+    if position < 0 or len(data) > part_bytes:
         raise InvalidRequestError(
             f"part {position} of content {hash_} has {len(data)} bytes",
             fix=f"send parts of {BLOB_PART_BYTES} bytes, counted from 0; only the last may be shorter",

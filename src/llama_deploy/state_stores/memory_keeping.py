@@ -119,11 +119,11 @@ class MemoryKeeping(StateStore):
     # --- large contents -------------------------------------------------------------------------------------------
 
     async def put_blob_part(self, hash: str, position: int, data: bytes, *, at: float) -> None:  # noqa: A002
-        check_part(hash, position, data)
+        check_part(hash, position, data, self.blob_part_bytes)
         self._blobs.put_part(hash, position, data, at)
 
     async def finish_blob(self, hash: str, bytes_: int, created_at: float) -> None:  # noqa: A002
-        check_size(hash, bytes_, self._blobs.finish(hash, bytes_, created_at))
+        check_size(hash, bytes_, self._blobs.finish(hash, bytes_, created_at, self.blob_part_bytes))
 
     async def blob_bytes(self, hash: str) -> int | None:  # noqa: A002
         return self._blobs.size(hash)
@@ -225,5 +225,5 @@ class MemoryKeeping(StateStore):
             "put_service": list(self._services.items()),
             "put_document": [(*place, data) for place, data in self._documents.items()],
             "insert_dead": [astuple(row) for _, row in self._dead.values()],
-            **self._blobs.table_rows(),
+            **self._blobs.table_rows(self.blob_part_bytes),
         }

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from llama_deploy.state_stores.base import BLOB_PART_BYTES, DeliveryRow, StreamChunk, TaskRow
+from llama_deploy.state_stores.base import DeliveryRow, StreamChunk, TaskRow
 
 
 class Tasks:
@@ -194,10 +194,10 @@ class Blobs:
             self._parts.setdefault(hash_, {})[position] = data
             self._times[hash_] = max(at, self._times.get(hash_, at))
 
-    def finish(self, hash_: str, bytes_: int, at: float) -> int:
+    def finish(self, hash_: str, bytes_: int, at: float, part_bytes: int) -> int:
         """Make a content of its parts; returns how many bytes they have, and has done nothing if that is wrong."""
         parts = self._parts.get(hash_, {})
-        whole = {position: data for position, data in parts.items() if position * BLOB_PART_BYTES < bytes_}
+        whole = {position: data for position, data in parts.items() if position * part_bytes < bytes_}
         there = self._sizes.get(hash_, sum(map(len, whole.values())))
         if there == bytes_ and hash_ not in self._sizes:
             self._parts[hash_] = {0: b"".join(whole[position] for position in sorted(whole))}
@@ -226,13 +226,13 @@ class Blobs:
     def unused(self, before: float) -> list[str]:
         return [hash_ for hash_, at in self._times.items() if at < before and hash_ not in self._users]
 
-    def table_rows(self) -> dict[str, list[tuple[Any, ...]]]:
+    def table_rows(self, part_bytes: int) -> dict[str, list[tuple[Any, ...]]]:
         """Every row as SQLite has it, by the name of the statement that inserts it."""
         parts = [
-            (hash_, position + first // BLOB_PART_BYTES, data[first : first + BLOB_PART_BYTES])
+            (hash_, position + first // part_bytes, data[first : first + part_bytes])
             for hash_, found in self._parts.items()
             for position, data in found.items()
-            for first in range(0, len(data), BLOB_PART_BYTES)
+            for first in range(0, len(data), part_bytes)
         ]
         return {
             "copy_blob": [(hash_, self._sizes.get(hash_), at) for hash_, at in self._times.items()],

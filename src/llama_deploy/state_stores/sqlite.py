@@ -111,7 +111,7 @@ class SQLiteStore(SQLiteKeeping):
     async def open(self) -> None:
         self._lock_file = lock(self.path)
         try:
-            self._connection = open_connection(self.path, self._synchronous)
+            self._connection = open_connection(self.path, self._synchronous, expects_encryption=self.expects_encryption)
         except BaseException:
             os.close(self._lock_file)
             raise

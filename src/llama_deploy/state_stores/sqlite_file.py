@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llama_deploy.errors import (
     LlamaDeployError,
+    StoreKeyError,
     StoreLockedError,
     StoreReadOnlyError,
     StoreUnavailableError,
@@ -25,7 +26,12 @@ APPLICATION_ID = 0x4C444550
 """Marks the file as ours (`PRAGMA application_id`), so that another program's database is never touched."""
 
 
-def open_connection(path: Path, synchronous: str) -> sqlite3.Connection:
+_FIRST_WITH_DOCUMENTS = 2
+"""The first schema that has the table in which the keys of an encrypted store are noted."""
+_IS_ENCRYPTED = "SELECT 1 FROM documents WHERE kind = 'encryption' LIMIT 1"
+
+
+def open_connection(path: Path, synchronous: str, *, expects_encryption: bool = True) -> sqlite3.Connection:
     """The writing connection, with the file checked and migrated; nothing is changed where this raises."""
     try:
         # SQLite opens a file that it may only read, and leaves its own files beside it; and what tasks carry is nobody
@@ -42,7 +48,7 @@ def open_connection(path: Path, synchronous: str) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         raise _opening_error(path, error) from error
     try:
-        _prepare(connection, path, synchronous)
+        _prepare(connection, path, synchronous, expects_encryption=expects_encryption)
         _migrate(connection)
     except sqlite3.DatabaseError as error:
         connection.close()
@@ -53,7 +59,7 @@ def open_connection(path: Path, synchronous: str) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, synchronous: str) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path, synchronous: str, *, expects_encryption: bool) -> None:
     """Check that the file is ours and can be written, then set the connection up."""
     connection.execute("PRAGMA busy_timeout = 5000")
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
@@ -70,6 +76,11 @@ def _prepare(connection: sqlite3.Connection, path: Path, synchronous: str) -> No
         raise StoreVersionError(
             f"{path} was written by a later version (schema {version}, this version knows {known})",
             fix="upgrade this program, or name another file with --store; this one was not changed",
+        )
+    if version >= _FIRST_WITH_DOCUMENTS and not expects_encryption and connection.execute(_IS_ENCRYPTED).fetchone():
+        raise StoreKeyError(
+            f"{path} is encrypted, and no key was given",
+            fix="set LLAMA_DEPLOY_ENCRYPTION_KEY or LLAMA_DEPLOY_ENCRYPTION_KEY_FILE",
         )
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from llama_deploy.errors import StoreUnavailableError
 from llama_deploy.state_stores.backups import write_file
 from llama_deploy.state_stores.base import (
-    BLOB_PART_BYTES,
     DeadLetterRow,
     DeadListing,
     HistoryRow,
@@ -139,7 +138,7 @@ class SQLiteKeeping(SQLiteReads):
     # --- large contents ---------------------------------------------------------------------------------------------
 
     async def put_blob_part(self, hash: str, position: int, data: bytes, *, at: float) -> None:  # noqa: A002
-        check_part(hash, position, data)
+        check_part(hash, position, data, self.blob_part_bytes)
 
         def work(connection: sqlite3.Connection) -> None:
             if self._blob_size(connection, hash) is None:
@@ -154,7 +153,7 @@ class SQLiteKeeping(SQLiteReads):
         def work(connection: sqlite3.Connection) -> int:
             there = self._blob_size(connection, hash)
             if there is None:
-                parts = -(-bytes_ // BLOB_PART_BYTES)
+                parts = -(-bytes_ // self.blob_part_bytes)
                 connection.execute(self._sql["delete_parts_from"], (hash, parts))  # of an earlier, false upload
                 there = connection.execute(self._sql["parts_size"], (hash,)).fetchone()[0]
                 if there == bytes_:
@@ -171,8 +170,8 @@ class SQLiteKeeping(SQLiteReads):
             return
         connection.execute(self._sql["begin_blob"], (hash_, at))
         connection.execute(self._sql["delete_parts_from"], (hash_, 0))
-        for position, first in enumerate(range(0, len(data), BLOB_PART_BYTES)):
-            part = data[first : first + BLOB_PART_BYTES]
+        for position, first in enumerate(range(0, len(data), self.blob_part_bytes)):
+            part = data[first : first + self.blob_part_bytes]
             connection.execute(self._sql["put_blob_part"], (hash_, position, part))
         connection.execute(self._sql["finish_blob"], (len(data), at, hash_))
 
@@ -191,9 +190,9 @@ class SQLiteKeeping(SQLiteReads):
                 if size is None:
                     return None
                 end = size if limit is None else min(size, first + limit)
-                lowest, highest = first // BLOB_PART_BYTES, (end - 1) // BLOB_PART_BYTES
+                lowest, highest = first // self.blob_part_bytes, (end - 1) // self.blob_part_bytes
                 rows = connection.execute(self._sql["load_parts"], (hash, lowest, highest))
-                skipped = lowest * BLOB_PART_BYTES
+                skipped = lowest * self.blob_part_bytes
                 return b"".join(row[0] for row in rows)[first - skipped : max(0, end - skipped)]
             finally:
                 connection.execute("COMMIT")
@@ -293,11 +292,11 @@ class SQLiteKeeping(SQLiteReads):
     async def scrub(self) -> bool:
         """What is removed from a page is overwritten at once (`secure_delete`); here unused pages go, and the log."""
 
-        def give_back(connection: sqlite3.Connection) -> bool:
-            connection.execute(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})").fetchall()
+        def work(connection: sqlite3.Connection) -> bool:
+            _give_back(connection)
             return bool(connection.execute("PRAGMA freelist_count").fetchone()[0])
 
-        while await self._write_now(give_back):
+        while await self._write_now(work):
             pass
         busy = await self._between_commits(lambda c: c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
         return not busy
@@ -308,7 +307,7 @@ class SQLiteKeeping(SQLiteReads):
             pages = connection.execute("PRAGMA page_count").fetchone()[0]
             if free < max(FREE_PAGES_KEPT, pages * FREE_SHARE_KEPT):
                 return False
-            connection.execute(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})").fetchall()  # a page per row that is read
+            _give_back(connection)
             return True
 
         return await self._write_now(work)
@@ -363,3 +362,9 @@ class SQLiteKeeping(SQLiteReads):
         for connection in self._copying:
             connection.interrupt()
         await asyncio.gather(*self._copies, return_exceptions=True)
+
+
+def _give_back(connection: sqlite3.Connection) -> None:
+    """Give back a piece of unused space. The pragma does one page per step, and `execute` is one step."""
+    for _ in range(PAGES_AT_ONCE):
+        connection.execute("PRAGMA incremental_vacuum")

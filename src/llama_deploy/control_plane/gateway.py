@@ -19,7 +19,7 @@ from llama_deploy.control_plane.children import Children
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.lookups import Lookups
 from llama_deploy.control_plane.places import Places
-from llama_deploy.control_plane.refusals import beyond, check_id
+from llama_deploy.control_plane.refusals import check_id
 from llama_deploy.control_plane.registry import check_name
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError, ProtocolError, ServiceNotFoundError
@@ -299,7 +299,7 @@ class Port:
                 definitions = _definitions.validate_json(hello.services)
             except ValidationError as error:
                 raise InvalidRequestError("the instance's service definitions are not valid", why=str(error)) from error
-            self._check_limits(hello, definitions)
+            self._engine.registry.check_room(hello.instance_id, definitions)
             for definition in definitions:
                 check_name(definition.service_name, self._engine.settings.id_length_max, own=self.in_process)
         except LlamaDeployError as error:
@@ -321,19 +321,6 @@ class Port:
         if missing:  # sent on the earlier connection and never received
             self._gateway.signals.lost(missing, self.instance_id, "its delivery was lost with a connection")
         self._engine.spawn(self._welcome(hello.held))
-
-    def _check_limits(self, hello: Hello, definitions: list[ServiceDefinition]) -> None:
-        """Raise `LimitExceededError` for one instance, one service or one place too many."""
-        settings, registry = self._engine.settings, self._engine.registry
-        if hello.instance_id not in registry.instances and len(registry.instances) >= settings.instances_max:
-            raise beyond("instances_max", settings.instances_max, "as many instances are connected as may be")
-        new = {d.service_name for d in definitions if d.service_name not in registry.services}
-        if len(registry.services) + len(new) > settings.services_max:
-            raise beyond("services_max", settings.services_max, f"there is no room for {len(new)} more services")
-        for definition in definitions:
-            if definition.concurrency > settings.steps_per_instance_max:
-                what = f"the concurrency of {definition.service_name} is {definition.concurrency}"
-                raise beyond("steps_per_instance_max", settings.steps_per_instance_max, what)
 
     async def _welcome(self, held: list[HeldStep]) -> None:
         """Take back what the instance still holds, tell it what is not its any more, then let work flow to it."""

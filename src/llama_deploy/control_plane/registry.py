@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from llama_deploy.control_plane.refusals import check_id
+from llama_deploy.control_plane.refusals import beyond, check_id
 from llama_deploy.control_plane.settings import EngineSettings
 from llama_deploy.errors import InvalidRequestError, ServiceUnknownError
 from llama_deploy.runtime import Clock
@@ -91,6 +91,19 @@ class Registry:
             entry = self.services[name] = ServiceEntry(ServiceDefinition.model_validate_json(encoded))
             entry.restored = True
         self.expected_until = self._clock.now() + self._settings.service_return_s
+
+    def check_room(self, instance_id: str, definitions: list[ServiceDefinition]) -> None:
+        """Raise `LimitExceededError` for one instance, one service or one place too many."""
+        settings = self._settings
+        if instance_id not in self.instances and len(self.instances) >= settings.instances_max:
+            raise beyond("instances_max", settings.instances_max, "as many instances are connected as may be")
+        new = {one.service_name for one in definitions if one.service_name not in self.services}
+        if len(self.services) + len(new) > settings.services_max:
+            raise beyond("services_max", settings.services_max, f"there is no room for {len(new)} more services")
+        for definition in definitions:
+            if definition.concurrency > settings.steps_per_instance_max:
+                what = f"the concurrency of {definition.service_name} is {definition.concurrency}"
+                raise beyond("steps_per_instance_max", settings.steps_per_instance_max, what)
 
     def register(self, port: InstancePort, definitions: list[ServiceDefinition]) -> list[ServiceDefinition]:
         """An instance is here and serves these; returns the definitions that are new or have changed."""

@@ -68,6 +68,7 @@ services:
     concurrency: 2
     run-timeout-s: 1.5
     retry: {max-retries: 5, initial-s: 1, cap-s: 9.5}
+    limits: {running-max: 3, running-max-per-key: 1, rate: {count: 10, seconds: 60}}
     replicas: 3
     env: {B: 8080, C: yes, D: ""}
     env-files: [a.env]
@@ -89,6 +90,7 @@ services:
         concurrency=2,
         run_timeout_s=1.5,
         retry={"max_retries": 5, "initial_s": 1.0, "cap_s": 9.5},
+        limits={"running_max": 3, "running_max_per_key": 1, "rate": {"count": 10, "seconds": 60}},
         replicas=3,
         env={"B": "8080", "C": "yes", "D": ""},
         env_files=(Path("a.env"),),
@@ -372,3 +374,16 @@ orchestrators:
         "3: an orchestrator has to be a name, or `name@version`, found `9x`",
     ]
     assert [int(problem.partition(":")[0]) - start for problem in found] == [9, 11, 12, 13]
+
+
+def test_limits_that_cannot_be_are_told_with_their_place(tmp_path: Path) -> None:
+    text = (
+        "name: x\nservices:\n  a:\n    import-path: m:a\n    limits:\n      running-max: 0\n      per-key: 1\n"
+        "      rate: {seconds: 0}\n"
+    )
+    assert problems(tmp_path, text) == [
+        "6:20: expected a whole number from 1 to 1000000, found the number `0`",
+        "7:7: unknown key `per-key` in `limits`",
+        "8:13: `rate` needs the key `count`: How many attempts may begin.",
+        "8:23: expected a number above 0 and at most 86400, found the number `0`",
+    ]

@@ -53,6 +53,12 @@ def get_service(settings: Settings, name: str) -> None:
 
     def text() -> str:
         shown = {key: value for key, value in document.items() if key not in {"definition", "instances"}}
+        shown["limits"] = limits_text(document["limits"])
+        if view.limits_set is not None:
+            shown["limits"] += f" (set by {view.limits_set.by or 'nobody known'}, {document['limits_set']['at']})"
+        shown["held_back"] = held_back_text(view.held_back)
+        shown["paused"] = pause_advice(name, view.paused) if view.paused is not None else None
+        del shown["limits_set"]
         schemas = {"takes": view.definition.input_schema, "answers": view.definition.output_schema}
         parts = [fields(shown | schemas)]
         parts += [f"\ninstance\n{fields(instance)}" for instance in document["instances"]]

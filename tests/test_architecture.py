@@ -19,7 +19,9 @@ PROGRAMS = sorted(
 )
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
-LONGER_FOR_A_REASON: dict[str, str] = {}
+LONGER_FOR_A_REASON: dict[str, str] = {
+    "src/llama_deploy/messages/frames.py": "every operation of the protocol is to be read in one place",
+}
 """`path` or `path:function`, and why it is longer than the rule allows."""
 
 

@@ -466,6 +466,12 @@ class StepCanceledError(LlamaDeployError):
     code, title, category = "LD540", "attempt canceled", Category.FAILED
 
 
+class HeartbeatTimeoutError(LlamaDeployError):
+    """The service's code has shown no sign of life (`context.heartbeat`) for `heartbeat_timeout_s`."""
+
+    code, title, category = "LD542", "no heartbeat", Category.FAILED
+
+
 class CallConflictError(LlamaDeployError):
     """A step makes another call under a number or key than an earlier attempt did. Not tried again by itself."""
 

@@ -153,8 +153,7 @@ async def abandon(plane: ControlPlane) -> None:
     """End a plane without any of what a clean end does."""
     if not isinstance(plane.store, _Gone):
         cut(plane)
-    if plane.gateway._lease_timer is not None:
-        plane.gateway._lease_timer.cancel()
+    plane.gateway.leases.stop()
     for timer in plane.gateway._dropped.values():
         timer.cancel()
     plane.clients.stop()
@@ -194,6 +193,8 @@ class FakeInstance:
             for service in services
         ]
         self.received: list[Any] = []
+        self.stops_at_once = True
+        """Whether it says at once that code has stopped that it was asked to stop."""
         self.port: Port | None = None
         self.closed = False
 
@@ -224,7 +225,17 @@ class FakeInstance:
         return welcome
 
     def _receive(self, operations: list[Any]) -> None:
-        self.received += frames.decode_control_frame(frames.encode_frame(operations))
+        received = frames.decode_control_frame(frames.encode_frame(operations))
+        self.received += received
+        for operation in received:
+            if isinstance(operation, frames.CancelStep) and self.stops_at_once:
+                asyncio.get_running_loop().call_soon(self._stopped, operation.step_id)
+
+    def _stopped(self, step_id: str) -> None:
+        """Its code has ended, as code that was asked to stop does."""
+        attempts = [step.attempt for step in self.all(frames.Deliver) if step.step_id == step_id]
+        if self.port is not None and attempts:
+            self.send(frames.Stopped(step_id, attempts[-1]))
 
     def drop(self) -> None:
         """The connection breaks."""

@@ -12,6 +12,7 @@ from tests.processes.children import System
 from tests.support import eventually
 
 from llama_deploy.client import Client
+from llama_deploy.errors import TaskFailed
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +152,15 @@ async def test_a_handler_that_blocks_its_loop_longer_than_the_lease_keeps_its_st
         assert await client.run("block", seconds=3.0, task_id="b") == 1
         assert system.effects() == {"b:1": 1}
         assert [entry.kind async for entry in client.history("b")] == ["submitted", "answered"]
+
+
+async def test_a_handler_that_blocks_its_loop_is_silent_and_fails_meanwhile(system: System) -> None:
+    await system.start(instances=1)
+    async with system.client() as client:
+        options = {"heartbeat_timeout_s": 0.3, "retry": {"max_retries": 0}}
+        with pytest.raises(TaskFailed) as failed:
+            await client.run("block", seconds=20.0, task_id="b", options=options, timeout_s=15)
+        assert failed.value.error.code == "LD542"
 
 
 async def test_a_stream_has_no_gap_across_crashes(system: System) -> None:

@@ -138,7 +138,8 @@ class PlainFollower:
         elif entry.outcome is not None or (entry.kind == "canceled" and not changed):
             told = entry.kind in {"canceled", "timed_out"} and entry.reason
             reason = f": {entry.reason}" if told else ""
-            self._write(f"+{duration(since)}  {entry.state.value}{reason}")
+            by = f" by {entry.by}" if entry.kind == "canceled" and entry.by not in {None, "http"} else ""
+            self._write(f"+{duration(since)}  {entry.state.value}{by}{reason}")
 
     def tick(self) -> None:
         """Nothing moves here between two entries."""

@@ -390,12 +390,13 @@ class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls, ArtifactCalls):
             body["step_id"] = step_id
         await self._ask("POST", f"/v1/tasks/{segment(task_id)}/input", body)
 
-    async def cancel(self, task_id: str, *, reason: str | None = None) -> TaskView:
-        """Ask for the task to be stopped; returns where it stands after that. Repeating it is harmless.
+    async def cancel(self, task_id: str, *, reason: str | None = None, by: str | None = None) -> TaskView:
+        """Ask for the task to be stopped, and what it has called; returns where it stands after that.
 
-        Raises `TaskEndedError` when the task ended otherwise before, `TaskNotFoundError`.
+        Why, and who wants it, stand in its history. Repeating it is harmless. Raises `TaskEndedError` when the task
+        ended otherwise before, `TaskNotFoundError`.
         """
-        body = {} if reason is None else {"reason": reason}
+        body = {name: said for name, said in (("reason", reason), ("by", by)) if said is not None}
         return view_of(TaskView, await self._ask("POST", f"/v1/tasks/{segment(task_id)}/cancel", body))
 
     # --- sessions, services, the control plane ----------------------------------------------------------------------

@@ -280,9 +280,9 @@ class SyncClient(SyncArtifactCalls, SyncControlCalls, SyncDataCalls, SyncService
         """Give a task that waits for a person what it asks for. See `Client.send_input`."""
         self._portal.call(self._client.send_input(task_id, value, step_id=step_id))
 
-    def cancel(self, task_id: str, *, reason: str | None = None) -> TaskView:
+    def cancel(self, task_id: str, *, reason: str | None = None, by: str | None = None) -> TaskView:
         """Ask for the task to be stopped. See `Client.cancel`."""
-        return self._portal.call(self._client.cancel(task_id, reason=reason))
+        return self._portal.call(self._client.cancel(task_id, reason=reason, by=by))
 
     def create_session(self, session_id: str | None = None) -> SessionView:
         """Create a session. See `Client.create_session`."""

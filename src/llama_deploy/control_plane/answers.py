@@ -20,7 +20,7 @@ from llama_deploy.control_plane.refusals import failure, too_large
 from llama_deploy.control_plane.retries import Next, after_failure, worn_out
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, paused_because
 from llama_deploy.errors import AttemptsExhaustedError, CommitConflictError, InvalidRequestError, LlamaDeployError
-from llama_deploy.messages.frames import Answer
+from llama_deploy.messages.frames import HEARTBEAT_BYTES_MAX, Answer
 from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import DeliveryMove, StreamChunk, Transition
 from llama_deploy.types import RetryPolicy, TaskResult
@@ -78,6 +78,8 @@ class Answers:
         if op.attempt > step.attempt or (result.status == "failed" and op.attempt < step.attempt):
             self._late(entry, done, again)  # a failure of an attempt that was given up; or nothing that was ever sent
             return
+        if op.heartbeat is not None and len(op.heartbeat) <= HEARTBEAT_BYTES_MAX:
+            step.beat = op.heartbeat
         self.conclude(
             entry,
             step,
@@ -154,6 +156,8 @@ class Answers:
             started_at=started_at,
             finished_at=finished_at,
         )
+        if step.beat is not None and result.status == "failed":
+            record.heartbeat = msgspec.Raw(step.beat)
         transition = Transition(settled=lambda error: self._answer_settled(error, settled))
         step.stop_asking()
         if step.notification:

@@ -16,6 +16,7 @@ from llama_deploy.control_plane.deadlines import run_timeout_s
 from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import LlamaDeployError
+from llama_deploy.messages.frames import HEARTBEAT_BYTES_MAX, HeldStep
 from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.clock import Timer
 from llama_deploy.state_stores.base import DeliveryMove, Transition
@@ -52,6 +53,14 @@ class Claims:
     def look_again_at(self, entry: TaskEntry, step: OpenStep, now: float) -> float:
         """When a step that is held now is to be looked at again."""
         return min(now + self._engine.settings.overdue_s, max(now, self.run_ends_at(entry, step)))
+
+    def beaten(self, held: HeldStep) -> None:
+        """The code of a step has said how far it is. Known in memory, and recorded with the end of the attempt."""
+        entry = self._engine.cache.tasks.get(held.step_id.rpartition(":")[0])
+        step = entry.open.get(held.step_id) if entry is not None else None
+        fits = held.heartbeat is not None and len(held.heartbeat) <= HEARTBEAT_BYTES_MAX
+        if step is not None and step.attempt == held.attempt and fits:
+            step.beat, step.beat_at = held.heartbeat, self._engine.clock.now()
 
     def stop(self) -> None:
         """Record nothing more."""

@@ -258,6 +258,7 @@ class Engine:
             0 if entry.stream is None else entry.stream.count_of(step.step_id, step.attempt),
             heartbeat_timeout_s(entry, step),
             step.memos,
+            step.beat,
         )
         body = encode_op(operation)
         if step.options is None and entry.definition.options is None:

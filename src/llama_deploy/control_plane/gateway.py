@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llama_deploy.control_plane.children import Children
 from llama_deploy.control_plane.engine import Engine
+from llama_deploy.control_plane.leases import Leases
 from llama_deploy.control_plane.lookups import Lookups
 from llama_deploy.control_plane.places import Places
 from llama_deploy.control_plane.refusals import check_id
@@ -43,12 +44,14 @@ from llama_deploy.messages.frames import (
     HeldStep,
     Hello,
     InstanceOp,
+    LeftBehind,
     Park,
     ParkRefused,
     Refused,
     Remember,
     Remembered,
     Returned,
+    Stopped,
     Welcome,
 )
 from llama_deploy.runtime import failpoint
@@ -73,21 +76,19 @@ class Gateway:
         self.signals = signals
         self.children = children
         self.ports: dict[Port, None] = {}
-        self._lease_timer: Timer | None = None
-        self._lease_due_at = 0.0
+        self.leases = Leases(self)
         self._dropped: dict[str, Timer] = {}
 
     def attach(self, send: Send, *, close: Callable[[], None], in_process: bool = False) -> Port:
         """A new connection. `close` ends it from this side; the transport calls `Port.closed` when it has ended."""
         port = Port(self, send, close, in_process=in_process)
         self.ports[port] = None
-        self.watch_leases()
+        self.leases.watch()
         return port
 
     def stop(self) -> None:
         """Close every connection; instances keep what is unanswered and come back with it."""
-        if self._lease_timer is not None:
-            self._lease_timer.cancel()
+        self.leases.stop()
         for timer in self._dropped.values():
             timer.cancel()
         for port in tuple(self.ports):
@@ -119,36 +120,6 @@ class Gateway:
             )
         port.post(Drain(SECONDS_MAX if timeout_s is None else timeout_s))
         return port.view(service)
-
-    # --- leases -----------------------------------------------------------------------------------------------------
-
-    def watch_leases(self) -> None:
-        """Look again when the first lease may have run out; there is no timer while nobody is connected."""
-        if self._lease_timer is not None or not self.ports:
-            return
-        engine = self.engine
-        oldest = min((p.last_seen_at for p in self.ports if not p.in_process), default=None)
-        if oldest is None:
-            return
-        self._check_leases_at(oldest + engine.settings.lease_s)
-
-    def _check_leases_at(self, when: float) -> None:
-        self._lease_due_at = when
-        self._lease_timer = self.engine.clock.call_at(when, self._check_leases)
-
-    def _check_leases(self) -> None:
-        self._lease_timer = None
-        now = self.engine.clock.now()
-        heartbeat_s = self.engine.settings.heartbeat_s
-        if now - self._lease_due_at > heartbeat_s:  # this process stood still: what was said meanwhile is unread yet
-            self._check_leases_at(now + heartbeat_s)
-            return
-        for port in tuple(self.ports):
-            if not port.in_process and now - port.last_seen_at >= self.engine.settings.lease_s:
-                log.warning("instance is silent, its steps go to others", instance=port.instance_id)
-                port.closed(lost_now=True)
-                port.close()
-        self.watch_leases()
 
     def returned(self, instance_id: str) -> None:
         """An instance whose connection had dropped is here again, in time."""
@@ -190,6 +161,7 @@ class Port:
         self._hello: Hello | None = None
         self._services: dict[str, ServiceDefinition] = {}
         self._places = Places()
+        self._left_behind: dict[str, int] = {}
         self._outgoing: list[Any] = []
         self._flush_scheduled = False
         self._is_closed = False
@@ -203,6 +175,8 @@ class Port:
             Call: self._call,
             EndCall: self._end_call,
             Heartbeat: self._heartbeat,
+            Stopped: self._stopped,
+            LeftBehind: self._left,
             Credits: self._credits,
             Goodbye: self._goodbye,
             **self._lookups.transfers.handlers,
@@ -214,7 +188,12 @@ class Port:
         """Tell the instance to stop a step that it holds."""
         if step_id in self.held:
             self.post(CancelStep(step_id, reason))
-            self._release(step_id)
+            attempt = self.held.pop(step_id)
+            name = f"{step_id}/{attempt}"
+            if self._places.keep(step_id, name):  # until its code has ended; an instance says so within the grace
+                settings = self._engine.settings
+                when = self._engine.clock.now() + 2 * settings.cancel_grace_s + settings.heartbeat_s
+                self._engine.clock.call_at(when, partial(self._places.free, name))
 
     def give_input(self, step_id: str, number: int, value: bytes) -> None:
         """Hand a person's input to a step that the instance holds."""
@@ -235,6 +214,7 @@ class Port:
             capacity=self.capacity(service),
             running=self._places.busy[service],
             waiting=self._places.waiting(service),
+            left_behind=self._left_behind.get(service, 0),
             draining=self.capacity(service) == 0,
         )
 
@@ -348,13 +328,13 @@ class Port:
             return
         failpoint("gateway.before_welcome")
         settings = self._engine.settings
-        self.post(Welcome(settings.heartbeat_s, settings.lease_s, disowned))
+        self.post(Welcome(settings.heartbeat_s, settings.lease_s, disowned, settings.cancel_grace_s))
         for step_id, number, value in inputs:  # it knows those that it has by their numbers
             self.give_input(step_id, number, value)
         for definition in self._services.values():
             name = definition.service_name
             self._places.open(name, definition.concurrency, self._engine.queue.subscribe(name, self._take, credits=0))
-        self._gateway.watch_leases()
+        self._gateway.leases.watch()
 
     def _take(self, envelopes: list[Envelope]) -> None:
         """Deliveries from the queue: claim those that still stand and send them on."""
@@ -454,6 +434,8 @@ class Port:
         disowned = []
         for step in operation.held:
             if self.held.get(step.step_id) == step.attempt:
+                if step.heartbeat is not None:
+                    self._engine.claims.beaten(step)
                 continue
             entry = self._engine.cache.tasks.get(step.step_id.rpartition(":")[0])
             known = entry.open.get(step.step_id) if entry is not None else None
@@ -462,6 +444,12 @@ class Port:
             if known is None or known.attempt != step.attempt:
                 disowned.append(step.step_id)
         self.post(Disowned(disowned))
+
+    def _stopped(self, operation: Stopped) -> None:
+        self._places.free(f"{operation.step_id}/{operation.attempt}")
+
+    def _left(self, operation: LeftBehind) -> None:
+        self._left_behind[operation.service] = operation.count
 
     def _credits(self, operation: Credits) -> None:
         self._places.set_capacity(operation.service, operation.capacity)

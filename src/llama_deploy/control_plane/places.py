@@ -63,6 +63,20 @@ class Places:
         self.busy[service] -= 1
         self._place_is_free(service)
 
+    def keep(self, step_id: str, name: str) -> bool:
+        """A step is taken away whose code still runs: it keeps its place, under a name that `free` takes later.
+
+        False where it has none.
+        """
+        service = self._service_of.get(step_id)
+        returning = any(one[0] == step_id for one in self._returning.get(service or "", ()))
+        if service is None or step_id in self._lent or returning:
+            self.free(step_id)
+            return False
+        del self._service_of[step_id]
+        self._service_of[name] = service
+        return True
+
     def set_capacity(self, service: str, capacity: int) -> None:
         """The instance takes more, or less: nothing at all while it drains."""
         subscription = self.subscriptions.get(service)

@@ -104,6 +104,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     value: Json = NOTHING
     child: str | None = None
     """The task that the step has called."""
+    heartbeat: Json = NOTHING
+    """What the step's code said with its last sign of life, before the attempt failed or was lost."""
 
 
 encode_record = msgspec.json.Encoder().encode
@@ -167,6 +169,7 @@ def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
             "key": record.key,
             "value": _value(record.value),
             "child": record.child,
+            "heartbeat": _value(record.heartbeat),
         }
     )
 

@@ -31,6 +31,8 @@ class EngineSettings:
     """The pause between such repeated publications doubles up to this."""
     run_timeout_grace_s: float = 5.0
     """How long after the run deadline an instance may take to report it before the step is taken away."""
+    cancel_grace_s: float = 4.0
+    """How long code that is to stop may take before it is left behind; less than `run_timeout_grace_s`."""
     attempts_max: int = 10
     """Attempts of one step at most: those that failed and those that were lost, not those that were handed back."""
     decision_timeout_s: float = 30.0

@@ -17,7 +17,7 @@ from llama_deploy.control_plane.dead_letters import dead_letters
 from llama_deploy.control_plane.deadlines import look_again_at
 from llama_deploy.control_plane.decisions import Outcome, encode_result
 from llama_deploy.control_plane.engine import Engine
-from llama_deploy.control_plane.records import Record
+from llama_deploy.control_plane.records import NOTHING, Record
 from llama_deploy.control_plane.refusals import check_id, clean, failure, resolve, step_failure, too_large
 from llama_deploy.control_plane.retries import attempts_so_far, pauses_when_worn_out, worn_out
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
@@ -356,6 +356,7 @@ class Signals:
             reason=reason,
             by=holder,
             on_purpose=on_purpose,
+            heartbeat=msgspec.Raw(step.beat) if step.beat is not None else NOTHING,
         )
         if not on_purpose and worn_out(engine, step):
             error = AttemptsExhaustedError(

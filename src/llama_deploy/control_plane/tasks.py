@@ -31,6 +31,8 @@ class OpenStep:
         "asking",
         "attempt",
         "awaited",
+        "beat",
+        "beat_at",
         "body",
         "claimed_at",
         "claimed_by",
@@ -69,8 +71,7 @@ class OpenStep:
         self.tag = tag
         self.body = body
         """JSON of the message's data."""
-        self.seq = seq
-        self.index = index
+        self.seq, self.index = seq, index
         self.options: StepOptions | None = None
         """What the decision said about this step alone."""
         self.attempt = 1
@@ -112,6 +113,9 @@ class OpenStep:
         self.resumed_at = 0.0
         """When it last went on after waiting for a person, or for a task that it called; 0 in an attempt that did not.
         """
+        self.beat: bytes | None = None
+        """JSON of what the step's code said with its last sign of life, in this attempt or an earlier one."""
+        self.beat_at = 0.0
         self.memos: dict[str, bytes] | None = None
         """JSON of the values that the step's code had remembered, by key; `None` until there is one."""
 
@@ -441,6 +445,8 @@ def _replay(entry: TaskEntry, kind: str, at: float, record: Record) -> None:
 
 def _replay_step(step: OpenStep, kind: str, at: float, record: Record) -> None:
     """What one history entry says of a step that is still open."""
+    if bytes(record.heartbeat):
+        step.beat = bytes(record.heartbeat)
     if kind == "input_requested" and record.resume is None:
         step.ask(record.number, bytes(record.prompt))
     elif kind == "input_requested":

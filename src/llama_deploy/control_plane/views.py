@@ -43,6 +43,7 @@ class Views(QueueViews):
         view = self.row(entry.shown)
         if view.ended_at is None:
             view.waiting_for = self.task_reason(entry)
+            view.heartbeat = _heartbeat(entry)
             if asking is not None and asking.prompt is not None and view.state is TaskState.INPUT_REQUIRED:
                 view.prompt = {"step_id": asking.step_id, **_as_dict(msgspec.json.decode(asking.prompt))}
         return view
@@ -140,3 +141,11 @@ class Views(QueueViews):
 
 def _as_dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"prompt": value}
+
+
+def _heartbeat(entry: TaskEntry) -> dict[str, Any] | None:
+    """What the code of a task's steps said last with a sign of life."""
+    step = max((one for one in entry.open.values() if one.beat is not None), key=lambda one: one.beat_at, default=None)
+    if step is None or step.beat is None:
+        return None
+    return {"step_id": step.step_id, "at": step.beat_at, "details": msgspec.json.decode(step.beat)}

@@ -49,6 +49,8 @@ class HeldStep(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     step_id: str
     attempt: int
+    heartbeat: bytes | None = None
+    """JSON of what the service's code said with its last sign of life, where that was not told yet."""
 
 
 # --- instance -> control plane --------------------------------------------------------------------------------------
@@ -86,6 +88,8 @@ class Answer(_Op, frozen=True):
     """Index, within this attempt, of the first of `events`."""
     events: list[bytes] = []
     """Stream events of this attempt that are not acknowledged yet; they commit with the answer and before it."""
+    heartbeat: bytes | None = None
+    """JSON of what the service's code said with its last sign of life, where the attempt failed."""
 
 
 class Events(_Op, frozen=True):
@@ -165,6 +169,20 @@ class Heartbeat(_Op, frozen=True):
     held: list[HeldStep]
 
 
+class Stopped(_Op, frozen=True):
+    """The code of an attempt that was taken away has ended, or is left behind: its place is free."""
+
+    step_id: str
+    attempt: int
+
+
+class LeftBehind(_Op, frozen=True):
+    """So many pieces of a service's code run on in the instance that nobody waits for, and cannot be stopped."""
+
+    service: str
+    count: int
+
+
 class Goodbye(_Op, frozen=True):
     """The instance leaves on purpose; what it still holds is handed back and becomes the next attempt at once."""
 
@@ -179,6 +197,8 @@ class Welcome(_Op, frozen=True):
     lease_s: float
     disowned: list[str]
     """Steps named in `Hello` that are not the instance's any more; it stops them and forgets their answers."""
+    cancel_grace_s: float = 4.0
+    """How long code that is to stop may take before it is left behind, in seconds."""
 
 
 class Deliver(_Op, frozen=True):
@@ -204,6 +224,8 @@ class Deliver(_Op, frozen=True):
     """The attempt is given up when the service's code has shown no sign of life for so many seconds; 0 for never."""
     remembered: dict[str, bytes] | None = None
     """JSON of the values that earlier attempts of the step have had remembered, by key."""
+    last_heartbeat: bytes | None = None
+    """JSON of what an earlier attempt said with its last sign of life."""
 
 
 class Acknowledged(_Op, frozen=True):
@@ -366,7 +388,20 @@ class Refused(_Op, frozen=True):
 ContentOp = OfferContent | PutContent | GetContent | DropContent
 ContentReply = ContentWanted | ContentTaken | ContentKept | ContentPart | ContentRefused
 InstanceOp = (
-    Hello | Credits | Answer | Events | Park | AskInput | Remember | Call | EndCall | Heartbeat | Goodbye | ContentOp
+    Hello
+    | Credits
+    | Answer
+    | Events
+    | Park
+    | AskInput
+    | Remember
+    | Call
+    | EndCall
+    | Heartbeat
+    | Stopped
+    | LeftBehind
+    | Goodbye
+    | ContentOp
 )
 ControlOp = (
     Welcome
@@ -399,6 +434,8 @@ FRAME_BYTES_TARGET = 1024 * 1024
 OPERATION_BYTES_MAX = 32 * 1024 * 1024
 """The largest payload of one operation. The limits of a control plane are lower by default, and are told with a
 refusal; a frame beyond what the other side reads at all would only end the connection, again and again."""
+HEARTBEAT_BYTES_MAX = 16 * 1024
+"""The most that a service's code may say with one sign of life."""
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 """The largest frame that is read."""
 

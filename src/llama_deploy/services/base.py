@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -16,7 +17,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from llama_deploy.errors import InvalidRequestError, NonRetryableError, WaitTimeoutError
+from llama_deploy.errors import (
+    InvalidRequestError,
+    LimitExceededError,
+    NonRetryableError,
+    StepCanceledError,
+    WaitTimeoutError,
+)
+from llama_deploy.messages.frames import HEARTBEAT_BYTES_MAX
 from llama_deploy.runtime.files import Source
 from llama_deploy.services.encoding import encode
 from llama_deploy.types import ServiceDefinition, TaskOptions, TaskResult
@@ -59,6 +67,13 @@ class Desk(Protocol):
 
     def end_call(self, key: str) -> None:
         """Nobody waits for a call any more."""
+
+    def heartbeat(self, details: bytes | None) -> None:
+        """The code lives; `details` is JSON."""
+
+    @property
+    def last_heartbeat(self) -> bytes | None:
+        """JSON of what an earlier attempt said last."""
 
 
 class StepContext:
@@ -107,6 +122,7 @@ class StepContext:
         """How many inputs stood in `inputs` when this attempt began."""
         self.canceled = False
         """True once the attempt should stop: its coroutine is cancelled, a thread has to look here."""
+        self._woken: threading.Event | None = None
         self._emit = emit
         self._ask = ask
         self._desk = desk
@@ -182,6 +198,55 @@ class StepContext:
         if self.inputs.empty():
             self.request_input({"prompt": prompt, **details})
         return await self.inputs.get()
+
+    # --- stopping ---------------------------------------------------------------------------------------------------
+
+    def raise_if_canceled(self) -> None:
+        """Raise `StepCanceledError` once the attempt should stop; for loops of code in a thread."""
+        if self.canceled:
+            raise StepCanceledError("the attempt should stop", why="it was canceled, or a deadline is over")
+
+    async def sleep(self, seconds: float) -> None:
+        """Let time pass. In a thread, `blocking.sleep` wakes when the attempt should stop; `time.sleep` does not."""
+        await asyncio.sleep(seconds)
+
+    def mark_canceled(self) -> None:
+        """For this package: the attempt should stop; who sleeps in a thread wakes."""
+        self.canceled = True
+        if self._woken is not None:
+            self._woken.set()
+
+    def wait_canceled(self, seconds: float) -> bool:
+        """For this package: sleep in a thread; true when the attempt should stop."""
+        if self._woken is None:
+            self._woken = threading.Event()
+        return self.canceled or self._woken.wait(seconds)
+
+    # --- signs of life ----------------------------------------------------------------------------------------------
+
+    def heartbeat(self, details: Any = None) -> None:
+        """Say that the code lives; costs next to nothing. `details` tell how far it is: any small value with JSON form.
+
+        Where the task has a `heartbeat_timeout_s`, an attempt that has not called this for so long fails, and is tried
+        again. The last details are shown with the task, and given to the next attempt as `last_heartbeat`; they are
+        told now and then and not recorded each time. Raises `LimitExceededError` above 16 KiB.
+        """
+        encoded = None if details is None else encode_value(details)
+        if encoded is not None and len(encoded) > HEARTBEAT_BYTES_MAX:
+            raise LimitExceededError(
+                f"the details of a heartbeat have {len(encoded)} bytes",
+                why=f"HEARTBEAT_BYTES_MAX is {HEARTBEAT_BYTES_MAX}",
+                fix="say how far it is, and keep what was done with once()",
+                setting="HEARTBEAT_BYTES_MAX",
+                limit=HEARTBEAT_BYTES_MAX,
+            )
+        self.desk.heartbeat(encoded)
+
+    @property
+    def last_heartbeat(self) -> Any:
+        """The details of the last heartbeat of an earlier attempt that was told; `None` where there is none."""
+        encoded = self.desk.last_heartbeat
+        return None if encoded is None else msgspec.json.decode(encoded)
 
     # --- what is recorded ------------------------------------------------------------------------------------------
 
@@ -345,6 +410,13 @@ class Service(ABC):
     """A named consumer of steps. One object serves many steps at once, so `run` keeps its state in locals."""
 
     definition: ServiceDefinition
+    left_behind_changed: Callable[[], None] = staticmethod(lambda: None)
+    """Set by the runner, called from any thread: `left_behind` is another number."""
+
+    @property
+    def left_behind(self) -> int:
+        """How much code runs on that was asked to stop, did not, and that nobody waits for: threads."""
+        return 0
 
     @abstractmethod
     async def run(self, context: StepContext) -> TaskResult | Parked:

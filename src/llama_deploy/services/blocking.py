@@ -52,6 +52,11 @@ class Blocking:
             raise
         return context.end_once(key, outcome, recorded)
 
+    def sleep(self, seconds: float) -> None:
+        """Let time pass. Raises `StepCanceledError` as soon as the attempt should stop."""
+        if self._context.wait_canceled(seconds):
+            self._context.raise_if_canceled()
+
     def call(
         self,
         service: str,

@@ -96,11 +96,19 @@ class FunctionService(Service, Generic[P, R]):
         self.prepare()
         if self._style in ("function", "generator"):
             self._threads = WorkerThreads(name=self.definition.service_name, count=self.definition.concurrency)
+            self._threads.returned = self._thread_returned
 
     async def stop(self) -> None:
         if self._threads is not None:
             self._threads.stop()
             self._threads = None
+
+    def _thread_returned(self) -> None:
+        self.left_behind_changed()  # which the runner may set after the threads were made
+
+    @property
+    def left_behind(self) -> int:
+        return self._threads.given_up if self._threads is not None else 0
 
     async def run(self, context: StepContext) -> TaskResult:
         """Call the function. Raises `ArgumentsError`, `ResultNotSerialisableError`, and what the function raises."""
@@ -126,11 +134,9 @@ class FunctionService(Service, Generic[P, R]):
         if self._threads is None:
             await self.start()
         assert self._threads is not None
-        try:
-            value = await self._threads.call(functools.partial(_call_in_thread, call, context))
-        except asyncio.CancelledError:
-            context.canceled = True
-            raise
+        value = await self._threads.call(
+            functools.partial(_call_in_thread, call, context), canceled=context.mark_canceled
+        )
         if inspect.isawaitable(value):  # a plain function that hands out a coroutine
             return await value
         return await _stream_async(value, context) if isinstance(value, AsyncIterator) else value

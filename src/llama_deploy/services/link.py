@@ -35,6 +35,7 @@ from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services.adapters import as_service
 from llama_deploy.services.runner import Runner
+from llama_deploy.services.steps import RunningStep
 
 log = get_logger("llama_deploy.link")
 
@@ -70,6 +71,7 @@ class Link(threading.Thread):
         self.failure = ""
         """Why there is no connection; empty while there is one."""
         runner.send = self._send_from_work_loop
+        runner.stopping.watch = self._watch_from_work_loop
 
     def run(self) -> None:
         """The thread: connect, and connect again, until `stop`."""
@@ -195,6 +197,20 @@ class Link(threading.Thread):
                 connection.transport.abort()
                 return
             await connection.send(encode_frame([Heartbeat(self._runner.held())]))
+
+    def _watch_from_work_loop(self, step: RunningStep) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._watch, step)
+
+    def _watch(self, step: RunningStep) -> None:
+        """Look after a step that has to show signs of life, also while its handler blocks the loop that it runs on."""
+        quiet_s = step.quiet_for_s()
+        if quiet_s is None:
+            return
+        if quiet_s > 0:
+            self._loop.call_later(quiet_s, self._watch, step)
+        elif (answer := self._runner.stopping.silent(step)) is not None:
+            self._enqueue([answer])
 
     def _send_from_work_loop(self, operations: list[Any]) -> None:
         if not self._loop.is_closed():

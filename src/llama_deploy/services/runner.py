@@ -16,9 +16,8 @@ from typing import Any
 import msgspec
 
 from llama_deploy.errors import (
-    ArgumentsError,
+    LlamaDeployError,
     ResultNotSerialisableError,
-    RunTimeoutError,
     ServiceRaisedError,
     StepCanceledError,
 )
@@ -39,6 +38,7 @@ from llama_deploy.messages.frames import (
     Events,
     EventsCommitted,
     Goodbye,
+    Heartbeat,
     HeldStep,
     Hello,
     Park,
@@ -52,9 +52,8 @@ from llama_deploy.messages.frames import (
 from llama_deploy.runtime import Clock, SystemClock, failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services.base import Parked, Service, StepContext, encode_value, enter_step
-from llama_deploy.services.encoding import check_size
-from llama_deploy.services.failures import error_from_exception
-from llama_deploy.services.steps import RunningStep
+from llama_deploy.services.steps import RunningStep, encoded_answer, failed_result
+from llama_deploy.services.stopping import Stopping
 from llama_deploy.services.transfers import Transfers
 from llama_deploy.types import TaskResult, generate_id
 from llama_deploy.types.artifacts import artifact_source
@@ -85,6 +84,8 @@ class Runner:
         self.drain_requested: Callable[[float | None], None] = lambda _: None
         """Called when the control plane wants this instance to leave, with the seconds that it may take for that."""
         self.transfers = Transfers(self.ready, self._post)
+        self._stopping = Stopping(self.services, post=self._post, fail=self._fail)
+        self._heartbeat_s = 1.0
         self._outgoing: list[Any] = []
         self._flush_scheduled = False
         self._idle = asyncio.Event()
@@ -106,8 +107,14 @@ class Runner:
         """Start the services; call it on the loop that their code shall run on."""
         self._loop = asyncio.get_running_loop()
         self.transfers.start()
+        self._stopping.start()
         for service in self.services.values():
             await service.start()
+
+    @property
+    def stopping(self) -> Stopping:
+        """How code is made to stop here."""
+        return self._stopping
 
     # --- the link's side --------------------------------------------------------------------------------------------
 
@@ -120,7 +127,7 @@ class Runner:
 
     def held(self) -> list[HeldStep]:
         """Every step that runs here or whose answer is not acknowledged; may be called from another thread."""
-        return [HeldStep(step_id, step.attempt) for step_id, step in list(self.steps.items())]
+        return [step.held() for step in list(self.steps.values())]
 
     def disconnected(self) -> None:
         """The connection is gone. Work goes on; answers wait for the next one."""
@@ -173,7 +180,12 @@ class Runner:
         failpoint("runner.welcomed")
         self._outgoing.clear()
         self.ready.set()
+        self._heartbeat_s = welcome.heartbeat_s
+        self._stopping.welcomed(welcome.cancel_grace_s)
         for step in self.steps.values():
+            if step.beat is not None:
+                step.beat_unsent = True
+                self._beaten(step)
             if step.answer is not None:
                 self._post_answer(step, step.answer)
             else:
@@ -199,7 +211,7 @@ class Runner:
         service = self.services.get(delivery.service)
         if service is not None and not delivery.run_timeout_s:
             delivery = msgspec.structs.replace(delivery, run_timeout_s=service.definition.run_timeout_s)
-        step = RunningStep(delivery, loop=self._loop, post=self._post)
+        step = RunningStep(delivery, loop=self._loop, post=self._post, beaten=self._beaten)
         self.steps[delivery.step_id] = step
         self._idle.clear()
         step.task = self._loop.create_task(self._run(step))
@@ -207,35 +219,26 @@ class Runner:
     async def _run(self, step: RunningStep) -> None:
         """One attempt from beginning to answer. Whatever user code does ends here, and is answered."""
         delivery = step.delivery
-        started_at = self._clock.now()
+        step.started_at = self._clock.now()
         result: TaskResult | Parked
         try:
             service = self._service(delivery.service)
             context = step.context = self._context(step)
             enter_step(context)
             artifact_source.set(self.transfers)
-            deadline = step.deadline = asyncio.timeout(delivery.run_timeout_s or None)
-            try:
-                async with deadline:
-                    result = await service.run(context)
-            except TimeoutError as error:
-                if not deadline.expired():
-                    raise
-                context.canceled = True
-                raise RunTimeoutError(
-                    f"{delivery.service} ran longer than {delivery.run_timeout_s:g} s",
-                    why=f"run_timeout_s is {delivery.run_timeout_s:g}",
-                    fix="make it faster, or raise run_timeout_s of the service or of the task",
-                ) from error
+            self._stopping.begin(step)
+            result = await service.run(context)
         except asyncio.CancelledError as error:
-            if step.context is not None and step.context.canceled:
-                self._forget(delivery.step_id, step)
+            if step.stopped or step.answer is not None:
                 raise
-            result = _failed(step, error)
+            result = failed_result(step, step.failure or error)
         except BaseException as error:  # noqa: BLE001 - the edge of user code; recorded with the task
-            result = _failed(step, error)
+            if step.stopped or step.answer is not None:
+                return
+            asked_to_stop = isinstance(error, StepCanceledError) and step.failure is not None
+            result = failed_result(step, step.failure if asked_to_stop and step.failure else error)
         failpoint("runner.before_answer")
-        self._answer(step, result, started_at)
+        self._answer(step, result)
         failpoint("runner.after_answer")
 
     def _service(self, name: str) -> Service:
@@ -268,20 +271,39 @@ class Runner:
             contents=self.transfers,
         )
 
-    def _answer(self, step: RunningStep, result: TaskResult | Parked, started_at: float) -> None:
+    def _answer(self, step: RunningStep, result: TaskResult | Parked) -> None:
         delivery = step.delivery
-        if self.steps.get(delivery.step_id) is not step:
+        if self.steps.get(delivery.step_id) is not step or step.answer is not None:
             return
+        now = self._clock.now()
         try:
-            step.answer = _encoded(step, result, started_at, self._clock.now())
+            answer = encoded_answer(step, result, step.started_at, now)
         except (TypeError, ValueError, ArithmeticError, RecursionError, ResultNotSerialisableError) as error:
             if not isinstance(error, ResultNotSerialisableError):
                 error = ResultNotSerialisableError("the service's result cannot be recorded", why=str(error))
-            step.answer = _encoded(step, _failed(step, error), started_at, self._clock.now())
+            answer = encoded_answer(step, failed_result(step, error), step.started_at, now)
+        step.answer = answer
+        step.end_limit()
         step.task = None
         if step.open:
             step.abandon(StepCanceledError("the attempt has ended"))
         self._post_answer(step, step.answer)
+
+    def _fail(self, step: RunningStep, error: LlamaDeployError) -> Answer | None:
+        """Answer for code that does not; `None` where there is an answer. Called from whatever thread watches."""
+        if step.answer is not None or step.stopped:
+            return None
+        answer = encoded_answer(step, failed_result(step, error), step.started_at, self._clock.now())
+        step.answer, step.task = answer, None
+        return answer if isinstance(answer, Answer) else None
+
+    def _beaten(self, step: RunningStep) -> None:
+        """User code has said how far it is; told with the next heartbeat, at the latest after one's time."""
+        self._loop.call_later(self._heartbeat_s, self._tell_heartbeat, step)
+
+    def _tell_heartbeat(self, step: RunningStep) -> None:
+        if step.beat_unsent and step.answer is None and not step.stopped and self.ready.is_set():
+            self._post(Heartbeat([step.held()]))
 
     def _post_answer(self, step: RunningStep, answer: Answer | Park) -> None:
         """Send the answer with the stream events that are not committed yet; many of them go ahead of it."""
@@ -312,13 +334,7 @@ class Runner:
         step = self.steps.get(step_id)
         if step is None:
             return
-        step.stopped = True
-        if step.context is not None:
-            step.context.canceled = True
-        if step.task is not None:
-            log.info("step stopped", step_id=step_id, reason=reason)
-            step.task.cancel(reason)
-        step.abandon(StepCanceledError("the attempt was canceled", why=reason))
+        self._stopping.take_away(step, reason)
         self._forget(step_id, step)
 
     # --- streams and inputs -----------------------------------------------------------------------------------------
@@ -409,7 +425,7 @@ class Runner:
                 await self._idle.wait()
         except TimeoutError:
             finished = False
-        running = [step.task for step in self.steps.values() if step.task is not None]
+        running = [step.task for step in self.steps.values() if step.task is not None] + list(self._stopping.tasks)
         for step_id in list(self.steps):
             self._stop(step_id, "the instance is shutting down")
         failpoint("runner.before_goodbye")
@@ -421,34 +437,3 @@ class Runner:
         for service in self.services.values():
             await service.stop()
         return finished
-
-
-def _encoded(step: RunningStep, result: TaskResult | Parked, started_at: float, finished_at: float) -> Answer | Park:
-    """The operation that carries a result. Raises where it has no JSON form, or is no result at all."""
-    step_id = step.delivery.step_id
-    if isinstance(result, Parked):
-        prompt = encode_value(result.prompt)
-        check_size(result.snapshot or b"")
-        return Park(step_id, step.attempt, prompt, result.resume, result.snapshot, result.consumed)
-    if not isinstance(result, TaskResult):
-        raise ResultNotSerialisableError(
-            f"the service answered with a {type(result).__name__}", fix="return a TaskResult, or Parked"
-        )
-    encoded = _encode(result.model_dump())
-    check_size(encoded)
-    return Answer(step_id, step.attempt, encoded, started_at, finished_at)
-
-
-def _failed(step: RunningStep, error: BaseException) -> TaskResult:
-    """The failed result of an attempt; whoever watches this process sees it too."""
-    found = error_from_exception(error)
-    log.warning(
-        "attempt failed",
-        service=step.delivery.service,
-        step_id=step.delivery.step_id,
-        attempt=step.attempt,
-        error=f"{found.type}: {found.message}",
-        # Where the input was refused, no code of the service has run.
-        exception="" if isinstance(error, ArgumentsError) else (found.traceback or "").rstrip(),
-    )
-    return TaskResult(task_id="", history=[], result=found.message, status="failed", error=found)

@@ -14,19 +14,34 @@ from typing import Any
 
 import msgspec
 
-from llama_deploy.errors import LlamaDeployError, StepCanceledError, from_problem
+from llama_deploy.errors import (
+    ArgumentsError,
+    LlamaDeployError,
+    ResultNotSerialisableError,
+    StepCanceledError,
+    from_problem,
+)
 from llama_deploy.messages.frames import (
     Answer,
     AskInput,
     Call,
     Deliver,
     EndCall,
+    HeldStep,
     Park,
     Remember,
     Remembered,
     Returned,
 )
-from llama_deploy.services.base import StepContext
+from llama_deploy.runtime.logs import get_logger
+from llama_deploy.services.base import Parked, StepContext, encode_value
+from llama_deploy.services.encoding import check_size
+from llama_deploy.services.failures import error_from_exception
+from llama_deploy.types import TaskResult
+
+log = get_logger("llama_deploy.runner")
+
+_encode = msgspec.json.Encoder().encode
 
 About = tuple[str, str]
 """What is asked (`remember`, `call`) and under which key."""
@@ -39,30 +54,56 @@ class RunningStep:
         "answer",
         "asked",
         "attempt",
+        "beat",
+        "beat_at",
+        "beat_unsent",
+        "beaten",
         "committed",
         "context",
-        "deadline",
+        "deadline_at",
         "delivery",
         "events",
+        "failure",
+        "left_behind",
         "left_s",
         "loop",
         "memos",
+        "on_deadline",
         "open",
         "post",
+        "started_at",
         "stopped",
         "task",
+        "timer",
         "unsent",
     )
 
-    def __init__(self, delivery: Deliver, *, loop: asyncio.AbstractEventLoop, post: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        delivery: Deliver,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        post: Callable[[Any], None],
+        beaten: Callable[[RunningStep], None],
+    ) -> None:
         self.delivery = delivery
         self.attempt = delivery.attempt
         self.loop = loop
         self.post = post
         """Sends one operation; called on the loop."""
+        self.beaten = beaten
+        """Called on the loop when the code has said something with a sign of life."""
         self.task: asyncio.Task[None] | None = None
         self.context: StepContext | None = None
-        self.deadline: asyncio.Timeout | None = None
+        self.started_at = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+        """Fires at the run deadline."""
+        self.deadline_at = 0.0
+        self.on_deadline: Callable[[RunningStep], None] | None = None
+        self.failure: LlamaDeployError | None = None
+        """Why its code was asked to stop, where that is the answer."""
+        self.left_behind = False
+        """Its code did not stop, and runs on without being waited for."""
         self.left_s: float | None = None
         """Seconds that the deadline had left when it was stopped, `None` while it runs."""
         self.answer: Answer | Park | None = None
@@ -77,6 +118,11 @@ class RunningStep:
         """How many events of this attempt are committed: the index of the first of `events`."""
         self.unsent = 0
         """How many of the last of `events` were not sent yet."""
+        self.beat: bytes | None = None
+        """JSON of what the code said with its last sign of life."""
+        self.beat_at = 0.0
+        """When that was, by the loop's clock."""
+        self.beat_unsent = False
         self.memos = delivery.remembered
         """JSON of what is remembered for the step, by key."""
         self.open: dict[About, tuple[Any, Future[Any]]] | None = None
@@ -123,20 +169,65 @@ class RunningStep:
 
     # --- the deadline -----------------------------------------------------------------------------------------------
 
+    def limit(self, seconds: float, on_deadline: Callable[[RunningStep], None]) -> None:
+        """Call back after so many seconds, those not counted in which the step stands still."""
+        self.deadline_at = self.loop.time() + seconds
+        self.on_deadline = on_deadline
+        self.timer = self.loop.call_at(self.deadline_at, on_deadline, self)
+
+    def end_limit(self) -> None:
+        """There is no deadline any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
     def stand_still(self) -> None:
         """The attempt waits for a person, or for a task that it called: that time does not count."""
-        if self.deadline is not None and self.left_s is None and (when := self.deadline.when()) is not None:
-            self.left_s = max(0.0, when - self.loop.time())
-            self.deadline.reschedule(None)
+        if self.left_s is None:
+            self.left_s = max(0.0, self.deadline_at - self.loop.time())
+            self.end_limit()
 
     def go_on(self) -> None:
         """Something that was waited for is here; with the last of it the deadline runs on."""
         waits = self.asked or (self.open is not None and any(kind == "call" for kind, _ in self.open))
-        if waits or self.left_s is None or self.deadline is None:
+        if waits or self.left_s is None:
             return
         left_s, self.left_s = self.left_s, None
-        if self.task is not None and not self.task.done():
-            self.deadline.reschedule(self.loop.time() + left_s)
+        self.beat_at = self.loop.time()
+        if self.on_deadline is not None and self.answer is None and not self.stopped:
+            self.limit(left_s, self.on_deadline)
+
+    # --- signs of life ----------------------------------------------------------------------------------------------
+
+    @property
+    def last_heartbeat(self) -> bytes | None:
+        """JSON of what an earlier attempt said last."""
+        return self.delivery.last_heartbeat
+
+    def heartbeat(self, details: bytes | None) -> None:
+        """The code lives, and says how far it is."""
+        self.beat_at = self.loop.time()
+        if details is None:
+            return
+        self.beat = details
+        if not self.beat_unsent:
+            self.beat_unsent = True
+            self.loop.call_soon_threadsafe(self.beaten, self)
+
+    def quiet_for_s(self) -> float | None:
+        """Seconds after which the step is silent for too long, 0 or less where it is; `None` once it has ended."""
+        if self.stopped or self.answer is not None:
+            return None
+        if self.left_s is not None:
+            return self.delivery.heartbeat_timeout_s
+        return self.beat_at + self.delivery.heartbeat_timeout_s - self.loop.time()
+
+    def held(self) -> HeldStep:
+        """The step as heartbeats name it, with what its code said since the last one."""
+        if self.beat_unsent and self.answer is None:
+            self.beat_unsent = False
+            return HeldStep(self.delivery.step_id, self.attempt, self.beat)
+        return HeldStep(self.delivery.step_id, self.attempt)
 
     # --- what the control plane says --------------------------------------------------------------------------------
 
@@ -181,3 +272,38 @@ def _settle(future: Future[Any], outcome: Any) -> None:
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
+
+
+def encoded_answer(
+    step: RunningStep, result: TaskResult | Parked, started_at: float, finished_at: float
+) -> Answer | Park:
+    """The operation that carries a result. Raises where it has no JSON form, or is no result at all."""
+    step_id = step.delivery.step_id
+    if isinstance(result, Parked):
+        prompt = encode_value(result.prompt)
+        check_size(result.snapshot or b"")
+        return Park(step_id, step.attempt, prompt, result.resume, result.snapshot, result.consumed)
+    if not isinstance(result, TaskResult):
+        raise ResultNotSerialisableError(
+            f"the service answered with a {type(result).__name__}", fix="return a TaskResult, or Parked"
+        )
+    encoded = _encode(result.model_dump())
+    check_size(encoded)
+    if step.beat is not None and result.status == "failed":
+        return Answer(step_id, step.attempt, encoded, started_at, finished_at, heartbeat=step.beat)
+    return Answer(step_id, step.attempt, encoded, started_at, finished_at)
+
+
+def failed_result(step: RunningStep, error: BaseException) -> TaskResult:
+    """The failed result of an attempt; whoever watches this process sees it too."""
+    found = error_from_exception(error)
+    log.warning(
+        "attempt failed",
+        service=step.delivery.service,
+        step_id=step.delivery.step_id,
+        attempt=step.attempt,
+        error=f"{found.type}: {found.message}",
+        # Where the input was refused, no code of the service has run.
+        exception="" if isinstance(error, ArgumentsError) else (found.traceback or "").rstrip(),
+    )
+    return TaskResult(task_id="", history=[], result=found.message, status="failed", error=found)

@@ -19,7 +19,7 @@ from typing import Any
 class _Call:
     """One call of a function. `state` (waiting, running, done, given_up) is read and written under the pool's lock."""
 
-    __slots__ = ("context", "function", "future", "loop", "state")
+    __slots__ = ("context", "ended", "function", "future", "loop", "state")
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.function = function
@@ -27,6 +27,8 @@ class _Call:
         self.context = contextvars.copy_context()
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.state = "waiting"
+        self.ended: asyncio.Future[None] | None = None
+        """Where a cancelled caller waits for the end of the function."""
 
 
 _here = threading.local()
@@ -60,17 +62,20 @@ class WorkerThreads:
         self._standing_by = 0
         """Threads whose call waits for something else; they do not count meanwhile."""
         self._stopped = False
+        self.returned: Callable[[], None] = lambda: None
+        """Called in a thread whose call nobody waited for any more, once that has returned."""
 
     @property
     def given_up(self) -> int:
         """How many threads still run a call that nobody waits for."""
         return self._given_up
 
-    async def call(self, function: Callable[[], Any]) -> Any:
+    async def call(self, function: Callable[[], Any], *, canceled: Callable[[], None] | None = None) -> Any:
         """Run `function` in a thread, with a copy of the caller's context variables; returns or raises what it does.
 
         When the caller is cancelled, a call that has not started never will, and one that runs is left to itself:
-        its outcome is dropped.
+        its outcome is dropped. With `canceled`, that is called, and the function is waited for; only a second
+        cancellation leaves it to itself.
         """
         call = _Call(function)
         with self._lock:
@@ -79,6 +84,21 @@ class WorkerThreads:
             self._place(call)
         try:
             return await call.future
+        except asyncio.CancelledError:
+            with self._lock:
+                if canceled is None or call.state != "running":
+                    self._give_up(call)
+                    raise
+                call.ended = call.loop.create_future()
+            await self._wait_for_end(call, canceled)
+            raise
+
+    async def _wait_for_end(self, call: _Call, canceled: Callable[[], None]) -> None:
+        """Until the function has ended, or the caller is cancelled once more."""
+        assert call.ended is not None
+        canceled()
+        try:
+            await call.ended
         except asyncio.CancelledError:
             with self._lock:
                 self._give_up(call)
@@ -161,12 +181,18 @@ class WorkerThreads:
         except BaseException as raised:  # noqa: BLE001 - the caller gets whatever it is
             outcome, error = None, raised
         with self._lock:
-            if call.state == "given_up":
+            given_up, ended = call.state == "given_up", call.ended
+            if given_up:
                 self._given_up -= 1
-                return
             call.state = "done"
+        if given_up:
+            self.returned()
+            return
         try:
-            call.loop.call_soon_threadsafe(_settle, call.future, outcome, error)
+            if ended is not None:
+                call.loop.call_soon_threadsafe(_settle, ended, None, None)
+            else:
+                call.loop.call_soon_threadsafe(_settle, call.future, outcome, error)
         except RuntimeError:
             return  # the loop was closed: nobody waits any more
 

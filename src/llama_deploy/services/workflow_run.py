@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 IDLE_GRACE_S = 0.05
 """How long a run has to wait for a person, in seconds, before it is parked; a quick answer finds it still running."""
-CANCEL_TIMEOUT_S = 5.0
+CANCEL_TIMEOUT_S = 3.0
 """How long steps are given to end when a run is cancelled, in seconds."""
 END_GRACE_S = 0.1
 """How long the last events are waited for, in seconds, when a run has ended and its stream has not."""

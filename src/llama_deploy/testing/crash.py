@@ -49,8 +49,7 @@ def cut_off(plane: ControlPlane) -> StateStore:
 
 async def bury(plane: ControlPlane) -> None:
     """End what still runs of a control plane that was cut off."""
-    if plane.gateway._lease_timer is not None:  # noqa: SLF001 - nobody else knows its timers
-        plane.gateway._lease_timer.cancel()  # noqa: SLF001
+    plane.gateway.leases.stop()
     for timer in plane.gateway._dropped.values():  # noqa: SLF001
         timer.cancel()
     await plane.sweeper.stop()

@@ -46,6 +46,9 @@ class TaskView(_View):
     """The code of the error that it ended with."""
     webhook: WebhookView | None = None
     """Who is told of the end of the task, and how that gets on; only where one task is asked for."""
+    heartbeat: dict[str, Any] | None = None
+    """The newest sign of life with details that a running step has shown: `step_id`, `at` (0 where it is of an attempt
+    before the control plane's last start) and `details`."""
     prompt: Any | None = None
     """What a person is asked, while the state is `input_required`."""
     result: TaskResult | None = None
@@ -101,6 +104,8 @@ class InstanceView(_View):
     """Steps that it works on now."""
     waiting: int = 0
     """Steps that it holds and that wait for tasks they have called; they take no place."""
+    left_behind: int = 0
+    """Pieces of code that were asked to stop, did not, and run on without being waited for."""
     draining: bool = False
 
 

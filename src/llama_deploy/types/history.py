@@ -70,6 +70,8 @@ class HistoryEntry(BaseModel):
     """What the service's code named it: a value that it had remembered, or a call."""
     value: Any = None
     """What is remembered under `key`."""
+    heartbeat: Any = None
+    """What the service's code said with its last sign of life, before the attempt failed or was lost."""
     child: str | None = None
     """The id of the task that the step has called."""
 

@@ -73,9 +73,10 @@ class InputRequest(_Body):
 
 
 class CancelRequest(_Body):
-    """Why a task is canceled."""
+    """Why a task is canceled, and who wants it."""
 
     reason: str = Field(default="", max_length=REASON_CHARACTERS_MAX)
+    by: str = Field(default="", max_length=200, description="Who; it stands in the task's history.")
 
 
 class PauseRequest(_Body):

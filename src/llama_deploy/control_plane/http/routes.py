@@ -228,7 +228,8 @@ async def send_input(request: Request, task_id: str, body: InputRequest) -> Task
 async def cancel_task(request: Request, task_id: str, body: CancelRequest | None = None) -> TaskView:
     """Cancel a task. When this returns, the cancellation is recorded; repeating it is harmless."""
     plane = plane_of(request)
-    entry = await plane.signals.cancel(task_id, reason=body.reason if body else "", by="http")
+    said = body or CancelRequest()
+    entry = await plane.signals.cancel(task_id, reason=said.reason, by=said.by or "http")
     return plane.views.task(entry)
 
 

@@ -81,3 +81,13 @@ def test_a_schedule_that_there_is_not(ctl: Llamactl, command: str) -> None:
     ran = ctl("schedules", command, "never")
     assert ran.code == 4
     assert "there is no schedule 'never'" in ran.err
+
+
+def test_one_that_there_is_not_keeps_no_other_one_from_being_changed(ctl: Llamactl) -> None:
+    assert ctl("schedules", "create", "s", "shout", "--cron", FAR).code == 0
+    ran = ctl("schedules", "pause", "never", "s")
+    assert ran.code == 4
+    assert "paused" in ran.out
+    ran = ctl("schedules", "delete", "never", "s", "nor")
+    assert (ran.code, ran.err.count("there is no schedule")) == (4, 2)
+    assert ctl("schedules", "list", "-o", "name").out == ""

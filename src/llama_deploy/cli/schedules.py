@@ -141,12 +141,29 @@ def next_times(settings: Settings, name: str, count: int) -> None:
 
 
 def _each(settings: Settings, names: tuple[str, ...], change: Callable[[Client, str], Awaitable[ScheduleView]]) -> None:
+    """Change one schedule after the other and print how each stands; one that refuses does not keep back the others."""
     from llama_deploy.cli.calls import with_client
+    from llama_deploy.errors import Category, LlamaDeployError
 
-    async def work(client: Client) -> list[ScheduleView]:
-        return [await change(client, name) for name in names]
+    changed: list[ScheduleView] = []
+    refusals: list[LlamaDeployError] = []
 
-    _table(settings, with_client(settings, work))
+    async def work(client: Client) -> None:
+        for name in names:
+            try:
+                changed.append(await change(client, name))
+            except LlamaDeployError as error:
+                refusals.append(error)
+                if error.category not in {Category.NOT_FOUND, Category.CONFLICT}:
+                    return
+
+    with_client(settings, work)
+    if changed or not refusals:
+        _table(settings, changed)
+    for error in refusals[1:]:
+        click.echo(error.render(), err=True)
+    if refusals:
+        raise refusals[0]
 
 
 def _table(settings: Settings, views: list[ScheduleView]) -> None:

@@ -54,5 +54,6 @@ async def bury(plane: ControlPlane) -> None:
         timer.cancel()
     await plane.sweeper.stop()
     await plane.retention.stop()
+    await plane.schedules.stop()
     await plane.engine.stop()
     await plane.queue.stop()

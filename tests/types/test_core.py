@@ -86,6 +86,7 @@ def test_a_task_has_the_published_defaults_and_quiet_new_ones() -> None:
         "wait_for_service": False,
         "idempotency_key": None,
         "metadata": {},
+        "options": None,
     }
 
 

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from llama_deploy.apiserver.shapes import Choice, Free, Key, ListOf, Number, Record, Section, Table, Text
 from llama_deploy.apiserver.wording import did_you_mean, listed
 from llama_deploy.apiserver.yaml_source import Findings
-from llama_deploy.control_plane.schedule_times import check_timing
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.types.options import SECONDS_MAX
 from llama_deploy.types.schedules import WINDOW_S_MAX, Schedule
@@ -103,6 +102,8 @@ def schedules_of(
 
 
 def _schedule(given: Section, findings: Findings) -> Schedule | None:
+    from llama_deploy.control_plane.schedule_times import check_timing  # time zones: only where there are schedules
+
     try:
         schedule = Schedule.model_validate(_python_names(given))
     except ValidationError as error:

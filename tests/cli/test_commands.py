@@ -41,6 +41,8 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
         "tasks resume",
         "tasks timeline",
         "tasks retry",
+        "tasks export",
+        "tasks import",
         "tasks replay",
         "tasks fork",
         "tasks delete",
@@ -186,6 +188,28 @@ def test_many_tasks_are_counted_and_nothing_is_done_without_a_yes(ctl: Llamactl)
     for wrong in ("retry", "retry x --filter id:*", "cancel x --dry-run", "replay x y --wait"):
         assert ctl("tasks", *wrong.split()).code == 2
     assert ctl("tasks", "retry", "--filter", "id:*", "--from-start", "--yes").code == 2
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_goes_into_a_file_and_comes_back_under_another_id(ctl: Llamactl, tmp_path: Path) -> None:
+    task_id = ctl("run", "shout", "-a", "text", "a", "--no-wait", "-o", "name").out.strip()
+    assert ctl("tasks", "watch", task_id).code == 0
+    file = str(tmp_path / "task.jsonl")
+    assert ctl("tasks", "export", task_id, "-f", file, "-o", "name").out == f"{file}\n"
+    assert ctl("tasks", "export", task_id, "-f", file).code == 2
+    ran = ctl("tasks", "import", file)
+    assert (ran.code, "--as NEW_ID" in ran.err) == (5, True)
+    assert ctl("tasks", "import", file, "--as", f"{task_id}-copy", "-o", "name").out == f"{task_id}-copy\n"
+    assert "A" in ctl("tasks", "get", f"{task_id}-copy").out
+    assert ctl("tasks", "export", "--filter", f"id:{task_id}*", "-f", file, "--replace").code == 0
+    ctl("tasks", "delete", task_id, f"{task_id}-copy")
+    assert ctl("tasks", "import", file, "-o", "name").out.split() == [f"{task_id}-copy", task_id]
+    (tmp_path / "rubbish").write_text("{}\n")
+    ran = ctl("tasks", "import", str(tmp_path / "rubbish"))
+    assert (ran.code, "line 1 of the file" in ran.err) == (2, True)
+    assert ctl("tasks", "export", "-f", file).code == 2
 
 
 # --- dead letters -----------------------------------------------------------------------------------------------------

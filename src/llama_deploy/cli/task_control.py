@@ -249,6 +249,46 @@ def fork(settings: Settings, task_id: str, seq: int, step_id: str | None, *, wai
 COMMANDS.append(fork)
 
 
+@click.command("export")
+@click.argument("task_id", required=False)
+@click.option("--filter", "filter_text", metavar="FILTER", help="All that fit, as in `tasks list`.")
+@click.option("-f", "--file", "path", type=click.Path(dir_okay=False), required=True, metavar="FILE", help="Where to.")
+@click.option("--replace", is_flag=True, help="Replace FILE if it exists.")
+@with_settings
+def export(settings: Settings, task_id: str | None, filter_text: str | None, path: str, *, replace: bool) -> None:
+    """Write all that is recorded of a task to FILE, or of all that fit: history, stream, contents."""
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Printer
+
+    if (task_id is None) == (filter_text is None):
+        raise click.UsageError("Name a task, or choose tasks with --filter.")
+
+    async def work(client: Client) -> int:
+        if task_id is not None:
+            return await client.export(task_id, path, replace=replace)
+        return await client.export_all(filter_text or "", path, replace=replace)
+
+    size = with_client(settings, work)
+    Printer(settings).record({"file": path, "bytes": size}, name=path)
+
+
+@click.command("import")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False), metavar="FILE")
+@click.option("--as", "new_task_id", metavar="NEW_ID", help="Another id for the one task of the file.")
+@with_settings
+def import_(settings: Settings, path: str, new_task_id: str | None) -> None:
+    """Take in the tasks of a FILE that `tasks export` has written; all of it is checked before."""
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Column, Printer, document_of
+
+    views = with_client(settings, lambda client: client.import_tasks(path, new_task_id=new_task_id))
+    columns = [Column("task_id", "TASK"), Column("service", "SERVICE"), Column("state", "STATE")]
+    Printer(settings).table([document_of(view, without={"result"}) for view in views], columns, name="task_id")
+
+
+COMMANDS += [export, import_]
+
+
 def _edit(*, input_json: str | None, data_json: str | None) -> dict[str, Any]:
     """What `--input` and `--data` give, for the client."""
     from llama_deploy.cli.calls import json_or_text, parse_json

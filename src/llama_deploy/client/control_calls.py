@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
+from llama_deploy.client.data_calls import save
 from llama_deploy.client.http_calls import HttpCalls, segment, view_of
+from llama_deploy.client.problems import error_from_problem
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.messages.values import encode_json
-from llama_deploy.types import TaskView, generate_id
+from llama_deploy.runtime.files import prepare
+from llama_deploy.types import TaskPage, TaskView, generate_id
 from llama_deploy.types.control import (
     BulkAction,
     BulkAnswer,
@@ -122,6 +128,45 @@ class ControlCalls(HttpCalls):
                 return answer
             body["cursor"] = answer.next
 
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    async def export(self, task_id: str, path: str | os.PathLike[str], *, replace: bool = False) -> int:
+        """Write all that is recorded of a task to a file; returns its size in bytes.
+
+        The file is there once all of it is on disk. Raises `TaskNotFoundError`, and `InvalidRequestError` when there
+        is a file of that name and it is not to be replaced.
+        """
+        return await save(self._transport.download(f"/v1/tasks/{segment(task_id)}/export"), path, replace=replace)
+
+    async def export_all(self, filter: str, path: str | os.PathLike[str], *, replace: bool = False) -> int:
+        """Write all tasks that fit `filter` to one file; returns its size in bytes. Raises as `export` does."""
+        return await save(self._transport.download(f"/v1/export?filter={segment(filter)}"), path, replace=replace)
+
+    async def import_tasks(self, path: str | os.PathLike[str], *, new_task_id: str | None = None) -> list[TaskView]:
+        """Take in the tasks of a file that `export` has written, or its one task under another id.
+
+        All of it is checked before anything is written. Raises `InvalidRequestError` that names the line where the
+        file is not what an export writes, `TaskConflictError` for a task that exists, `LimitExceededError`.
+        """
+        content = await prepare(path)
+        try:
+            status, _, body = await self._transport.exchange(
+                "POST",
+                "/v1/import",
+                params={} if new_task_id is None else {"new_task_id": new_task_id},
+                headers={"content-length": str(content.size_bytes), "content-type": "application/x-ndjson"},
+                content=content.all_parts(),
+            )
+        finally:
+            content.close()
+        try:
+            answer = msgspec.json.decode(body)
+        except msgspec.DecodeError:
+            answer = None
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise error_from_problem(answer, status=status, address=self._transport.address)
+        return view_of(TaskPage, answer).items
+
     # --- dead letters -------------------------------------------------------------------------------------------------
 
     async def list_dead(
@@ -191,8 +236,6 @@ class ControlCalls(HttpCalls):
 
 def _json(name: str, value: Any) -> Any:
     """A value as JSON types. Raises `InvalidRequestError` when it has no JSON form."""
-    import msgspec
-
     try:
         return msgspec.json.decode(encode_json(value))
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from secrets import token_hex
 
@@ -23,13 +24,7 @@ class DataCalls(HttpCalls):
         on disk. Raises `InvalidRequestError` when there is a file of that name and it is not to be replaced, or when
         it cannot be written; nothing is left behind then.
         """
-        file = await asyncio.to_thread(_NewFile, Path(path), replace=replace)
-        try:
-            async for piece in self._transport.download("/v1/backup"):
-                await asyncio.to_thread(file.write, piece)
-            return await asyncio.to_thread(file.finish)
-        finally:
-            await asyncio.to_thread(file.close)
+        return await save(self._transport.download("/v1/backup"), path, replace=replace)
 
     async def erase_session(self, session_id: str, *, dry_run: bool = False, by: str = "") -> ErasureView:
         """Erase a session: its tasks and what came of them, its state, and the bytes in the store's files.
@@ -45,6 +40,21 @@ class DataCalls(HttpCalls):
     async def list_erasures(self) -> list[ErasureView]:
         """What was ever erased, the latest first."""
         return (await self._get(ErasurePage, "/v1/erasures")).items
+
+
+async def save(pieces: AsyncIterator[bytes], path: str | os.PathLike[str], *, replace: bool = False) -> int:
+    """Write pieces to a file that takes its name once all of them are on disk; returns its size in bytes.
+
+    Raises `InvalidRequestError` when there is a file of that name and it is not to be replaced, or when it cannot be
+    written; nothing is left behind then.
+    """
+    file = await asyncio.to_thread(_NewFile, Path(path), replace=replace)
+    try:
+        async for piece in pieces:
+            await asyncio.to_thread(file.write, piece)
+        return await asyncio.to_thread(file.finish)
+    finally:
+        await asyncio.to_thread(file.close)
 
 
 class _NewFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from msgspec import UNSET
@@ -158,3 +159,15 @@ class SyncControlCalls:
         return self._portal.call(
             self._client.purge_all(service=service, code=code, older_than_s=older_than_s, dry_run=dry_run, limit=limit)
         )
+
+    def export(self, task_id: str, path: str | os.PathLike[str], *, replace: bool = False) -> int:
+        """Write all that is recorded of a task to a file. See `Client.export`."""
+        return self._portal.call(self._client.export(task_id, path, replace=replace))
+
+    def export_all(self, filter: str, path: str | os.PathLike[str], *, replace: bool = False) -> int:
+        """Write all tasks that fit to one file. See `Client.export_all`."""
+        return self._portal.call(self._client.export_all(filter, path, replace=replace))
+
+    def import_tasks(self, path: str | os.PathLike[str], *, new_task_id: str | None = None) -> list[TaskView]:
+        """Take in the tasks of a file. See `Client.import_tasks`."""
+        return self._portal.call(self._client.import_tasks(path, new_task_id=new_task_id))

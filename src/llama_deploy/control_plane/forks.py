@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from llama_deploy.control_plane.policies import Absent
-from llama_deploy.control_plane.records import Carried, Record, SentMessage, StateChange, decode_record
+from llama_deploy.control_plane.records import NOTHING, Carried, Record, SentMessage, StateChange, decode_record
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, rebuild
 from llama_deploy.errors import LimitExceededError, NoProgressError, NotRepeatableError, OrchestratorError
 from llama_deploy.orchestrators import get_result_key, get_stream_key
@@ -220,7 +220,7 @@ def fork_at(
                 inputs=[msgspec.Raw(value) for value in step.inputs],
                 snapshot=step.snapshot,
                 memos={key: msgspec.Raw(value) for key, value in memos.items()},
-                answer=msgspec.Raw(same.encoded(known or b"")),
+                answer=msgspec.Raw(same.encoded(known)) if known is not None else NOTHING,
             )
         messages.append(message)
     private = entry.private

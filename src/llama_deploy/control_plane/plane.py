@@ -15,7 +15,9 @@ from llama_deploy.control_plane.client_gateway import ClientGateway
 from llama_deploy.control_plane.copies import Copies
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.erasure import Erasure
+from llama_deploy.control_plane.exports import Exports
 from llama_deploy.control_plane.gateway import Gateway
+from llama_deploy.control_plane.imports import Imports
 from llama_deploy.control_plane.pauses import Pauses
 from llama_deploy.control_plane.redriving import DeadLetters
 from llama_deploy.control_plane.repeats import Repeats
@@ -89,6 +91,7 @@ class ControlPlane:
         self.clients = ClientGateway(self.engine)
         self.views = Views(self.engine)
         self.repeats = Repeats(self.engine)
+        self.exports, self.imports = Exports(self.engine), Imports(self.engine)
         self.dead_letters = DeadLetters(self.engine, pauses=self.pauses, repeats=self.repeats)
         self.bulk = Bulk(self.engine, signals=self.signals, pauses=self.pauses, repeats=self.repeats, views=self.views)
         self.started_at = 0.0

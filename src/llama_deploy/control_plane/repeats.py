@@ -20,6 +20,7 @@ from llama_deploy.control_plane.refusals import too_large
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import InvalidRequestError, NotRepeatableError
 from llama_deploy.types import Origin, TaskDefinition, TaskOptions, generate_id
+from llama_deploy.types.artifacts import hashes_in
 
 Kind = Literal["retry", "replay", "fork", "redrive"]
 
@@ -146,6 +147,7 @@ class Repeats:
         if seq or kind == "fork":
             given = self._given(step_id, edit)
             fork = fork_at(past, seq, definition.task_id, keep_answers=keep_answers, anew=step_id, edit=given)
+            await self._engine.contents.learn(hashes_in(msgspec.json.encode(fork)))
         entry = await self._engine.submissions.submit_and_wait(definition, fork=fork)
         return entry, entry.definition is definition
 

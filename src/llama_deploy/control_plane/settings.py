@@ -43,6 +43,8 @@ class EngineSettings:
     """Pause before the first such repetition; it doubles."""
     payload_bytes_max: int = 4_194_304
     """Size of an input, a message, a result or an event."""
+    import_bytes_max: int = 67_108_864
+    """Size of a file of exported tasks that is taken in."""
     remembered_per_step_max: int = 1_000
     """Values that the code of one step may have remembered (`once`)."""
     remembered_bytes_max: int = 1_048_576

@@ -21,6 +21,7 @@ from llama_deploy.control_plane.http import (
     schedule_routes,
     service_routes,
     sockets,
+    transfer_routes,
 )
 from llama_deploy.control_plane.http.bodies import BodyLimit
 from llama_deploy.control_plane.plane import ControlPlane
@@ -46,6 +47,7 @@ def build_app(plane: ControlPlane) -> BodyLimit:
     app.include_router(routes.router)
     app.include_router(control_routes.router)
     app.include_router(dead_routes.router)
+    app.include_router(transfer_routes.router)
     app.include_router(pause_routes.router)
     app.include_router(service_routes.router)
     app.include_router(queue_routes.router)
@@ -57,7 +59,14 @@ def build_app(plane: ControlPlane) -> BodyLimit:
     openapi.install(app)
     problems.install(app)
     settings = plane.engine.settings
-    return BodyLimit(app, settings.payload_bytes_max * 2, {"/v1/artifacts": settings.artifact_bytes_max})
+    return BodyLimit(
+        app,
+        settings.payload_bytes_max * 2,
+        {
+            "/v1/artifacts": (settings.artifact_bytes_max, "artifact_bytes_max"),
+            "/v1/import": (settings.import_bytes_max, "import_bytes_max"),
+        },
+    )
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -28,11 +28,11 @@ _decode = msgspec.json.Decoder().decode
 class BodyLimit:
     """Refuses request bodies above a size before they are read into memory, whether they say their size or not."""
 
-    def __init__(self, app: FastAPI, bytes_max: int, larger: Mapping[str, int]) -> None:
+    def __init__(self, app: FastAPI, bytes_max: int, larger: Mapping[str, tuple[int, str]]) -> None:
         self.app = app
         self._bytes_max = bytes_max
         self._larger = larger
-        """Routes below which a body may be larger, and how large."""
+        """Routes below which a body may be larger, how large, and by which setting."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -42,7 +42,7 @@ class BodyLimit:
         bytes_max, setting = self._bytes_max, "payload_bytes_max"
         for path, more in self._larger.items():
             if scope["path"].startswith(path):
-                bytes_max, setting = more, "artifact_bytes_max"
+                bytes_max, setting = more
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > bytes_max:
             await problems.problem(_too_large(bytes_max, setting))(scope, receive, send)

@@ -1,0 +1,115 @@
+"""Recorded tasks as lines of JSON, to be kept elsewhere or taken in by another control plane.
+
+A file begins with a line that names its format. Then come sections, one per task: its row, its history and its stream
+as they are stored, the contents that it speaks of in base64, and an end that has the hash of the section. Every line
+says what it is under its one key. What only a later version writes, this one skips.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from llama_deploy._version import __version__
+from llama_deploy.control_plane.engine import Engine
+from llama_deploy.control_plane.filters import task_filter
+from llama_deploy.errors import InvalidRequestError
+from llama_deploy.state_stores.base import TaskRow
+from llama_deploy.types.artifacts import hashes_in
+
+FORMAT = "llama_deploy.tasks"
+FORMAT_VERSION = 1
+ENTRIES_AT_ONCE = 200
+CHUNKS_AT_ONCE = 100
+TASKS_AT_ONCE = 100
+PART_BYTES = 262_144
+"""Bytes of a content on one line."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Exports:
+    """Writes what one engine's store has recorded."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def one(self, task_id: str) -> AsyncIterator[bytes]:
+        """The lines of a file with one task, as it is recorded now. Raises `TaskNotFoundError` before the first."""
+        await self._engine.cache.get(task_id)
+        row = await self._engine.store.load_task(task_id)
+        assert row is not None, "it was found a moment ago"
+        return self._file([row])
+
+    async def matching(self, filter_: str) -> AsyncIterator[bytes]:
+        """The lines of a file with all tasks that fit, newest first. Raises `InvalidRequestError` before the first."""
+        where = task_filter(filter_, now=self._engine.clock.now())
+        if not filter_.strip():
+            raise InvalidRequestError("an export of many tasks needs a filter", fix="id:* means all")
+
+        async def lines() -> AsyncIterator[bytes]:
+            yield _header(self._engine.clock.now())
+            cursor: str | None = None
+            while True:
+                listing = await self._engine.store.list_tasks(where, limit=TASKS_AT_ONCE, cursor=cursor)
+                for row in listing.rows:
+                    async for line in self._section(row):
+                        yield line
+                if (cursor := listing.next) is None:
+                    return
+
+        return lines()
+
+    async def _file(self, rows: list[TaskRow]) -> AsyncIterator[bytes]:
+        yield _header(self._engine.clock.now())
+        for row in rows:
+            async for line in self._section(row):
+                yield line
+
+    async def _section(self, row: TaskRow) -> AsyncIterator[bytes]:
+        """One task; what is recorded after its row was read is left out."""
+        digest = hashlib.sha256()
+        store, hashes = self._engine.store, dict[str, None]()
+        counts = {"entries": 0, "chunks": 0, "contents": 0}
+
+        def line(key: str, value: Any) -> bytes:
+            encoded = _encode({key: value}) + b"\n"
+            digest.update(encoded)
+            return encoded
+
+        yield line("task", msgspec.structs.asdict(row))
+        while counts["entries"] < row.version:
+            limit = min(ENTRIES_AT_ONCE, row.version - counts["entries"])
+            entries = await store.load_history(row.task_id, after=counts["entries"], limit=limit)
+            if not entries:
+                return  # it was deleted meanwhile: a section without its end is not taken in
+            for entry in entries:
+                hashes.update(dict.fromkeys(hashes_in(entry.data)))
+                yield line("entry", {**msgspec.structs.asdict(entry), "data": msgspec.Raw(entry.data)})
+            counts["entries"] += len(entries)
+        first = 0
+        while chunks := await store.load_chunks(row.task_id, first=first, limit=CHUNKS_AT_ONCE):
+            for chunk in chunks:
+                hashes.update(dict.fromkeys(hashes_in(chunk.data)))
+                yield line("chunk", {**msgspec.structs.asdict(chunk), "data": msgspec.Raw(chunk.data)})
+            counts["chunks"] += len(chunks)
+            first = chunks[-1].first + chunks[-1].count
+        for hash_ in hashes:
+            size = await store.blob_bytes(hash_)
+            if size is None:
+                continue  # it was removed before the export, and is missing here as well
+            counts["contents"] += 1
+            for start in range(0, max(size, 1), PART_BYTES):
+                part = await store.load_blob(hash_, first=start, limit=PART_BYTES) if size else b""
+                yield line("content", {"hash": hash_, "size_bytes": size, "data": base64.b64encode(part).decode()})
+        yield _encode({"end": {"task_id": row.task_id, **counts, "sha256": digest.hexdigest()}}) + b"\n"
+
+
+def _header(now: float) -> bytes:
+    at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _encode({"format": FORMAT, "version": FORMAT_VERSION, "product": __version__, "exported_at": at}) + b"\n"

@@ -447,3 +447,15 @@ async def test_a_receiver_recognises_what_is_not_genuine() -> None:
         with pytest.raises(WebhookSignatureError):
             verify(headers, body, secret, now=now)
     assert json.loads(request.body)["type"] == "task.completed"
+
+
+async def test_a_webhook_that_was_given_up_is_sent_again_on_request() -> None:
+    async with receiving() as receiver, hooked() as made:
+        await made.serve()
+        receiver.answers = [410]
+        await submit(made.plane, "echo", task_id="t", options=to(receiver))
+        await made.reached("t", "failed")
+        assert await made.plane.dead_letters.redrive("t:2") == "t"
+        assert (await made.reached("t", "delivered")).error is None
+        first, second = receiver.received
+        assert first.headers["webhook-id"] == second.headers["webhook-id"]

@@ -58,6 +58,13 @@ PRINTED = {
         "  answered",
         "2 tasks were called",
     ],
+    "files.py": [
+        "uploaded table.csv, 313176 bytes of text/csv",
+        "clean.csv has 4286 bytes less",
+        "report.txt about 2 people:",
+        "ada: 300000000",
+        "grace: 149985000",
+    ],
     "retries.py": [
         "rain in Bergen",
         "  submitted",

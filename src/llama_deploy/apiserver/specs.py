@@ -56,7 +56,9 @@ class Reference:
             return os.environ[self.env or ""]
         except KeyError:
             raise SettingError(
-                f"the variable {self.env} is not set", why="the deployment file's `webhooks` refer to it"
+                f"the variable {self.env} is not set",
+                why="the deployment file's `webhooks` refer to it",
+                fix=f"export {self.env}=...",
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not text"

@@ -14,6 +14,7 @@ from llama_deploy.cli.settings import Settings, with_settings
 if TYPE_CHECKING:
     from llama_deploy.cli.output import Printer
     from llama_deploy.client import Client
+    from llama_deploy.types import WebhookView
 
 STATES = (
     "submitted", "working", "input_required", "auth_required", "completed", "failed", "canceled", "rejected",
@@ -66,6 +67,16 @@ def get_task(settings: Settings, task_id: str) -> None:
     with_client(settings, lambda client: _get(client, Printer(settings), task_id))
 
 
+def _webhook_in_words(webhook: WebhookView) -> str:
+    """How the news of a task's end gets on, in one line."""
+    from llama_deploy.cli.output import iso_time
+
+    words = f"{webhook.state} ({webhook.url})"
+    if webhook.state == "sending":
+        words += f", attempt {webhook.attempt}" + (f" at {iso_time(webhook.due_at)}" if webhook.due_at else "")
+    return f"{words}: {webhook.error}" if webhook.error else words
+
+
 async def _get(client: Client, printer: Printer, task_id: str) -> None:
     from llama_deploy.cli.hops import PlainFollower
     from llama_deploy.cli.output import answer_text, document_of, fields
@@ -79,6 +90,8 @@ async def _get(client: Client, printer: Printer, task_id: str) -> None:
         document["result"] = document_of(result) if result is not None else None
         printer.record(document, name=task_id)
         return
+    if view.webhook is not None:
+        document["webhook"] = _webhook_in_words(view.webhook)
     lines = [fields(document), ""]
     steps = PlainFollower(lines.append, task_id)
     async for entry in client.history(task_id):

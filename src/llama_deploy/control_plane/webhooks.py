@@ -97,7 +97,7 @@ class Webhooks:
         if step_id is None:
             return None
         dead = await self._engine.store.load_dead(step_id)
-        if dead is not None:
+        if dead is not None and not dead.redriven:
             return WebhookView(url=url, state="failed", attempt=dead.attempt, error=dead.message)
         return WebhookView(url=url, state="delivered")
 

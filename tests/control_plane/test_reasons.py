@@ -44,7 +44,7 @@ async def test_no_instance_a_free_instance_a_person_a_pause_and_a_due_time() -> 
         assert why(plane, "t2") == "a free instance of echo (1 ahead of it, priority 1, key k)"
         assert peeked(plane) == [("t1", "a free instance of echo"), ("t2", "a free instance of echo")]
         await plane.pauses.pause("t2", reason="not now")
-        assert why(plane, "t2") == "it is paused: not now"
+        assert why(plane, "t2") == "somebody to resume it (paused: not now)"
         assert peeked(plane) == [("t1", "a free instance of echo")]
         instance.fail(first)
         await recorded(plane.engine.cache.tasks["t0"], 2)

@@ -99,7 +99,7 @@ RATE_KEYS = Record(
     {
         "count": Key(
             shape=Number(integer=True, minimum=1, maximum=RATE_COUNT_MOST),
-            doc="Attempts that may begin.",
+            doc="How many attempts may begin.",
             required=True,
         ),
         "seconds": Key(shape=Number(above=0, maximum=RATE_SECONDS_MOST), doc="Within how many seconds; 1 by default."),

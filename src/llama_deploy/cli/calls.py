@@ -22,7 +22,7 @@ def with_client(settings: Settings, work: Callable[[Client], Awaitable[Value]]) 
     """Run `work` with a client of the server that the settings name. Ctrl-C cancels it and raises."""
 
     async def main() -> Value:
-        async with Client(settings.server) as client:
+        async with Client(settings.server, wait_when_full=False) as client:
             return await work(client)
 
     return asyncio.run(main())

@@ -38,7 +38,7 @@ def list_queues(settings: Settings) -> None:
     columns = [Column("name", "QUEUE"), Column("state", "STATE"), Column("waiting", "WAITING")]
     columns += [Column("oldest_waiting_s", "OLDEST", age), Column("running", "RUNNING")]
     columns += [Column("held_back", "HELD BACK BY", held_back_text)]
-    wide = [Column("instances", "INSTANCES"), Column("limits", "LIMITS", limits_text)]
+    wide = [Column("instances", "INSTANCES"), Column("answered", "ANSWERED"), Column("limits", "LIMITS", limits_text)]
     printer = Printer(settings)
     documents = [document_of(view) for view in views]
     printer.table(documents, columns, wide=wide, name="name", empty="No services yet, so nothing waits.")

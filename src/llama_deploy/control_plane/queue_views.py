@@ -66,11 +66,26 @@ class QueueViews:
 
     def queues(self) -> list[QueueView]:
         """What waits for each known service."""
-        return [_queue_of(view) for view in self.services()]
+        return [self._queue_of(view) for view in self.services()]
 
     def queue(self, name: str) -> QueueView:
         """What waits for one service. Raises `ServiceNotFoundError`."""
-        return _queue_of(self.service(name))
+        return self._queue_of(self.service(name))
+
+    def _queue_of(self, view: ServiceView) -> QueueView:
+        name = view.definition.service_name
+        return QueueView(
+            name=name,
+            state=view.state,
+            waiting=view.waiting,
+            oldest_waiting_s=view.oldest_waiting_s,
+            running=view.running,
+            instances=len(view.instances),
+            answered=self._engine.registry.services[name].answered,
+            paused=view.paused,
+            limits=view.limits,
+            held_back=view.held_back,
+        )
 
     def waiting(self, name: str, *, first: int, limit: int) -> WaitingPage:
         """What waits for a service, in the order in which it would go if nothing changed, from place `first` on."""
@@ -167,20 +182,6 @@ class QueueViews:
         if key:
             turn.append(f"key {key}")
         return f" ({', '.join(turn)})"
-
-
-def _queue_of(view: ServiceView) -> QueueView:
-    return QueueView(
-        name=view.definition.service_name,
-        state=view.state,
-        waiting=view.waiting,
-        oldest_waiting_s=view.oldest_waiting_s,
-        running=view.running,
-        instances=len(view.instances),
-        paused=view.paused,
-        limits=view.limits,
-        held_back=view.held_back,
-    )
 
 
 def _others(step: OpenStep) -> str | None:

@@ -36,7 +36,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     ordered: bool
     """Deliveries of one topic, priority and key reach consumers in the order in which they were published."""
     fair: bool = False
-    """It goes by priority and key. Where it does not, the control plane hands it only what may be worked on at once."""
+    """It goes by priority and key. Where it does not, only what waits at a gate of the control plane does."""
     lists: bool = False
     """`peek` shows what waits, and `withdraw` takes it back."""
 

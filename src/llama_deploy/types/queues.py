@@ -48,6 +48,8 @@ class QueueView(_View):
     """Steps that instances hold now."""
     instances: int = 0
     """Instances that are connected."""
+    answered: int = 0
+    """Answers that have come since the control plane was started; how fast they come tells when the queue is empty."""
     paused: PauseView | None = None
     """Set while nothing is handed out."""
     limits: ServiceLimits | None = None

@@ -28,6 +28,7 @@ from llama_deploy.apiserver.stores import open_store
 from llama_deploy.apiserver.supervisor import ChildSpec, ChildState, ChildStatus, Supervisor
 from llama_deploy.control_plane import ControlPlane
 from llama_deploy.control_plane.http.listener import bind
+from llama_deploy.control_plane.registry import is_reserved
 from llama_deploy.errors import ServiceStartError
 from llama_deploy.runtime.failpoints import arm_from_environment
 
@@ -262,7 +263,8 @@ class _Instances:
         self.all_ready = False
 
     def _look(self) -> None:
-        served = {name for name in self._registry.services if self._registry.has_instance(name)}
+        names = [name for name in self._registry.services if not is_reserved(name)]
+        served = {name for name in names if self._registry.has_instance(name)}
         for name in sorted(served - self._served):
             self._on_served(name)
             self._report(f"{name}: ready")

@@ -387,3 +387,12 @@ def test_limits_that_cannot_be_are_told_with_their_place(tmp_path: Path) -> None
         "8:13: `rate` needs the key `count`: How many attempts may begin.",
         "8:23: expected a number above 0, found the number `0`",
     ]
+
+
+def test_keys_to_redact_are_patterns(tmp_path: Path) -> None:
+    path = tmp_path / "deployment.yml"
+    path.write_text("name: demo\nservices:\n  a: {import-path: 'm:a'}\nredact: ['*password*', api_key]\n")
+    assert load_deployment_file(path).redact == ("*password*", "api_key")
+    path.write_text("name: demo\nservices:\n  a: {import-path: 'm:a'}\nredact: ['*a*b*c*']\n")
+    with pytest.raises(DeploymentFileError, match="cannot be a pattern"):
+        load_deployment_file(path)

@@ -38,7 +38,8 @@ class Deployment:
     store in a file is encrypted. `orchestrators` are further ones by name, for tasks that ask for one
     (`options={"orchestrator": name}`); `"name@1"` is an earlier version, for the tasks that began with it. With
     `port`, the control plane also listens there (0: a free port) for clients and for services in other processes.
-    `webhooks` says who is told of the end of tasks, and who may be.
+    `webhooks` says who is told of the end of tasks, and who may be. `redact` are patterns of keys whose values people
+    do not get to see.
     `schedules` are tasks that are submitted at times, by name; only this program changes what is given here.
 
     Use it as an async context manager. Leaving it finishes or hands back what runs; unfinished tasks stay recorded.
@@ -60,6 +61,7 @@ class Deployment:
         settings: EngineSettings | None = None,
         clock: Clock | None = None,
         webhooks: WebhookSettings | None = None,
+        redact: Sequence[str] = (),
         schedules: Mapping[str, Schedule | Mapping[str, Any]] | None = None,
         drain_timeout_s: float = 10.0,
         quiet: bool = False,
@@ -84,6 +86,7 @@ class Deployment:
             default_service=default_service,
             name=name,
             webhooks=webhooks,
+            redact=redact,
             schedules=None if schedules is None else {name: _schedule(given) for name, given in schedules.items()},
         )
         self._listen = None if port is None else (host, port, allow_remote)

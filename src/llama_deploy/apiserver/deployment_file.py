@@ -27,7 +27,8 @@ from llama_deploy.apiserver.specs import (
 )
 from llama_deploy.apiserver.wording import did_you_mean, listed
 from llama_deploy.apiserver.yaml_source import Findings, compose, kind
-from llama_deploy.errors import DeploymentFileError
+from llama_deploy.errors import DeploymentFileError, SettingError
+from llama_deploy.types.redaction import Redaction
 
 __all__ = [
     "DEFAULT_NAMES",
@@ -131,6 +132,7 @@ def _deployment(section: Section, path: Path, findings: Findings) -> DeploymentF
         default_service=section["default-service"],
         limits=engine_settings(section["limits"], findings),
         store=section["store"],
+        redact=_redact(section, findings),
         encryption_key_file=section["encryption-key-file"],
         services=tuple(specs),
         schedules=schedules_of(
@@ -142,6 +144,16 @@ def _deployment(section: Section, path: Path, findings: Findings) -> DeploymentF
         webhooks=_webhooks(section["webhooks"], findings),
         notices=tuple(notice.render(str(path)) for notice in sorted(set(findings.notices))),
     )
+
+
+def _redact(section: Section, findings: Findings) -> tuple[str, ...]:
+    patterns: tuple[str, ...] = section["redact"] or ()
+    try:
+        Redaction(patterns)
+    except SettingError as error:
+        findings.problem(section.nodes["redact"], f"{error.what} ({error.why})" if error.why else error.what)
+        return ()
+    return patterns
 
 
 def _webhooks(section: Section | None, findings: Findings) -> WebhooksSpec:

@@ -212,6 +212,10 @@ FILE_KEYS = Record(
             doc="Further ones by name, for tasks that ask for one; `name@1` is an earlier version of `name`.",
         ),
         "limits": Key(shape=LIMITS, doc="Deadlines, limits and pauses of the control plane, where not the default."),
+        "redact": Key(
+            shape=ListOf(Text()),
+            doc="Patterns of keys whose values people do not get to see: `*password*`, `api_key`.",
+        ),
         "encryption-key-file": Key(
             shape=Text(), doc="A file of keys, the newest first, with which the content of the store is encrypted."
         ),

@@ -350,6 +350,7 @@ async def _control_plane(file: DeploymentFile, options: ServingOptions) -> Async
         settings=file.limits,
         name=file.name,
         webhooks=file.webhooks.settings(file.folder),
+        redact=file.redact,
         schedules=file.schedules,
     )
     host = options.host or file.control_plane.host
@@ -374,6 +375,7 @@ def _of_control_plane(file: DeploymentFile) -> tuple[object, ...]:
         file.default_service,
         file.limits,
         file.store,
+        file.redact,
         file.encryption_key_file,
         file.webhooks,
         file.schedules,

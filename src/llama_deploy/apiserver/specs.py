@@ -148,6 +148,8 @@ class DeploymentFile:
     default_service: str | None = None
     limits: EngineSettings = field(default_factory=EngineSettings)
     store: str | None = None
+    redact: tuple[str, ...] = ()
+    """Patterns of keys whose values people do not get to see."""
     encryption_key_file: str | None = None
     """A file of keys with which the content of the store is encrypted; relative to the file's folder."""
     """A path relative to the file's folder, or `:memory:`; `None` means the default place beside the file."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llama_deploy.cli.output import Printer
     from llama_deploy.client import Client
     from llama_deploy.types import TaskResult
+    from llama_deploy.types.redaction import Redaction
 
 TICK_S = 0.1
 """How often the display of a running task moves, on a terminal."""
@@ -202,16 +203,19 @@ def hint_at_timeline(printer: Printer, task_id: str, hops: Hops) -> None:
         printer.progress(f"Next: llamactl tasks timeline {task_id}")
 
 
-async def print_events(client: Client, printer: Printer, task_id: str, *, first: int = 0) -> None:
-    """Print a task's stream events as they come, until it has ended."""
+async def print_events(
+    client: Client, printer: Printer, task_id: str, *, first: int = 0, redact: Redaction | None = None
+) -> None:
+    """Print a task's stream events as they come, until it has ended, without what is to be left out."""
     from llama_deploy.cli.output import shown
 
+    without = redact.value if redact else lambda data: data
     if not printer.line_by_line:
         events = [event async for event in client.stream(task_id, first=first)]
-        printer.table([{"index": event.index, "data": event.data} for event in events], [], name="index")
+        printer.table([{"index": event.index, "data": without(event.data)} for event in events], [], name="index")
         return
     async for event in client.stream(task_id, first=first):
-        data = event.data
+        data = without(event.data)
         printer.item({"index": event.index, "data": data}, text=lambda data=data: shown(data))  # type: ignore[misc]
 
 

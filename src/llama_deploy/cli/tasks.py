@@ -196,8 +196,13 @@ def events(settings: Settings, task_id: str, first: int) -> None:
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Printer
     from llama_deploy.cli.run import print_events
+    from llama_deploy.types.redaction import Redaction
 
-    with_client(settings, lambda client: print_events(client, Printer(settings), task_id, first=first))
+    async def work(client: Client) -> None:
+        redact = Redaction((await client.status()).get("redact") or ())
+        await print_events(client, Printer(settings), task_id, first=first, redact=redact)
+
+    with_client(settings, work)
 
 
 @tasks.command()

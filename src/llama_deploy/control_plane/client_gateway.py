@@ -216,7 +216,7 @@ class ClientPort:
 
     async def _follow(self, request: int, entry: TaskEntry, after: int) -> None:
         async for row in self._engine.streams.follow_history(entry, after):
-            item = to_entry(row.seq, row.at, row.kind, row.data).model_dump_json().encode()
+            item = to_entry(row.seq, row.at, row.kind, row.data, self._engine.redact).model_dump_json().encode()
             await self._pass(request, row.seq, [item])
 
     def _forget(self, request: int) -> None:

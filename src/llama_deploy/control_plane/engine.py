@@ -44,6 +44,7 @@ from llama_deploy.runtime import Clock, SystemClock, failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores import StateStore
 from llama_deploy.types import TaskResult
+from llama_deploy.types.redaction import NO_REDACTION
 from llama_deploy.types.reserved import TIMER_SERVICE
 from llama_deploy.types.webhooks import WebhookSettings
 
@@ -95,6 +96,8 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.clock = clock or SystemClock()
         self.default_service = default_service
+        self.redact = NO_REDACTION
+        """What is left out of what people look at."""
         self.registry = Registry(self.clock, self.settings)
         self.statistics = EngineStatistics()
         self.cache = TaskCache(self)

@@ -6,7 +6,7 @@ It has no network of its own; the HTTP server and the embedded `Deployment` both
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_deploy.control_plane.bulk import Bulk
@@ -32,6 +32,7 @@ from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator
 from llama_deploy.runtime import Clock, failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores import StateStore
+from llama_deploy.types.redaction import Redaction
 from llama_deploy.types.schedules import Schedule
 from llama_deploy.types.webhooks import WebhookSettings
 
@@ -45,7 +46,8 @@ class ControlPlane:
     """Decides, records, and has work carried out. `start` and `stop` it on one event loop.
 
     `schedules` are those of a deployment file, which is the only one to change them; `None` says that there is no file,
-    and those of an earlier one stay. A `seed` makes the jitter of its delays repeatable, for simulations.
+    and those of an earlier one stay. `redact` are patterns of keys whose values people do not get to see. A `seed`
+    makes the jitter of its delays repeatable, for simulations.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class ControlPlane:
         seed: int | None = None,
         webhooks: WebhookSettings | None = None,
         schedules: Mapping[str, Schedule] | None = None,
+        redact: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.store = store
@@ -77,6 +80,7 @@ class ControlPlane:
             seed=seed,
             webhooks=webhooks,
         )
+        self.engine.redact = Redaction(redact)
         self.webhooks = webhooks or WebhookSettings()
         self.signals = Signals(self.engine)
         self.pauses = Pauses(self.engine, self.signals)
@@ -150,6 +154,7 @@ class ControlPlane:
         statistics = self.engine.statistics
         return {
             "name": self.name,
+            "redact": list(self.engine.redact.patterns),
             "ready": self.ready,
             "started_at": self.started_at,
             "store": {"location": self.store.location, "healthy": self.store.healthy, "backlog": self.store.backlog},

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from llama_deploy.types import HistoryEntry
+from llama_deploy.types.redaction import NO_REDACTION, REDACTED, Redaction
 from llama_deploy.types.webhooks import redacted
 
 Json = msgspec.Raw
@@ -113,23 +114,23 @@ decode_record = msgspec.json.Decoder(Record).decode
 decode_json = msgspec.json.Decoder().decode
 
 
-def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
-    """The entry as the API shows it."""
+def to_entry(seq: int, at: float, kind: str, data: bytes, redact: Redaction = NO_REDACTION) -> HistoryEntry:
+    """The entry as the API shows it, without what is to be left out."""
     record = decode_record(data)
-    result = _value(record.result)
-    outcome = result if record.outcome_is_result else _value(record.outcome)
+    result = _without(_value(record.result), redact)
+    outcome = result if record.outcome_is_result else _without(_value(record.outcome), redact)
     changes: dict[str, Any] | None = None
     if record.change is not None:
         mine = {key: _value(raw) for key, raw in record.change.keys.items()}
         mine.update(dict.fromkeys(record.change.keys_as_result, result))
         own = {key: _value(raw) for key, raw in record.change.own.items()}
         changes = {
-            "keys": mine,
-            "own": own,
+            "keys": redact.value(mine),
+            "own": redact.value(own),
             "removed": [*record.change.keys_removed, *record.change.own_removed],
             "shared": record.change.shared,
         }
-    definition = _shown(record.definition)
+    definition = redact.fields(_shown(record.definition), "input", "metadata", "state")
     options = definition.get("options") if isinstance(definition, dict) else None
     return HistoryEntry.model_validate(
         {
@@ -152,7 +153,7 @@ def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
                     "tag": message.tag,
                     "delay_s": message.delay_s,
                     "options": _value(message.options),
-                    "data": _shown(message.data),
+                    "data": redact.value(_shown(message.data)),
                 }
                 for message in record.messages
             ],
@@ -164,14 +165,28 @@ def to_entry(seq: int, at: float, kind: str, data: bytes) -> HistoryEntry:
             "due_at": record.due_at,
             "by": record.by,
             "reason": record.reason,
-            "input": _value(record.input),
-            "prompt": _value(record.prompt),
+            "input": redact.value(_value(record.input)),
+            "prompt": redact.value(_value(record.prompt)),
             "key": record.key,
-            "value": _value(record.value),
+            "value": REDACTED if redact.hides(record.key or "") else redact.value(_value(record.value)),
             "child": record.child,
             "heartbeat": _value(record.heartbeat),
         }
     )
+
+
+def _without(result: Any, redact: Redaction) -> Any:
+    """A `TaskResult` without what is to be left out: its own fields keep their meaning."""
+    if not redact or not isinstance(result, dict):
+        return result
+    shown = redact.fields(result, "result", "value", "history", "emitted")
+    error = shown.get("error")
+    if isinstance(error, dict):
+        texts = {key: redact.text(text) for key, text in error.items() if isinstance(text, str)}
+        shown["error"] = {**error, **texts}
+    if isinstance(shown.get("result"), str):
+        shown["result"] = redact.text(shown["result"])
+    return shown
 
 
 def _shown(raw: Json) -> Any:

@@ -47,7 +47,7 @@ class DeadLetters:
     async def page(self, *, service: str | None, task_id: str | None, limit: int, cursor: str | None) -> DeadLetterPage:
         """One page, newest first, those that were sent again included."""
         listing = await self._engine.store.list_dead(service=service, task_id=task_id, limit=limit, cursor=cursor)
-        return DeadLetterPage(items=[view_of(row) for row in listing.rows], next=listing.next)
+        return DeadLetterPage(items=[self._view_of(row) for row in listing.rows], next=listing.next)
 
     async def detail(self, step_id: str) -> DeadLetterDetail:
         """One, with its message and its attempts. Raises `DeadLetterNotFoundError`."""
@@ -56,13 +56,19 @@ class DeadLetters:
         message = past.records[past.sent_in(step_id, notifications=True) - 1]
         data = next(bytes(sent.data) for sent in message.messages if sent.step_id == step_id)
         tells = zip(past.history, past.records, strict=True)
-        attempts = [to_entry(e.seq, e.at, e.kind, e.data) for e, record in tells if record.step_id == step_id]
+        redact = self._engine.redact
+        attempts = [to_entry(e.seq, e.at, e.kind, e.data, redact) for e, record in tells if record.step_id == step_id]
         return DeadLetterDetail(
-            letter=view_of(row),
+            letter=self._view_of(row),
             task_state=past.row.state,
-            message=msgspec.json.decode(data),
+            message=redact.value(msgspec.json.decode(data)),
             attempts=[entry.model_dump(mode="json", exclude={"state_changes", "messages"}) for entry in attempts],
         )
+
+    def _view_of(self, row: DeadLetterRow) -> DeadLetterView:
+        view = view_of(row)
+        view.error = self._engine.redact.text(view.error)
+        return view
 
     async def redrive(self, step_id: str) -> str:
         """Send a step again; returns the id of the task in which that happens, also of one that did so before.
@@ -145,7 +151,7 @@ class DeadLetters:
         """Remove one for good; its task stays. Raises `DeadLetterNotFoundError`."""
         row = await self._load(step_id)
         await self._engine.store.delete_dead([step_id])
-        return view_of(row)
+        return self._view_of(row)
 
     async def purge_all(self, where: DeadFilter, *, limit: int, dry_run: bool = False) -> DeadLetterAnswer:
         """Remove those that fit, at most `limit`, those that were sent again included."""

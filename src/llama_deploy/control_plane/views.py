@@ -44,8 +44,10 @@ class Views(QueueViews):
         if view.ended_at is None:
             view.waiting_for = self.task_reason(entry)
             view.heartbeat = _heartbeat(entry)
+            if self._engine.redact and view.waiting_for:
+                view.waiting_for = self._engine.redact.text(view.waiting_for)
             if asking is not None and asking.prompt is not None and view.state is TaskState.INPUT_REQUIRED:
-                view.prompt = {"step_id": asking.step_id, **_as_dict(msgspec.json.decode(asking.prompt))}
+                view.prompt = {"step_id": asking.step_id, **self._shown(asking.prompt)}
         return view
 
     async def task_in_full(self, entry: TaskEntry) -> TaskView:
@@ -105,7 +107,9 @@ class Views(QueueViews):
     async def history(self, entry: TaskEntry, *, after: int, limit: int) -> HistoryPage:
         """One page of a task's history."""
         rows = await self._engine.contents.history(entry.row.task_id, after=after, limit=limit + 1)
-        items: list[HistoryEntry] = [to_entry(row.seq, row.at, row.kind, row.data) for row in rows[:limit]]
+        items: list[HistoryEntry] = [
+            to_entry(row.seq, row.at, row.kind, row.data, self._engine.redact) for row in rows[:limit]
+        ]
         return HistoryPage(items=items, next=items[-1].seq if len(rows) > limit else None)
 
     # --- sessions ---------------------------------------------------------------------------------------------------
@@ -136,7 +140,13 @@ class Views(QueueViews):
         if await self._engine.store.load_session(session_id) is None:
             raise SessionNotFoundError(f"there is no session {session_id!r}", fix="llamactl sessions list")
         values = await self._engine.store.load_shared(session_id)
-        return {value.key: msgspec.json.decode(value.value) for value in values if value.value is not None}
+        state = {value.key: msgspec.json.decode(value.value) for value in values if value.value is not None}
+        shown: dict[str, Any] = self._engine.redact.value(state)
+        return shown
+
+    def _shown(self, prompt: bytes) -> dict[str, Any]:
+        """What a person is asked, without what is to be left out."""
+        return _as_dict(self._engine.redact.value(msgspec.json.decode(prompt)))
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

@@ -167,6 +167,7 @@ class Status(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     name: str
+    redact: list[str] = Field(default_factory=list, description="Keys whose values people do not get to see.")
     ready: bool
     started_at: float
     store: StoreStatus

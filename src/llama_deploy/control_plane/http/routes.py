@@ -181,7 +181,7 @@ async def get_history(
 
     async def items() -> AsyncIterator[tuple[int, bytes]]:
         async for row in plane.engine.streams.follow_history(entry, start):
-            yield row.seq, to_entry(row.seq, row.at, row.kind, row.data).model_dump_json().encode()
+            yield row.seq, to_entry(row.seq, row.at, row.kind, row.data, plane.engine.redact).model_dump_json().encode()
 
     return streamed(media, "entry", items(), partial(_state, plane, task_id))
 

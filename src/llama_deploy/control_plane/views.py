@@ -43,7 +43,7 @@ class Views(QueueViews):
         view = self.row(entry.shown)
         if view.ended_at is None:
             view.waiting_for = self.task_reason(entry)
-            view.heartbeat = _heartbeat(entry)
+            view.heartbeat = self._engine.redact.value(_heartbeat(entry))
             if self._engine.redact and view.waiting_for:
                 view.waiting_for = self._engine.redact.text(view.waiting_for)
             if asking is not None and asking.prompt is not None and view.state is TaskState.INPUT_REQUIRED:

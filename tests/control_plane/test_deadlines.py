@@ -26,7 +26,15 @@ from llama_deploy.messages.frames import CancelStep, Deliver
 from llama_deploy.orchestrators import BaseOrchestrator, get_result_key
 from llama_deploy.services import ServiceContext, service
 from llama_deploy.testing import ManualClock
-from llama_deploy.types import ActionTypes, RetryPolicy, StepOptions, TaskDefinition, TaskOptions, TaskResult
+from llama_deploy.types import (
+    ActionTypes,
+    RetryPolicy,
+    ServiceLimits,
+    StepOptions,
+    TaskDefinition,
+    TaskOptions,
+    TaskResult,
+)
 
 PATIENT = EngineSettings(lease_s=1e9)
 
@@ -163,6 +171,30 @@ async def test_each_attempt_waits_anew_and_one_that_is_taken_does_not_wait() -> 
         made.manual.advance(1.0)
         assert (await outcome(made.plane, entry)).attempt == 2
         assert not blocking.final
+
+
+async def test_waiting_for_a_paused_service_or_for_a_limit_counts() -> None:
+    async with world(clock=ManualClock(), settings=PATIENT) as made:
+        instance = FakeInstance(run_timeout_s=1e6)
+        await instance.connect(made.plane)
+        await made.plane.engine.admission.pause("echo", reason="closed")
+        patience = TaskOptions(queue_timeout_s=100.0)
+        held = await submit(made.plane, options=patience)
+        made.manual.advance(100.0)
+        assert (await outcome(made.plane, held)).status == "failed"
+        await made.plane.engine.admission.resume("echo")
+        await made.plane.engine.admission.set_limits("echo", ServiceLimits(running_max=1))
+        running, waiting, paused = [await submit(made.plane, options=patience) for _ in range(3)]
+        step = await instance.delivery()
+        await made.plane.pauses.pause(paused.row.task_id)
+        made.manual.advance(100.0)
+        assert (await outcome(made.plane, waiting)).status == "failed"
+        await made.plane.pauses.resume(paused.row.task_id)
+        instance.answer(step)
+        assert (await outcome(made.plane, running)).status == "completed"
+        instance.answer(await instance.delivery(2))
+        assert (await outcome(made.plane, paused)).status == "completed"
+        assert len(instance.all(Deliver)) == 2
 
 
 async def test_while_a_task_is_paused_no_step_of_it_waits_too_long(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class Sweeper:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._not_before = 0.0
+        self._started_at = 0.0
         engine.arm_sweeper = self.arm
 
     def arm(self, when: float) -> None:
@@ -64,6 +65,7 @@ class Sweeper:
         Returns the number of steps that are left.
         """
         now = self._engine.clock.now()
+        self._started_at = now
         failpoint("sweeper.before_start")
         left = await self._engine.store.make_due(now)
         failpoint("sweeper.after_start")
@@ -211,8 +213,10 @@ class Sweeper:
         """Fail a step that no instance has taken in time."""
         if step.claimed_by is not None or entry.row.paused or step.due_at > now:
             return False
-        if not (step.published or step.overdue_s) or queue_ends_at(entry, step) > now:
-            return False  # after a restart, an instance may come back with it
+        if queue_ends_at(entry, step) > now:
+            return False
+        if step.due_since < self._started_at and not (step.published or step.overdue_s):
+            return False  # of an earlier run: an instance may come back with it
         seconds = entry.option(step, "queue_timeout_s")
         error = QueueTimeoutError(
             f"no instance of {step.service} has taken step {step.step_id} within {seconds:g} s",

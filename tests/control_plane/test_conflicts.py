@@ -21,8 +21,9 @@ from tests.control_plane.harness import (
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.records import Record, encode_record
 from llama_deploy.errors import LlamaDeployError
+from llama_deploy.message_queues import Envelope
 from llama_deploy.messages import QueueMessage
-from llama_deploy.messages.frames import Answer, Deliver, Events
+from llama_deploy.messages.frames import Answer, CancelStep, Deliver, Events, encode_op
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import HistoryRow, SharedWrite, StreamChunk, TaskRow, Transition
 from llama_deploy.testing import ManualClock
@@ -367,6 +368,8 @@ async def test_a_failure_that_waits_to_be_said_again_keeps_its_step_from_others(
         first.fail(step)
         await until(lambda: made.plane.engine.statistics.conflicts == 2 and "t" in made.plane.engine.cache.tasks)
         await until(lambda: made.manual.timers_waiting)
+        made.plane.queue.publish([Envelope(step.step_id, 1, "echo", encode_op(step))])  # carried twice
+        await until(lambda: not made.plane.queue.statistics("echo").waiting)
         assert [s.attempt for s in second.all(Deliver)] == []
         made.manual.advance(1.0)
         await first.acknowledged(step)
@@ -413,3 +416,18 @@ async def test_what_was_not_wanted_because_of_an_end_is_wanted_when_that_end_is_
         assert (await outcome(made.plane, "t")).step_id == "t:1"
         assert await stream(made.plane, "t") == ["a", "b"]
         assert len(instance.all(Deliver)) == 2
+
+
+async def test_who_holds_a_step_is_told_of_the_end_although_the_task_was_loaded_again() -> None:
+    """The end takes its steps away from memory, then is refused: who held them is found by the connections."""
+    async with world() as made:
+        instance = FakeInstance()
+        await instance.connect(made.plane)
+        await submit(made.plane, task_id="t")
+        step = await instance.delivery()
+        await move_on(made.plane, "t")
+        await made.plane.signals.cancel("t")
+        assert made.plane.engine.statistics.conflicts == 1
+        assert (await instance.got(CancelStep)).step_id == step.step_id
+        assert instance.port is not None
+        assert not instance.port.held

@@ -312,6 +312,8 @@ class Engine:
             return False
         if step.claimed_by not in (None, instance_id) and step.claimed_by in self.registry.instances:
             return False  # delivered twice
+        if step_id in self.recording.refusals:
+            return False  # delivered twice, and answered: that answer is about to be recorded once more
         if self.admission.gates and not self.admission.may_be_claimed(step):
             return False  # taken back from the queue, which has delivered it all the same
         step.claimed_by = instance_id

@@ -57,8 +57,8 @@ class Recording:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._refusals: Counter[str] = Counter()
-        """Steps about which a commit was refused, and how often in a row."""
+        self.refusals: Counter[str] = Counter()
+        """Steps about which a commit was refused, and how often in a row: what was said will be said again."""
 
     def record_decision(
         self,
@@ -447,7 +447,11 @@ class Recording:
                 return
             for step_id, step in fresh.open.items():
                 before = entry.open.get(step_id)
-                if before is not None and before.attempt == step.attempt and step.claimed_by is None:
+                if (
+                    before is not None
+                    and before.attempt == step.attempt
+                    and step.claimed_by in (None, before.claimed_by)
+                ):
                     step.claimed_by, step.claimed_at = before.claimed_by, before.claimed_at
                     step.published, step.overdue_s = before.published, before.overdue_s
                     step.awaited, step.resumed_at = before.awaited, before.resumed_at
@@ -463,7 +467,7 @@ class Recording:
                     s
                     for s in fresh.open.values()
                     # what was said about a step will be said again: whoever says it has the step
-                    if not s.parked and not s.published and s.due_at <= now and s.step_id not in self._refusals
+                    if not s.parked and not s.published and s.due_at <= now and s.step_id not in self.refusals
                 ]
                 self._engine.publish(fresh, waiting)
 
@@ -476,17 +480,17 @@ class Recording:
 
         def settled(error: LlamaDeployError | None) -> None:
             if error is None:
-                self._refusals.pop(step_id, None)
+                self.refusals.pop(step_id, None)
                 done()
                 return
-            self._refusals[step_id] += 1
-            count = self._refusals[step_id]
+            self.refusals[step_id] += 1
+            count = self.refusals[step_id]
             if count == 1:
                 again()
             elif count <= REFUSALS_MAX:
                 self._engine.spawn(self._later(REFUSED_PAUSE_S * 2**count, again))
             else:
-                del self._refusals[step_id]
+                del self.refusals[step_id]
                 log.error("what a step said cannot be recorded; it runs again when it is overdue", step_id=step_id)
 
         return settled

@@ -130,12 +130,21 @@ class TaskCache:
             size = await self._engine.contents.size(hash_)
             if size is not None:
                 entry.artifacts = {**(entry.artifacts or {}), hash_: size}
+        self._find_holders(entry)
         self.tasks[task_id] = entry
         if entry.final:
             self.keep_ended(entry)
         elif session is not None:
             session.unfinished += 1
         return entry
+
+    def _find_holders(self, entry: TaskEntry) -> None:
+        """Who holds the open steps of a task that was not in memory: nobody but their connections knows."""
+        for port in self._engine.registry.instances.values():
+            for step in entry.open.values() if port.held else ():
+                if port.held.get(step.step_id) == step.attempt and not step.parked:
+                    step.claimed_by, step.claimed_at = port.instance_id, self._engine.clock.now()
+                    step.published = True
 
     async def load_session(self, session_id: str) -> SessionState:
         """The session's shared state, from memory or the store; an unknown session is an empty one."""

@@ -33,7 +33,7 @@ Name = Annotated[str | None, Query(max_length=255, description="What a file of i
 MediaType = Annotated[str, Query(max_length=200, description="What it is.")]
 
 BODY: dict[str, Any] = {
-    "requestBody": {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}, "required": True}
+    "requestBody": {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}, "required": False}
 }
 CONTENT: dict[str, Any] = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
 

@@ -348,7 +348,7 @@ async def test_services_are_expected_back_for_a_while_after_a_restart() -> None:
         await made.stop()
         plane = await made.start()
         entry = await submit(plane)
-        assert "no instance of it is connected" in (plane.views.task(entry).waiting_for or "")
+        assert "its instances are expected back" in (plane.views.task(entry).waiting_for or "")
         made.manual.advance(plane.engine.settings.service_return_s)
         with pytest.raises(ServiceUnknownError):
             await submit(plane)

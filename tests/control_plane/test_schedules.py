@@ -24,6 +24,7 @@ from llama_deploy.runtime.failpoints import arm, disarm
 from llama_deploy.state_stores.base import TaskFilter
 from llama_deploy.testing import ManualClock
 from llama_deploy.types import TaskOptions
+from llama_deploy.types.redaction import Redaction
 from llama_deploy.types.schedules import Schedule, ScheduleView
 
 PATIENT = EngineSettings(lease_s=1e9)
@@ -340,6 +341,22 @@ async def test_what_means_nothing_is_refused_and_changes_nothing(
             await made.plane.schedules.put(name, hourly(**fields))
         assert await made.plane.schedules.list() == []
         assert await made.plane.store.load_documents("schedule") == {}
+
+
+async def test_what_people_do_not_get_to_see_reaches_the_task_all_the_same() -> None:
+    async with world(clock=clock(), settings=PATIENT) as made:
+        made.plane.engine.redact = Redaction(["*password*"])
+        webhook = {"url": "https://hooks.example.com/x?key=hidden"}
+        given = {"text": "x", "password": "hidden"}
+        view = await made.plane.schedules.put("s", hourly(input=given, options={"webhook": webhook}))
+        assert "hidden" not in view.model_dump_json()
+        assert "hooks.example.com" in view.model_dump_json()
+        await advance(made, HOUR / 2)
+        entry = await made.plane.engine.cache.get("s@2026-01-01T01:00:00Z")
+        assert "hidden" in entry.definition.input
+        assert entry.definition.options is not None
+        assert entry.definition.options.webhook is not None
+        assert entry.definition.options.webhook.url == webhook["url"]
 
 
 async def test_schedules_of_a_file_come_and_go_with_it(tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.clock import Timer
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.types import Origin, TaskDefinition, TaskOptions
+from llama_deploy.types.redaction import Redaction
 from llama_deploy.types.schedules import NAME_PATTERN, Schedule, ScheduleView
+from llama_deploy.types.webhooks import redacted
 
 log = get_logger("llama_deploy.schedules")
 
@@ -261,6 +263,7 @@ class Schedules:
         fields: dict[str, Any] = {key: getattr(standing, key) for key in ScheduleView.model_fields if key in _KEPT}
         next_at = None if standing.paused else self._next_at(name, standing)
         running = standing.last_task_id is not None and await self._has_not_ended(standing.last_task_id)
+        fields["schedule"] = _shown(standing.schedule, self._engine.redact)
         return ScheduleView(name=name, next_at=next_at, running=running, **fields)
 
     async def _has_not_ended(self, task_id: str) -> bool:
@@ -469,6 +472,18 @@ _KEPT = frozenset(Standing.model_fields)
 def task_id_of(name: str, due_at: float) -> str:
     """The id of the task of one time of a schedule."""
     return f"{name}@{stamp(due_at)}"
+
+
+def _shown(schedule: Schedule, redact: Redaction) -> Schedule:
+    """A schedule as people see it: without the values of keys that are left out, and without secrets in a URL."""
+    changes: dict[str, Any] = {}
+    if redact:
+        changes = {"input": redact.value(schedule.input), "metadata": redact.value(schedule.metadata)}
+    webhook = schedule.options.webhook if schedule.options is not None else None
+    if schedule.options is not None and webhook is not None:
+        told = webhook.model_copy(update={"url": redacted(webhook.url)})
+        changes["options"] = schedule.options.model_copy(update={"webhook": told})
+    return schedule.model_copy(update=changes) if changes else schedule
 
 
 def input_of(schedule: Schedule) -> str:

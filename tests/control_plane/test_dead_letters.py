@@ -147,3 +147,14 @@ async def test_letters_are_chosen_by_service_code_and_age() -> None:
         assert (await dead.purge_all(DeadFilter(older_than_s=0.0), limit=1)).more
         assert (await dead.purge_all(DeadFilter(older_than_s=0.0), limit=10)).matched == 1
         assert await letters(made.plane) == []
+
+
+async def test_what_runs_again_by_a_retry_is_not_sent_again_by_its_letter() -> None:
+    async with world(orchestrator=Fan()) as made:
+        works = Works()
+        await works.connect(made.plane)
+        for from_start in (False, True):
+            old = (await failed_fan(made.plane, works)).row.task_id
+            again, _ = await made.plane.repeats.retry(old, from_start=from_start)
+            assert await made.plane.dead_letters.redrive(f"{old}:1") == again.row.task_id
+        assert (await made.plane.status())["dead_letters"] == {}

@@ -127,7 +127,7 @@ def _act(
     if dry_run or not found.matched:
         printer.record({"matched": found.matched, "more": found.more}, name=str(found.matched), text=lambda: count)
         return
-    printer.progress(f"{count} match")
+    printer.progress(f"{count} match{'es' if found.matched == 1 else ''}")
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError(f"--yes is needed to {word.lower()} {count} where nobody can be asked.")

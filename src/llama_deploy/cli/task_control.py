@@ -147,7 +147,7 @@ def _act_on_all(
     if dry_run or not count:
         _print_matches(printer, found)
         return
-    printer.progress(f"{_tasks(found.matched)} match" + (f"; {count} of them, the newest" if limit else ""))
+    printer.progress(f"{_match(found.matched)}" + (f"; {count} of them, the newest" if limit else ""))
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError(f"--yes is needed to {action} {_tasks(count)} where nobody can be asked.")
@@ -170,7 +170,7 @@ def _print_matches(printer: Printer, found: BulkAnswer) -> None:
     if found.first:
         printer.table([document_of(view) for view in found.first], columns, name="task_id")
     more = found.matched - len(found.first)
-    printer.progress(f"{_tasks(found.matched)} match" + (f"; {more} more than these" if more > 0 else ""))
+    printer.progress(f"{_match(found.matched)}" + (f"; {more} more than these" if more > 0 else ""))
 
 
 def _print_answer(printer: Printer, answer: BulkAnswer) -> None:
@@ -191,6 +191,10 @@ def _print_answer(printer: Printer, answer: BulkAnswer) -> None:
         click.echo(error.render(), err=True)
     if errors:
         raise errors[0]
+
+
+def _match(count: int) -> str:
+    return f"{_tasks(count)} match{'es' if count == 1 else ''}"
 
 
 def _tasks(count: int) -> str:

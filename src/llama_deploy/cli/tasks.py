@@ -51,7 +51,13 @@ def list_tasks(settings: Settings, states: tuple[str, ...], terms: tuple[str, ..
     page = with_client(settings, lambda client: client.list_tasks_page(state=states or None, filter=text, **filters))
     columns = [Column("task_id", "TASK"), Column("service", "SERVICE"), Column("state", "STATE")]
     columns += [Column("hops", "HOPS"), Column("created_at", "CREATED"), Column("waiting_for", "WAITS FOR")]
-    wide = [Column("session_id", "SESSION"), Column("updated_at", "UPDATED"), Column("ended_at", "ENDED")]
+    wide = [
+        Column("origin", "FROM"),
+        Column("error", "ERROR"),
+        Column("session_id", "SESSION"),
+        Column("updated_at", "UPDATED"),
+        Column("ended_at", "ENDED"),
+    ]
     items = [document_of(view, without={"result"}) for view in page.items]
     Printer(settings).table(items, columns, wide=wide, name="task_id", cursor=page.next, empty="No such tasks.")
 

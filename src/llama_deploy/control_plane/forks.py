@@ -60,7 +60,7 @@ class Past:
             raise NotRepeatableError(
                 f"task {self.row.task_id} cannot go on from entry {seq}",
                 why="that entry ended it" if seq == last + 1 else f"its history has {len(self.records)} entries",
-                fix=f"choose an entry from 1 to {last}: llamactl tasks get {self.row.task_id}",
+                fix=f"choose an entry from 1 to {last}; llamactl tasks watch {self.row.task_id} -o jsonl   shows them",
             )
         entry = rebuild(self.row, self.history[:seq], self._open_at(seq), None, Absent)
         if not entry.open:

@@ -105,10 +105,7 @@ class DeadLetters:
         seq = min(past.failed_step(row.step_id), past.before_failure())
         key = hashlib.blake2b(f"redrive {row.step_id} {row.at!r}".encode(), digest_size=16).hexdigest()
         made, _ = await self._repeats.begin(past, "redrive", seq, keep_answers=True, key=key)
-        sent_again = past.at(seq).open
-        for other in (await self._engine.store.list_dead(task_id=row.task_id, limit=PAGE_LETTERS)).rows:
-            if other.step_id == row.step_id or other.step_id in sent_again:
-                await self._engine.store.mark_redriven(other.step_id, made.row.task_id)
+        await self._engine.store.mark_redriven(row.step_id, made.row.task_id)
         return made.row.task_id
 
     async def _tell_again(self, past: Past, row: DeadLetterRow) -> None:

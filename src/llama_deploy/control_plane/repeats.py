@@ -44,6 +44,9 @@ class Edit(msgspec.Struct, frozen=True):
 
 NO_EDIT = Edit()
 
+LETTERS_MAX = 1_000
+"""Dead letters of one task that are looked at."""
+
 
 class Repeats:
     """Makes tasks from recorded ones, over one engine."""
@@ -149,7 +152,19 @@ class Repeats:
             fork = fork_at(past, seq, definition.task_id, keep_answers=keep_answers, anew=step_id, edit=given)
             await self._engine.contents.learn(hashes_in(msgspec.json.encode(fork)))
         entry = await self._engine.submissions.submit_and_wait(definition, fork=fork)
+        if kind in ("retry", "redrive"):
+            await self._note_sent_again(past, seq, entry.row.task_id)
         return entry, entry.definition is definition
+
+    async def _note_sent_again(self, past: Past, seq: int, task_id: str) -> None:
+        """Dead letters whose steps run again in the new task say so; what only tells of the old end does not."""
+        store = self._engine.store
+        letters = (await store.list_dead(task_id=past.row.task_id, limit=LETTERS_MAX)).rows
+        waiting = [letter for letter in letters if not letter.redriven and not past.is_notification(letter.step_id)]
+        runs = past.at(seq).open if seq and waiting else None
+        for letter in waiting:
+            if runs is None or letter.step_id in runs:
+                await store.mark_redriven(letter.step_id, task_id)
 
     def _given(self, step_id: str | None, edit: Edit) -> Callable[[OpenStep], bytes]:
         """The data of the step that is to be sent anew."""

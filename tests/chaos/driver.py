@@ -142,7 +142,7 @@ class Run:
                 await process.end(signal.SIGKILL)
         figures = {**self._figures(told), "check_s": round(time.monotonic() - checked, 1)}
         figures["all_s"] = round(time.monotonic() - began, 1)
-        (self.folder / "report.json").write_text(json.dumps(figures, indent=2))
+        (self.folder / "report.json").write_text(json.dumps({**figures, "timeline": self._timeline()}, indent=2))
         report = Report(figures, self.findings.problems, self.folder)
         if not report.problems and self.options.folder is None:
             shutil.rmtree(self.folder)
@@ -253,6 +253,14 @@ class Run:
             },
             "problems": len(findings.problems),
         }
+
+    def _timeline(self) -> list[str]:
+        """Each fault that was carried out, with when it began and when its process was let go on."""
+        return [
+            f"{one.began_at - self._begin_at:7.2f} s to {one.over_at - self._begin_at:7.2f} s: {one.fault.kind} "
+            f"{one.fault.target}" + ("" if one.code is None else f" ({one.code})")
+            for one in self.carried
+        ]
 
     def _recoveries(self, heard_at: list[float]) -> list[float]:
         """From the end of each fault of the control plane until the next outcome that any client was told."""

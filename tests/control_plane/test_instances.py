@@ -42,7 +42,7 @@ from llama_deploy.messages.frames import (
 )
 from llama_deploy.orchestrators import SimpleOrchestrator
 from llama_deploy.testing import ManualClock
-from llama_deploy.types import ServiceDefinition
+from llama_deploy.types import RetryPolicy, ServiceDefinition
 
 
 async def quiet(made: Any) -> None:
@@ -498,6 +498,22 @@ async def test_a_heartbeat_during_the_commit_of_an_answer_disowns_nothing(tmp_pa
         await instance.acknowledged(step)
         instance.send(Heartbeat([HeldStep(step.step_id, 1)]))
         assert (await instance.got(Disowned, 2)).step_ids == [step.step_id]
+
+
+async def test_a_heartbeat_that_has_been_overtaken_disowns_no_newer_attempt_of_the_same_instance() -> None:
+    """It names the attempt before: the next one is on its way to this very instance, which would stop it."""
+    async with world(clock=ManualClock()) as made:
+        instance = FakeInstance(retry=RetryPolicy(initial_s=0.0, jitter=0.0))
+        await instance.connect(made.plane)
+        entry = await submit(made.plane)
+        first = await instance.delivery()
+        instance.fail(first)
+        second = await instance.delivery(2)
+        assert second.attempt == 2
+        instance.send(Heartbeat([HeldStep(first.step_id, 1)]))
+        assert (await instance.got(Disowned)).step_ids == []
+        instance.answer(second)
+        await outcome(made.plane, entry)
 
 
 async def test_a_heartbeat_is_answered_with_what_is_not_the_instances_any_more() -> None:

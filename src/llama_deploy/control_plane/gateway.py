@@ -437,6 +437,8 @@ class Port:
                 if step.heartbeat is not None:
                     self._engine.claims.beaten(step)
                 continue
+            if step.step_id in self.held:
+                continue  # it was said before the newer attempt came, which takes the place of this one there
             entry = self._engine.cache.tasks.get(step.step_id.rpartition(":")[0])
             known = entry.open.get(step.step_id) if entry is not None else None
             if entry is None or entry.settled_seq < entry.row.version:

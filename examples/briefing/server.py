@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llama_deploy.apiserver.lifeline import SUPERVISOR_PID
+from llama_deploy.runtime.lifeline import SUPERVISOR_PID
 
 COMMAND = (sys.executable, "-m", "llama_deploy.cli", "serve")
 DRAIN_S = 5

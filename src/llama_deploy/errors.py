@@ -7,9 +7,7 @@ or an exit code. `docs/errors.md` is checked against this module, so a new error
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum
-from functools import cache
 from typing import Any, ClassVar
 
 
@@ -466,6 +464,12 @@ class StepCanceledError(LlamaDeployError):
     code, title, category = "LD540", "attempt canceled", Category.FAILED
 
 
+class WorkerDiedError(LlamaDeployError):
+    """The worker process of a service (`process=True`) died of an attempt; `details["exit_code"]` says how."""
+
+    code, title, category = "LD543", "worker process died", Category.FAILED
+
+
 class HeartbeatTimeoutError(LlamaDeployError):
     """The service's code has shown no sign of life (`context.heartbeat`) for `heartbeat_timeout_s`."""
 
@@ -477,26 +481,6 @@ class CallConflictError(LlamaDeployError):
 
     code, title, category = "LD541", "call differs from the recorded one", Category.CONFLICT
     retryable = False
-
-
-def from_problem(problem: Mapping[str, Any]) -> LlamaDeployError:
-    """The error that a problem+json document of ours describes, as the class that its `code` names.
-
-    A code of a later version becomes the root class and stands in `details["remote_code"]`.
-    """
-    details: dict[str, Any] = dict(found) if isinstance(found := problem.get("details"), Mapping) else {}
-    cls = _by_code().get(str(problem.get("code")))
-    if cls is None:
-        cls = LlamaDeployError
-        details["remote_code"] = problem.get("code")
-    error = cls(str(problem.get("what") or problem.get("detail") or problem.get("title") or cls.title))
-    error.why, error.fix, error.details = str(problem.get("why") or ""), str(problem.get("fix") or ""), details
-    return error
-
-
-@cache
-def _by_code() -> dict[str, type[LlamaDeployError]]:
-    return {cls.code: cls for cls in all_errors()}
 
 
 def all_errors() -> list[type[LlamaDeployError]]:

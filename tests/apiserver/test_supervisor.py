@@ -15,8 +15,8 @@ import pytest
 from tests.support.waiting import eventually
 
 from llama_deploy.apiserver.child import LINE_BYTES_MAX
-from llama_deploy.apiserver.lifeline import SUPERVISOR_PID
 from llama_deploy.apiserver.supervisor import ChildSpec, ChildState, ChildStatus, RestartPolicy, Supervisor
+from llama_deploy.runtime.lifeline import SUPERVISOR_PID
 
 DEADLINE_S = 20.0
 QUICK = RestartPolicy(initial_s=0.01, cap_s=0.02, restarts_max=3)
@@ -309,7 +309,7 @@ async def test_kill_9_of_the_supervisor_leaves_no_process(tmp_path: Path) -> Non
 
 
 def test_a_child_whose_supervisor_is_gone_exits_before_it_does_anything() -> None:
-    program = "from llama_deploy.apiserver.lifeline import die_with_supervisor; die_with_supervisor(); print('alive')"
+    program = "from llama_deploy.runtime.lifeline import die_with_supervisor; die_with_supervisor(); print('alive')"
     orphan = {**os.environ, SUPERVISOR_PID: "1"}
     ran = subprocess.run([sys.executable, "-c", program], env=orphan, check=True, capture_output=True, text=True)
     assert ran.stdout == ""
@@ -317,7 +317,7 @@ def test_a_child_whose_supervisor_is_gone_exits_before_it_does_anything() -> Non
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's rope is Linux's")
 async def test_the_kernel_kills_a_child_whose_guard_died_too(tmp_path: Path) -> None:
-    tied = "from llama_deploy.apiserver.lifeline import die_with_supervisor; die_with_supervisor()"
+    tied = "from llama_deploy.runtime.lifeline import die_with_supervisor; die_with_supervisor()"
     program = f"{tied}; import os; print('pids', os.getpid(), flush=True)\n{STUBBORN}"
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", PARENT, program, str(tmp_path), stdout=asyncio.subprocess.PIPE

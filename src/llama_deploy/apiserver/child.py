@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llama_deploy.apiserver.lifeline import SUPERVISOR_PID, Guard
+from llama_deploy.runtime.lifeline import SUPERVISOR_PID, Guard
 from llama_deploy.state_stores.keys import KEY_FILE_VARIABLE, KEY_VARIABLE
 
 LINE_BYTES_MAX = 65_536

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from llama_deploy.apiserver.child import ChildProcess, ChildSpec
-from llama_deploy.apiserver.lifeline import Guard
 from llama_deploy.runtime import Clock, SystemClock, Timer
+from llama_deploy.runtime.lifeline import Guard
 
 __all__ = ["ChildSpec", "ChildState", "ChildStatus", "RestartPolicy", "Supervisor"]
 

@@ -101,7 +101,7 @@ def serve(
 
     With --only, one part of it, so that the parts can run on different machines.
     """
-    from llama_deploy.apiserver.lifeline import die_with_supervisor
+    from llama_deploy.runtime.lifeline import die_with_supervisor
 
     die_with_supervisor()
     from llama_deploy.apiserver.deployment_file import load_deployment_file

@@ -18,8 +18,8 @@ from llama_deploy.errors import (
     ConnectionLostError,
     LlamaDeployError,
     ProtocolError,
-    from_problem,
 )
+from llama_deploy.messages.problems import from_problem
 
 TRANSIENT: frozenset[Category] = frozenset(
     {Category.UNREACHABLE, Category.UNAVAILABLE, Category.TIMEOUT, Category.TOO_MANY}

@@ -57,6 +57,10 @@ class Desk(Protocol):
     def remembered(self, key: str) -> bytes | None:
         """JSON of what is recorded for the step under a key."""
 
+    def all_remembered(self) -> Mapping[str, bytes]:
+        """JSON of everything that is recorded for the step, by key."""
+        ...
+
     def remember(self, key: str, value: bytes) -> Future[bytes]:
         """Have a value recorded under a key; the answer is the value that is recorded there."""
         ...
@@ -412,6 +416,9 @@ class Service(ABC):
     definition: ServiceDefinition
     left_behind_changed: Callable[[], None] = staticmethod(lambda: None)
     """Set by the runner, called from any thread: `left_behind` is another number."""
+
+    can_kill = False
+    """Whether code that does not stop is killed and not left behind."""
 
     @property
     def left_behind(self) -> int:

@@ -12,7 +12,7 @@ import functools
 import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from llama_deploy.errors import SettingError
 from llama_deploy.services.arguments import Arguments, UnresolvedAnnotationError, read_signature, return_schema
@@ -20,6 +20,9 @@ from llama_deploy.services.base import Service, StepContext
 from llama_deploy.services.keeping import filled, result_of
 from llama_deploy.services.threads import WorkerThreads
 from llama_deploy.types import ActionTypes, RetryPolicy, ServiceDefinition, ServiceLimits, TaskResult
+
+if TYPE_CHECKING:
+    from llama_deploy.services.processes import WorkerProcesses
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,9 +51,13 @@ class FunctionService(Service, Generic[P, R]):
         run_timeout_s: float = 600.0,
         retry: RetryPolicy | None = None,
         limits: ServiceLimits | None = None,
+        process: bool = False,
         local_names: Mapping[str, Any] | None = None,
     ) -> None:
         """`name` is the function's own unless given, `description` the first paragraph of its docstring.
+
+        With `process` the function runs in worker processes, one for each step at once: it can be killed when it does
+        not stop, and its crash is a failure of one attempt. It has to be importable by name.
 
         `local_names` resolves annotations written as strings for a function that is defined inside another one.
         Raises `SettingError` for a signature that no input can fill.
@@ -70,6 +77,8 @@ class FunctionService(Service, Generic[P, R]):
         self._local_names = local_names
         self._arguments: Arguments | None = None
         self._threads: WorkerThreads | None = None
+        self.can_kill = process
+        self._processes: WorkerProcesses | None = None
         with contextlib.suppress(UnresolvedAnnotationError):  # it may name what the module defines further down:
             self.prepare()  # this is called again before the first step
 
@@ -94,11 +103,20 @@ class FunctionService(Service, Generic[P, R]):
 
     async def start(self) -> None:
         self.prepare()
-        if self._style in ("function", "generator"):
+        if self.can_kill:
+            from llama_deploy.services.processes import WorkerProcesses
+
+            name, count = self.definition.service_name, self.definition.concurrency
+            self._processes = WorkerProcesses(self.function, name=name, count=count)
+            await self._processes.start()
+        elif self._style in ("function", "generator"):
             self._threads = WorkerThreads(name=self.definition.service_name, count=self.definition.concurrency)
             self._threads.returned = self._thread_returned
 
     async def stop(self) -> None:
+        if self._processes is not None:
+            processes, self._processes = self._processes, None
+            await processes.stop()
         if self._threads is not None:
             self._threads.stop()
             self._threads = None
@@ -113,6 +131,8 @@ class FunctionService(Service, Generic[P, R]):
     async def run(self, context: StepContext) -> TaskResult:
         """Call the function. Raises `ArgumentsError`, `ResultNotSerialisableError`, and what the function raises."""
         arguments = self._arguments or self.prepare()
+        if self._processes is not None:
+            return await self._processes.run(context)
         if context.action == _NEW_TASK:
             args, kwargs = arguments.from_text(context.input, context)
         else:
@@ -155,6 +175,7 @@ def service(
     run_timeout_s: float = 600.0,
     retry: RetryPolicy | None = None,
     limits: ServiceLimits | None = None,
+    process: bool = False,
 ) -> Callable[[Callable[P, R]], FunctionService[P, R]]: ...
 
 
@@ -168,13 +189,15 @@ def service(
     run_timeout_s: float = 600.0,
     retry: RetryPolicy | None = None,
     limits: ServiceLimits | None = None,
+    process: bool = False,
 ) -> Any:
     """Make a function a service; the function stays callable as before.
 
-    `@service` or `@service(name=..., description=..., concurrency=..., run_timeout_s=..., retry=..., limits=...)`.
-    `concurrency` is the number of steps that one instance works on at the same time, `run_timeout_s` the deadline of
-    one attempt in seconds, `retry` is applied where the orchestrator does not handle failures itself; `limits` hold
-    over all instances. Raises `SettingError` for a signature that no input can fill.
+    `@service` or `@service(name=..., description=..., concurrency=..., run_timeout_s=..., retry=..., limits=...,
+    process=...)`. `concurrency` is the number of steps that one instance works on at the same time, `run_timeout_s` the
+    deadline of one attempt in seconds, `retry` is applied where the orchestrator does not handle failures itself;
+    `limits` hold over all instances; with `process` it runs in worker processes, which can be killed. Raises
+    `SettingError` for a signature that no input can fill.
     """
     local_names = _defining_scope(function) if function is not None else None
 
@@ -187,6 +210,7 @@ def service(
             run_timeout_s=run_timeout_s,
             retry=retry,
             limits=limits,
+            process=process,
             local_names=local_names if function is not None else _defining_scope(decorated),
         )
 

@@ -8,7 +8,7 @@ reaches them through its `StepContext`, from whatever thread it runs in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -19,7 +19,6 @@ from llama_deploy.errors import (
     LlamaDeployError,
     ResultNotSerialisableError,
     StepCanceledError,
-    from_problem,
 )
 from llama_deploy.messages.frames import (
     Answer,
@@ -33,6 +32,7 @@ from llama_deploy.messages.frames import (
     Remembered,
     Returned,
 )
+from llama_deploy.messages.problems import from_problem
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services.base import Parked, StepContext, encode_value
 from llama_deploy.services.encoding import check_size
@@ -133,6 +133,10 @@ class RunningStep:
     def remembered(self, key: str) -> bytes | None:
         """JSON of what is recorded under a key."""
         return self.memos.get(key) if self.memos is not None else None
+
+    def all_remembered(self) -> Mapping[str, bytes]:
+        """JSON of everything that is recorded, by key."""
+        return self.memos or {}
 
     def remember(self, key: str, value: bytes) -> Future[bytes]:
         """Have a value recorded under a key; the answer is the one that is recorded there."""

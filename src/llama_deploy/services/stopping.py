@@ -132,8 +132,12 @@ class Stopping:
 
     def _leave(self, step: RunningStep, task: asyncio.Task[None]) -> None:
         """The grace is over: the instance goes on without this code."""
+        served = self._services.get(step.delivery.service)
+        kill = served is not None and served.can_kill
         log.warning(
-            "code that does not stop is left behind; a thread cannot be killed, a process can: @service(process=True)",
+            "code that does not stop is killed"
+            if kill
+            else "code that does not stop is left behind; a process could be killed: @service(process=True)",
             service=step.delivery.service,
             step_id=step.delivery.step_id,
             after_s=self.grace_s,

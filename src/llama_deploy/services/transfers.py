@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 
-from llama_deploy.errors import from_problem
 from llama_deploy.messages.contents import (
     PART_BYTES,
     WINDOW_PARTS,
@@ -28,6 +27,7 @@ from llama_deploy.messages.contents import (
     OfferContent,
     PutContent,
 )
+from llama_deploy.messages.problems import from_problem
 from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.files import Content, Source, prepare
 from llama_deploy.types.artifacts import Artifact, media_type_of

@@ -1,0 +1,221 @@
+"""The program of a worker process: it imports one function and runs one attempt of a step after the other.
+
+What the function's code asks of the control plane goes through its parent, which holds the connection. The process
+ends when its parent does, and takes what it has started along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import itertools
+import os
+import runpy
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from llama_deploy.errors import StepCanceledError
+from llama_deploy.messages.frames import Returned
+from llama_deploy.services import pipes
+from llama_deploy.services.base import StepContext, encode_value, enter_step
+from llama_deploy.services.failures import error_from_exception
+from llama_deploy.services.function import FunctionService
+from llama_deploy.services.steps import problem_of
+from llama_deploy.types import TaskResult
+
+MAIN = "__llama_deploy_worker__"
+"""Name under which a program is loaded that was started by its file, so that it does not start again."""
+
+
+def load(module: str, qualname: str, file: str) -> Any:
+    """The object that a service was made of. Raises what importing it raises."""
+    if module == "__main__":
+        found: Any = runpy.run_path(file, run_name=MAIN)
+        first, *rest = qualname.split(".")
+        found = found[first]
+    else:
+        try:
+            found = importlib.import_module(module)
+        except ImportError:
+            spec = importlib.util.spec_from_file_location(module, file)
+            if spec is None or spec.loader is None:
+                raise
+            found = sys.modules[module] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(found)
+        rest = qualname.split(".")
+    for name in rest:
+        found = getattr(found, name)
+    return found.function if isinstance(found, FunctionService) else found
+
+
+class _Desk:
+    """Passes the wishes of the present attempt on to the parent."""
+
+    def __init__(self, worker: Worker, start: pipes.Start) -> None:
+        self._worker = worker
+        self._memos = start.remembered
+        self.last_heartbeat = start.last_heartbeat
+
+    def remembered(self, key: str) -> bytes | None:
+        return self._memos.get(key)
+
+    def all_remembered(self) -> Mapping[str, bytes]:
+        return self._memos
+
+    def remember(self, key: str, value: bytes) -> Future[bytes]:
+        answer = self._worker.ask("remember", key, value)
+        answer.add_done_callback(lambda done: self._keep(key, done))
+        return answer
+
+    def _keep(self, key: str, done: Future[bytes]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            self._memos[key] = done.result()
+
+    def call(self, key: str, definition: bytes) -> Future[Returned]:
+        return self._worker.ask("call", key, definition)
+
+    def end_call(self, key: str) -> None:
+        self._worker.say("end_call", key)
+
+    def heartbeat(self, details: bytes | None) -> None:
+        self._worker.say("beat", details)
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count(1)
+        self._open: dict[int, Future[Any]] = {}
+        self._context: StepContext | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def say(self, *message: Any) -> None:
+        """Say something to the parent, from whatever thread."""
+        self._loop.call_soon_threadsafe(pipes.write, self._writer, *message)
+
+    def ask(self, kind: str, key: str, value: bytes) -> Future[Any]:
+        """Ask the parent for something that it answers."""
+        number = next(self._numbers)
+        answer: Future[Any] = Future()
+        self._open[number] = answer
+        self.say(kind, number, key, value)
+        return answer
+
+    async def serve(self, service: FunctionService[..., Any]) -> None:
+        """Work until the parent has gone."""
+        await service.start()
+        self.say("ready")
+        while True:
+            try:
+                kind, *rest = await pipes.read(self._reader)
+            except EOFError:
+                _end()
+            if kind == "run":
+                self._task = self._loop.create_task(self._run(service, msgspec.convert(rest[0], pipes.Start)))
+            elif kind == "cancel":
+                self._cancel()
+            elif kind == "input" and self._context is not None:
+                self._context.inputs.put_nowait(msgspec.json.decode(rest[0]))
+            elif kind == "reply":
+                self._reply(*rest)
+
+    def _cancel(self) -> None:
+        if self._context is not None:
+            self._context.mark_canceled()
+        if self._task is not None:
+            self._task.cancel()
+        waiting, self._open = self._open, {}
+        for answer in waiting.values():
+            if not answer.done():
+                answer.set_exception(StepCanceledError("the attempt was canceled"))
+
+    def _reply(self, number: int, value: Any, problem: bytes) -> None:
+        answer = self._open.pop(number, None)
+        if answer is None or answer.done():
+            return
+        error = problem_of(problem)
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(msgspec.convert(value, Returned) if isinstance(value, list) else value)
+
+    async def _run(self, service: FunctionService[..., Any], start: pipes.Start) -> None:
+        try:
+            result = await service.run(self._enter(start))
+        except asyncio.CancelledError as error:
+            canceled = self._context is not None and self._context.canceled
+            result = _failed(StepCanceledError("the attempt was canceled") if canceled else error)
+        except BaseException as error:  # noqa: BLE001 - the edge of user code; recorded with the task
+            result = _failed(error)
+        self._context = None
+        self._open.clear()
+        self.say("result", msgspec.json.encode(result.model_dump()))
+
+    def _enter(self, start: pipes.Start) -> StepContext:
+        inputs: asyncio.Queue[Any] = asyncio.Queue()
+        for value in start.inputs:
+            inputs.put_nowait(msgspec.json.decode(value))
+        context = self._context = StepContext(
+            step_id=start.step_id,
+            attempt=start.attempt,
+            task_id=start.task_id,
+            session_id=start.session_id,
+            service=start.service,
+            action=start.action,
+            data=msgspec.json.decode(start.data),
+            emit=lambda event: self.say("event", event),
+            ask=lambda prompt: self.say("ask", encode_value(prompt)),
+            inputs=inputs,
+            inputs_given=len(start.inputs),
+            snapshot=start.snapshot,
+            run_timeout_s=start.run_timeout_s,
+            desk=_Desk(self, start),
+        )
+        enter_step(context)
+        return context
+
+
+def _failed(error: BaseException) -> TaskResult:
+    found = error_from_exception(error)
+    return TaskResult(task_id="", history=[], result=found.message, status="failed", error=found)
+
+
+async def _main(pipe: socket.socket, module: str, qualname: str, file: str, name: str) -> None:
+    reader, writer = await asyncio.open_connection(sock=pipe)
+    try:
+        service = FunctionService(load(module, qualname, file), name=name)
+    except BaseException as error:  # noqa: BLE001 - whatever the module does; told to who starts the service
+        pipes.write(writer, "broken", f"{type(error).__name__}: {error}")
+        await writer.drain()
+        return
+    await Worker(reader, writer).serve(service)
+
+
+def main(number: str, module: str, qualname: str, file: str, name: str) -> None:
+    """Run until the parent has gone; then the whole group of this process goes, be it busy or not."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe = socket.socket(fileno=int(number))
+    pipe.settimeout(0.0)
+    if file:
+        sys.argv[:] = [str(Path(file))]
+    asyncio.run(_main(pipe, module, qualname, file, name))
+    _end()
+
+
+def _end() -> NoReturn:
+    """End this process with whatever it still does, and with what it has started."""
+    sys.stdout.flush()
+    os.killpg(0, signal.SIGKILL)
+    raise SystemExit  # it is gone by now

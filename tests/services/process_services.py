@@ -1,0 +1,63 @@
+"""Services whose functions run in worker processes, which import this module by its name."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from llama_deploy.services import ServiceContext, service
+from llama_deploy.types import RetryPolicy
+
+AGAIN = RetryPolicy(initial_s=0.0, jitter=0.0)
+
+
+@service(process=True, concurrency=2, retry=AGAIN)
+def work(what: str, context: ServiceContext) -> Any:
+    """One function for all that a worker has to be able to do."""
+    sys.stdout.write(f"working on {what}\n")
+    if what == "pid":
+        return os.getpid()
+    if what == "everything":
+        context.stream({"pid": os.getpid()})
+        context.heartbeat({"at": "the middle"})
+        kept = context.blocking.once("k", lambda: context.attempt)
+        doubled = context.blocking.call("double", number=4)
+        return [kept, doubled, os.getpid()]
+    if what == "exit" and context.attempt == 1:
+        sys.stderr.write("goodbye\n")
+        sys.stderr.flush()
+        os._exit(3)
+    if what == "segfault":
+        ctypes.string_at(0)
+    if what == "raise":
+        raise ValueError("no such thing")
+    if what == "heed":
+        context.blocking.sleep(60)
+    return f"{what} in attempt {context.attempt}"
+
+
+@service(process=True, concurrency=1)
+def spin(file: str) -> None:
+    """Never looks whether it should stop, and has a child of its own."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with open(file, "w") as out:  # noqa: PTH123
+        out.write(f"{os.getpid()} {child.pid}")
+    os.replace(file, file + ".done")  # noqa: PTH105
+    while True:
+        time.sleep(1)
+
+
+@service(process=True)
+async def waits(context: ServiceContext) -> Any:
+    """A coroutine in a worker."""
+    return await context.ask("how many?")
+
+
+@service
+async def double(number: int) -> int:
+    """Runs in the instance itself."""
+    return number * 2

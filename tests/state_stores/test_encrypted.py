@@ -243,6 +243,28 @@ async def test_a_deployment_with_keys_and_the_same_without(tmp_path: Path, monke
             pass
 
 
+async def test_what_is_large_is_encrypted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above a size it stands apart from the history, and goes with its task."""
+
+    @service
+    async def echo(text: str) -> str:
+        return text
+
+    monkeypatch.setenv(KEY_VARIABLE, NEW.hex())
+    large = SECRET.decode() * 30_000
+    path = tmp_path / "s.db"
+    async with Deployment([echo], store=path, quiet=True) as deployment:
+        task_id = await deployment.submit("echo", text=large, session_id="room")
+        assert await deployment.client.result(task_id) == large
+    assert not [name for name, content in _contents(tmp_path).items() if SECRET in content]
+    async with Deployment([echo], store=path, quiet=True) as deployment:
+        assert await deployment.client.result(task_id) == large
+        assert (await deployment.client.erase_session("room")).tasks == 1
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT count(*) FROM blobs").fetchone() == (0,)
+    connection.close()
+
+
 def test_what_is_in_memory_and_what_is_without_keys_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     assert isinstance(open_store("x.db"), SQLiteStore)

@@ -20,7 +20,7 @@ from llama_deploy.types.erasure import ErasureView
 log = get_logger("llama_deploy.erasure")
 
 DOCUMENTS = "erasure"
-_DESCENT = ("child", "retry", "replay", "fork", "redrive")
+_DESCENT = ("child", "retry", "replay", "fork", "redrive", "import")
 _AT_ONCE = 50
 _SCRUB_TRIES = 50
 _SCRUB_PAUSE_S = 0.1

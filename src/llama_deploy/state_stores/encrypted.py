@@ -121,6 +121,11 @@ class EncryptedStore(StateStore):
         )
 
     @property
+    def last_error(self) -> str:
+        """Why the store inside could not be written, where it says so."""
+        return str(getattr(self._inner, "last_error", ""))
+
+    @property
     def healthy(self) -> bool:
         return self._inner.healthy
 

@@ -182,3 +182,24 @@ async def test_any_text_is_stored_once(tmp_path: Path, text: str) -> None:
         await serve(made)
         assert (await outcome(made.plane, await submit(made.plane, "echo", text))).result == text
         assert stored_bytes(tmp_path / "s.db")[0] == len(msgspec.json.encode(text))
+
+
+async def test_an_export_has_the_whole_of_it(tmp_path: Path) -> None:
+    async with world(tmp_path / "a.db") as made:
+        await serve(made)
+        await outcome(made.plane, await submit(made.plane, "echo", LARGE, task_id="t"))
+        lines = [line async for line in await made.plane.exports.one("t")]
+    async with world(tmp_path / "b.db") as other:
+        assert [row.task_id for row in await other.plane.imports.take(b"".join(lines))] == ["t"]
+        assert (await outcome(other.plane, "t")).result == LARGE
+        assert (await history(other.plane, "t"))[0].messages[0]["data"]["task"]["input"] == LARGE
+
+
+async def test_a_fork_of_a_large_task_shares_its_bytes(tmp_path: Path) -> None:
+    async with world(tmp_path / "s.db") as made:
+        await serve(made)
+        await outcome(made.plane, await submit(made.plane, "echo", LARGE, task_id="t"))
+        before = stored_bytes(tmp_path / "s.db")[0]
+        made_of_it, _ = await made.plane.repeats.fork("t", 1)
+        assert (await outcome(made.plane, made_of_it.row.task_id)).result == LARGE
+        assert stored_bytes(tmp_path / "s.db")[0] < before * 1.1

@@ -85,7 +85,7 @@ class Exports:
         yield line("task", msgspec.structs.asdict(row))
         while counts["entries"] < row.version:
             limit = min(ENTRIES_AT_ONCE, row.version - counts["entries"])
-            entries = await store.load_history(row.task_id, after=counts["entries"], limit=limit)
+            entries = await self._engine.contents.history(row.task_id, after=counts["entries"], limit=limit)
             if not entries:
                 return  # it was deleted meanwhile: a section without its end is not taken in
             for entry in entries:

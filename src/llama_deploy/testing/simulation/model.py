@@ -48,7 +48,7 @@ async def check(cluster: Cluster, *, undisturbed: bool) -> Findings:
     sums: dict[str, int] = defaultdict(int)
     answers: dict[str, int] = defaultdict(int)
     for task_id, row in rows.items():
-        history = [(entry, decode_record(entry.data)) for entry in await store.load_history(task_id)]
+        history = [(entry, decode_record(entry.data)) for entry in await plane.engine.contents.history(task_id)]
         plan = plans.get(task_id)
         if plan is None:  # it was recorded, and its client was never told: under the key, or the id, of a plan
             plan = next((p for p in cluster.plans if task_id == p.task_id or task_id.startswith(f"{p.task_id}-")), None)

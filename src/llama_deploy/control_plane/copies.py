@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -35,7 +36,7 @@ class Copies:
     def remove_leftovers(self) -> None:
         """Remove what a crash has left of a copy. Only while the store is open: nobody else makes copies of it then."""
         if Path(self._store.location).is_file():
-            for left in self._folder.glob(f"{self._prefix}*{_ENDING}"):
+            for left in self._folder.glob(f"{glob.escape(self._prefix)}*{_ENDING}"):
                 shutil.rmtree(left, ignore_errors=True)
 
     async def open(self) -> BinaryIO:

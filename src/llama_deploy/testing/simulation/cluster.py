@@ -227,6 +227,8 @@ class Cluster:
                 found[f"submit {plan.task_id} again"] = partial(self._submit, plan)
             if plan.cancel_at is not None:
                 found[f"cancel {plan.task_id}"] = partial(self._cancel, plan)
+            if plan.pause_at is not None:
+                found[f"pause {plan.task_id}"] = partial(self._pause, plan)
             if plan.reads_stream:
                 found[f"read {plan.task_id}"] = partial(self._read, plan)
             if plan.asks:
@@ -256,6 +258,7 @@ class Cluster:
                     session_id=plan.session_id,
                     idempotency_key=plan.key,
                     wait_for_service=True,
+                    options=plan.options,
                     timeout_s=self.chance.choice([2.0, 60.0]),
                 )
                 break
@@ -296,6 +299,24 @@ class Cluster:
             else:
                 self.told.wrong.append(f"{task_id} is {view.state} after it was canceled")
             return
+
+    async def _pause(self, plan: Plan, client: Client) -> None:
+        """Pause a task, and have it go on some time later, whoever dies in between."""
+        assert plan.pause_at is not None
+        await self._at(plan.pause_at)
+        task_id = await self._when_accepted(plan)
+        for change in (client.pause, client.resume):
+            async for _ in self._attempts():
+                try:
+                    view = await change(task_id)
+                except PASSING:
+                    continue
+                except TaskEndedError:
+                    return
+                if view.paused != (change == client.pause) and view.ended_at is None:
+                    self.told.wrong.append(f"{task_id}: paused is {view.paused} after {change.__name__}")
+                break
+            await asyncio.sleep(self.chance.uniform(0.0, 4.0))
 
     async def _read(self, plan: Plan, client: Client) -> None:
         task_id = await self._when_accepted(plan)

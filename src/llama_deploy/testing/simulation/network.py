@@ -370,6 +370,10 @@ async def _carry_out(
                 pass
             case ("POST", ["cancel"]):
                 await plane.signals.cancel(task_id, reason=str(body.get("reason", "")))
+            case ("POST", ["pause"]):
+                await plane.pauses.pause(task_id, reason=str(body.get("reason", "")))
+            case ("POST", ["resume"]):
+                await plane.pauses.resume(task_id)
             case ("POST", ["input"]):
                 step_id = await plane.signals.send_input(task_id, body["value"], step_id=body.get("step_id"))
                 reply(200, {"step_id": step_id})

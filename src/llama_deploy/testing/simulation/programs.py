@@ -21,7 +21,7 @@ from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator
 from llama_deploy.services import HumanService, Service
 from llama_deploy.services.base import Parked, StepContext
 from llama_deploy.services.results import result_from_value
-from llama_deploy.types import ActionTypes, ServiceDefinition, TaskDefinition, TaskResult
+from llama_deploy.types import ActionTypes, ServiceDefinition, TaskDefinition, TaskOptions, TaskResult
 
 WORKERS = ("alpha", "beta")
 RETRIES = 3
@@ -49,6 +49,10 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     """It raises an error that another attempt cannot mend."""
     asks: bool = False
     """It asks a person while it runs."""
+    once: bool = False
+    """It has a value remembered that is another one each time it is made."""
+    calls: bool = False
+    """It calls another service, as a task of its own, and adds what that returns."""
 
     @property
     def hopeless(self) -> bool:
@@ -67,6 +71,10 @@ class Plan:
     key: str | None = None
     starts_at: float = 0.0
     cancel_at: float | None = None
+    pause_at: float | None = None
+    priority: int | None = None
+    delay_s: float | None = None
+    """It begins so much later than it is submitted."""
     reads_stream: bool = False
     twice: bool = False
     """Two clients submit it."""
@@ -75,6 +83,13 @@ class Plan:
     def input(self) -> str:
         """The task's input."""
         return msgspec.json.encode({"stages": self.stages}).decode()
+
+    @property
+    def options(self) -> TaskOptions | None:
+        """What the client asks for beside the task."""
+        if self.priority is None and self.delay_s is None:
+            return None
+        return TaskOptions(priority=self.priority, delay_s=self.delay_s)
 
     @property
     def asks(self) -> bool:
@@ -86,7 +101,14 @@ def value_of(job: Job, carried: int) -> int:
     """What a step of this job returns."""
     if job.service in {"boss", "clerk"}:
         return PERSON
-    return (job.value * 31 + carried * 7 + (PERSON if job.asks else 0)) % DRAW_LIMIT
+    called = value_of(child_of(job), 0) if job.calls else 0
+    return (job.value * 31 + carried * 7 + (PERSON if job.asks else 0) + called) % DRAW_LIMIT
+
+
+def child_of(job: Job) -> Job:
+    """What a job calls."""
+    other = WORKERS[1 - WORKERS.index(job.service)]
+    return Job(service=other, value=job.value + 1, sleep_s=job.sleep_s, events=job.events, fails=job.value % 2)
 
 
 def expected(plan: Plan, kind: str) -> int | None:
@@ -113,6 +135,10 @@ class Ledger:
     """By step: how often it was begun."""
     told: Counter[str] = field(default_factory=Counter)
     """By task: how often its end was told to a person."""
+    made: Counter[str] = field(default_factory=Counter)
+    """By step: how often a value to be remembered was made."""
+    remembered: dict[str, set[int]] = field(default_factory=dict)
+    """By step: every value that its attempts were given."""
     raised: Counter[tuple[str, int]] = field(default_factory=Counter)
     """How often the orchestrator has raised at one place of a task."""
 
@@ -146,9 +172,28 @@ class Worker(Service):
             raise RuntimeError(f"run {run} fails")
         if run <= job.fails + job.hangs:
             await asyncio.sleep(10 * RUN_TIMEOUT_S)
+        called = await self._beyond(context, job)
         if job.asks and (answer := await context.ask("a number?")) != PERSON:
             raise NonRetryableError(f"a person answered {answer!r}")
-        return result_from_value({"value": value_of(job, carried), "run": run})
+        own = value_of(msgspec.structs.replace(job, calls=False), carried)
+        return result_from_value({"value": (own + called) % DRAW_LIMIT, "run": run})
+
+    async def _beyond(self, context: StepContext, job: Job) -> int:
+        """Have a value remembered, call another service; returns what that one has returned."""
+        ledger, step_id = self._ledger, context.step_id
+
+        def make() -> int:
+            ledger.made[step_id] += 1
+            return ledger.made[step_id]
+
+        if job.once:
+            ledger.remembered.setdefault(step_id, set()).add(await context.once("a number", make))
+        if not job.calls:
+            return 0
+        child = child_of(job)
+        found = await context.call(child.service, input={"stages": [[child]]}, wait_for_service=True)
+        returned: int = found["value"]
+        return returned
 
 
 def services(ledger: Ledger, chance: random.Random, concurrency: int) -> list[Service]:
@@ -294,6 +339,8 @@ def draw_job(chance: random.Random, *, workers_only: bool) -> Job:
         hangs=1 if 0.23 <= kind < 0.26 else 0,
         final=0.26 <= kind < 0.29,
         asks=0.29 <= kind < 0.34,
+        calls=0.34 <= kind < 0.42,
+        once=chance.random() < 0.2,
     )
 
 
@@ -311,6 +358,9 @@ def draw_plans(chance: random.Random, kind: str, span_s: float) -> list[Plan]:
         plan.starts_at = chance.uniform(0.0, span_s)
         plan.key = f"key-{number}" if chance.random() < 0.2 else None
         plan.cancel_at = plan.starts_at + chance.uniform(0.0, 10.0) if chance.random() < 0.12 else None
+        plan.pause_at = plan.starts_at + chance.uniform(0.0, 5.0) if chance.random() < 0.1 else None
+        plan.priority = chance.choice([None, None, 0, 9])
+        plan.delay_s = chance.uniform(0.0, 5.0) if chance.random() < 0.1 else None
         plan.reads_stream = chance.random() < 0.5
         plan.twice = chance.random() < 0.15
         plans.append(plan)

@@ -28,13 +28,13 @@ class StepOptions(BaseModel):
 
     retry: RetryPolicy | None = None
     """How failed attempts are tried again."""
-    queue_timeout_s: float | None = Field(default=None, gt=0, le=SECONDS_MAX, allow_inf_nan=False)
+    queue_timeout_s: float | None = Field(default=None, gt=0, le=SECONDS_MAX, allow_inf_nan=False, strict=True)
     """The step fails when no instance has taken it within so many seconds of being due."""
-    run_timeout_s: float | None = Field(default=None, gt=0, le=SECONDS_MAX, allow_inf_nan=False)
+    run_timeout_s: float | None = Field(default=None, gt=0, le=SECONDS_MAX, allow_inf_nan=False, strict=True)
     """Deadline of one attempt in seconds."""
-    heartbeat_timeout_s: float | None = Field(default=None, gt=0, le=SECONDS_MAX, allow_inf_nan=False)
+    heartbeat_timeout_s: float | None = Field(default=None, gt=0, le=SECONDS_MAX, allow_inf_nan=False, strict=True)
     """An attempt is given up when the service's code has not called `ctx.heartbeat` for so many seconds."""
-    priority: int | None = Field(default=None, ge=0, le=9)
+    priority: int | None = Field(default=None, ge=0, le=9, strict=True)
     """0 to 9; what waits for the same service goes by this, the higher first, and none of them starves."""
     key: str | None = Field(default=None, min_length=1, max_length=200)
     """Whom the work is for (a customer, a document): keys take turns, and a service may limit each of them."""
@@ -50,12 +50,12 @@ class Origin(BaseModel):
     """The task that this one was made from, or that called it."""
     step_id: str | None = None
     """The step that called it, or that it begins again with."""
-    seq: int | None = None
+    seq: int | None = Field(default=None, strict=True)
     """The entry of that task's history after which this one goes its own way."""
     edited: str | None = None
     """A hash of what was given in the place of what that task had; None where nothing was changed."""
     schedule: str | None = None
-    depth: int = 0
+    depth: int = Field(default=0, strict=True)
     """How many calls are above a child."""
 
     @property
@@ -77,11 +77,11 @@ class Webhook(BaseModel):
 class TaskOptions(StepOptions):
     """What may be asked for a whole task; the fields of `StepOptions` count for each of its steps."""
 
-    run_at: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    run_at: float | None = Field(default=None, ge=0, allow_inf_nan=False, strict=True)
     """Not to begin before this time: seconds since the epoch, or a date and time with its zone (ISO 8601)."""
-    delay_s: float | None = Field(default=None, ge=0, le=SECONDS_MAX, allow_inf_nan=False)
+    delay_s: float | None = Field(default=None, ge=0, le=SECONDS_MAX, allow_inf_nan=False, strict=True)
     """Not to begin before so many seconds after it was submitted."""
-    total_timeout_s: float | None = Field(default=None, gt=0, le=SECONDS_MAX, allow_inf_nan=False)
+    total_timeout_s: float | None = Field(default=None, gt=0, le=SECONDS_MAX, allow_inf_nan=False, strict=True)
     """The task fails when it has not ended so many seconds after it was due to begin."""
     orchestrator: str | None = Field(default=None, min_length=1, max_length=200)
     """Who decides about the task, by one of the names that the deployment has; None for its default."""

@@ -23,15 +23,15 @@ class RetryPolicy(BaseModel):
 
     model_config = ConfigDict(extra="ignore", defer_build=True, frozen=True)
 
-    max_retries: int = Field(default=3, ge=0)
+    max_retries: int = Field(default=3, ge=0, strict=True)
     """How often a step is tried again after its first attempt; 0 means never."""
-    initial_s: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    initial_s: float = Field(default=0.5, ge=0, allow_inf_nan=False, strict=True)
     """Seconds to wait after the first failure."""
-    multiplier: float = Field(default=2.0, ge=1, allow_inf_nan=False)
+    multiplier: float = Field(default=2.0, ge=1, allow_inf_nan=False, strict=True)
     """Each further failure waits this many times longer than the one before."""
-    cap_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    cap_s: float = Field(default=60.0, ge=0, allow_inf_nan=False, strict=True)
     """The longest backoff in seconds. What a service asks for with `retry_after_s` may be longer."""
-    jitter: float = Field(default=0.2, ge=0, le=1)
+    jitter: float = Field(default=0.2, ge=0, le=1, strict=True)
     """Share of the delay by which the scheduler spreads it at random, so that many failures do not return as one."""
     non_retryable: tuple[str, ...] = ()
     """Names of exception classes (`ValueError`, `openai.AuthenticationError`'s last part) and codes of errors (`LD505`)

@@ -20,12 +20,14 @@ from tests.control_plane.harness import (
     until,
     world,
 )
+from workflows import Workflow, step
+from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.children import child_of
 from llama_deploy.errors import LlamaDeployError, TaskFailed, WaitTimeoutError
 from llama_deploy.messages import frames
-from llama_deploy.services import HumanService, ServiceContext, current_step, service
+from llama_deploy.services import HumanService, ServiceContext, WorkflowService, current_step, service
 from llama_deploy.state_stores.base import Condition, TaskFilter
 from llama_deploy.types import ServiceLimits, TaskOptions
 
@@ -88,6 +90,24 @@ async def test_code_in_a_thread_and_code_without_a_context_can_call() -> None:
 
     async with world() as made:
         assert (await ran(made.plane, [in_thread, double], "in_thread")).value == 10
+
+
+async def test_the_step_of_a_workflow_can_call_with_a_key() -> None:
+    codes: list[str] = []
+
+    class Flow(Workflow):
+        @step
+        async def only(self, ev: StartEvent) -> StopEvent:
+            try:
+                await current_step().call("double", number=1)
+            except LlamaDeployError as error:
+                codes.append(error.code)
+            kept = await current_step().once("k", lambda: 5)
+            return StopEvent(result=kept + await current_step().call("double", key="a", number=4))
+
+    async with world() as made:
+        assert (await ran(made.plane, [WorkflowService(Flow(), name="flow"), double], "flow")).value == 13
+        assert codes == ["LD510"]
 
 
 async def test_the_child_is_a_task_that_says_where_it_comes_from() -> None:

@@ -142,6 +142,7 @@ class WorkerProcesses:
             problem = f"it was not ready within {START_S:g} s"
         if problem:
             process.kill()
+            await process.ended()
             raise ServiceStartError(
                 f"the service {self._name!r} cannot run in a process of its own",
                 why=problem,
@@ -256,6 +257,8 @@ class _Process:
         _guard.forget(self._child.pid)
         await asyncio.gather(*self._tasks[1:])
         self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
         self._died(code)
 
     def _died(self, code: int) -> None:

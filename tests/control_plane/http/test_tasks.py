@@ -39,7 +39,7 @@ async def test_with_a_wait_the_result_comes_along(http: httpx2.AsyncClient) -> N
 
 @pytest.mark.parametrize(
     ("sent", "given"),
-    [("plain text", "plain text"), ({"value": 1}, '{"value": 1}'), ([1, 2], "[1, 2]"), (7, "7"), (None, "null")],
+    [("plain text", "plain text"), ({"value": 1}, '{"value":1}'), ([1, 2], "[1,2]"), (7, "7"), (None, "null")],
 )
 async def test_the_input_is_text_or_the_json_of_anything(http: httpx2.AsyncClient, sent: Any, given: str) -> None:
     await submit(http, "person", input=sent, task_id="t")

@@ -42,7 +42,9 @@ class TaskRequest(_Body):
 
     def definition(self) -> TaskDefinition:
         """The task as the engine takes it. Raises `InvalidRequestError` for what only the control plane may say."""
-        text = self.input if isinstance(self.input, str) else json.dumps(self.input, ensure_ascii=False)
+        text = self.input
+        if not isinstance(text, str):  # to the letter as a client of ours writes it: the same request is the same text
+            text = json.dumps(text, ensure_ascii=False, separators=(",", ":"))
         fields: dict[str, Any] = {
             "input": text,
             "agent_id": self.service,

@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="decides the tasks and the faults")
     parser.add_argument("--instances", type=int, default=3, help="service processes")
     parser.add_argument("--clients", type=int, default=2, help="client processes")
+    parser.add_argument("--finish-s", type=float, default=180.0, help="how long the clients may take after the faults")
     parser.add_argument("--folder", type=Path, help="where logs and store go, and stay")
     report = asyncio.run(Run(Options(**vars(parser.parse_args()))).carry_out())
     sys.stdout.write(report.render() + "\n")

@@ -57,6 +57,9 @@ async def check(client: Client, plans: Sequence[Plan], told: Sequence[Told], sin
         _check_told(plan, by_number.get(plan.number), findings)
     listed = {task.task_id: task async for task in client.list_tasks()}
     known = {one.task_id for one in told}
+    for task in listed.values():
+        if task.ended_at is None:
+            findings.differs(f"{task.task_id}: has not ended: {task.state.value}, waits for {task.waiting_for}")
     for task_id in sorted(known - set(listed)):
         findings.differs(f"{task_id}: acknowledged, and not there")
     called = await _children(client, [task for task in listed.values() if task.task_id not in known], findings)

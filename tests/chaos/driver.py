@@ -34,8 +34,7 @@ SETTINGS = {"heartbeat_s": 0.5, "lease_s": 3.0}
 """Leases are shorter than the longest time that a process stands still, so that some of them run out."""
 YOUNG_S = 15.0
 """A process that has just begun may not have come to the point yet at which it ends cleanly."""
-FINISH_S = 180.0
-"""How long the clients may take after the last fault."""
+START_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,8 @@ class Options:
     seed: int = 1
     instances: int = 3
     clients: int = 2
+    finish_s: float = 180.0
+    """How long the clients may take after the last fault."""
     folder: Path | None = None
     """Where logs and store go; a new folder by default, removed when all is well."""
     store: str | None = None
@@ -153,7 +154,7 @@ class Run:
             if not name.startswith("client"):
                 await process.start()
         async with Client(self.url) as client:
-            await eventually(lambda: insist(client.list_services), FINISH_S)
+            await eventually(lambda: insist(client.list_services), START_S)
         self._begin_at = time.time()
         for process in self._clients:
             await process.start()
@@ -203,10 +204,10 @@ class Run:
     async def _finish(self) -> None:
         """Wait for the clients."""
         try:
-            async with asyncio.timeout(FINISH_S):
+            async with asyncio.timeout(self.options.finish_s):
                 codes = [await process.wait() for process in self._clients]
         except TimeoutError:
-            self.findings.differs(f"clients are not done after {FINISH_S:g} s")
+            self.findings.differs(f"clients are not done after {self.options.finish_s:g} s")
             return
         for process, code in zip(self._clients, codes, strict=True):
             if code != 0:
@@ -216,7 +217,7 @@ class Run:
         options = self.options
         plans = [plan_of(options.seed, number) for number in range(options.tasks)]
         try:
-            async with Client(self.url, timeout_s=FINISH_S) as client:
+            async with Client(self.url, timeout_s=START_S) as client:
                 await check(client, plans, told, self.sink, self.findings)
         except LlamaDeployError as error:
             self.findings.differs(f"the control plane cannot be asked: {error.render()}")

@@ -32,7 +32,7 @@ def test_a_seed_gives_the_same_faults_and_the_same_tasks() -> None:
 
 @pytest.mark.slow
 async def test_some_seconds_of_chaos() -> None:
-    report = await Run(Options(duration_s=12, tasks=400, seed=7)).carry_out()
+    report = await Run(Options(duration_s=12, tasks=400, seed=7, finish_s=60)).carry_out()
     assert not report.problems, report.render()
     assert report.figures["told"] == 400
     assert {kind.split()[1] for kind in report.figures["faults"]} == {"plane", "instance", "client"}

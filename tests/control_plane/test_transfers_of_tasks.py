@@ -20,6 +20,7 @@ from llama_deploy.control_plane.imports import read_file
 from llama_deploy.errors import InvalidRequestError, TaskConflictError, TaskNotFoundError
 from llama_deploy.state_stores import SQLiteStore
 from llama_deploy.types.artifacts import hashes_in
+from llama_deploy.types.redaction import Redaction
 
 KEPT = Path(__file__).parent / "files" / "tasks_version_1.jsonl"
 """A file that the first version with exports has written."""
@@ -123,6 +124,24 @@ async def test_contents_go_along(tmp_path: Path) -> None:
         await here.plane.store.delete_unused_blobs(float("inf"), 10)
         assert await here.plane.store.blob_bytes(hash_) == len(content), "the retry speaks of it"
         await recorded(new, 1)
+
+
+async def test_what_people_do_not_get_to_see_is_left_out_and_the_rest_comes_back() -> None:
+    async with world(orchestrator=Fan()) as here, world() as there:
+        here.plane.engine.redact = Redaction(["*word*", "me"])
+        works = Works()
+        await works.connect(here.plane)
+        task_id = (await failed_fan(here.plane, works)).row.task_id
+        shown = await text_of(await here.plane.exports.one(task_id))
+        assert b'"redacted":true' in shown.splitlines()[0]
+        assert b'"word":"a"' not in shown
+        everything = await text_of(await here.plane.exports.one(task_id, unredacted=True))
+        assert b'"word":"a"' in everything
+        await there.plane.imports.take(shown)
+        theirs = await history(there.plane, task_id)
+        ours = (await here.plane.views.history(await here.plane.engine.cache.get(task_id), after=0, limit=100)).items
+        assert [entry.kind for entry in theirs] == [entry.kind for entry in ours]
+        assert theirs[0].messages == ours[0].messages
 
 
 # --- what is no such file ---------------------------------------------------------------------------------------------

@@ -258,8 +258,9 @@ COMMANDS.append(fork)
 @click.option("--filter", "filter_text", metavar="FILTER", help="All that fit, as in `tasks list`.")
 @click.option("-f", "--file", "path", type=click.Path(dir_okay=False), required=True, metavar="FILE", help="Where to.")
 @click.option("--replace", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--unredacted", is_flag=True, help="With the values that are left out elsewhere.")
 @with_settings
-def export(settings: Settings, task_id: str | None, filter_text: str | None, path: str, *, replace: bool) -> None:
+def export(settings: Settings, task_id: str | None, filter_text: str | None, path: str, **options: bool) -> None:
     """Write all that is recorded of a task to FILE, or of all that fit: history, stream, contents."""
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Printer
@@ -269,8 +270,8 @@ def export(settings: Settings, task_id: str | None, filter_text: str | None, pat
 
     async def work(client: Client) -> int:
         if task_id is not None:
-            return await client.export(task_id, path, replace=replace)
-        return await client.export_all(filter_text or "", path, replace=replace)
+            return await client.export(task_id, path, **options)
+        return await client.export_all(filter_text or "", path, **options)
 
     size = with_client(settings, work)
     Printer(settings).record({"file": path, "bytes": size}, name=path)

@@ -130,17 +130,24 @@ class ControlCalls(HttpCalls):
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    async def export(self, task_id: str, path: str | os.PathLike[str], *, replace: bool = False) -> int:
+    async def export(
+        self, task_id: str, path: str | os.PathLike[str], *, replace: bool = False, unredacted: bool = False
+    ) -> int:
         """Write all that is recorded of a task to a file; returns its size in bytes.
 
         The file is there once all of it is on disk. Raises `TaskNotFoundError`, and `InvalidRequestError` when there
-        is a file of that name and it is not to be replaced.
+        is a file of that name and it is not to be replaced. Values that people do not get to see are in it only with
+        `unredacted`.
         """
-        return await save(self._transport.download(f"/v1/tasks/{segment(task_id)}/export"), path, replace=replace)
+        address = f"/v1/tasks/{segment(task_id)}/export" + ("?unredacted=true" if unredacted else "")
+        return await save(self._transport.download(address), path, replace=replace)
 
-    async def export_all(self, filter: str, path: str | os.PathLike[str], *, replace: bool = False) -> int:
+    async def export_all(
+        self, filter: str, path: str | os.PathLike[str], *, replace: bool = False, unredacted: bool = False
+    ) -> int:
         """Write all tasks that fit `filter` to one file; returns its size in bytes. Raises as `export` does."""
-        return await save(self._transport.download(f"/v1/export?filter={segment(filter)}"), path, replace=replace)
+        address = f"/v1/export?filter={segment(filter)}" + ("&unredacted=true" if unredacted else "")
+        return await save(self._transport.download(address), path, replace=replace)
 
     async def import_tasks(self, path: str | os.PathLike[str], *, new_task_id: str | None = None) -> list[TaskView]:
         """Take in the tasks of a file that `export` has written, or its one task under another id.

@@ -160,13 +160,17 @@ class SyncControlCalls:
             self._client.purge_all(service=service, code=code, older_than_s=older_than_s, dry_run=dry_run, limit=limit)
         )
 
-    def export(self, task_id: str, path: str | os.PathLike[str], *, replace: bool = False) -> int:
+    def export(
+        self, task_id: str, path: str | os.PathLike[str], *, replace: bool = False, unredacted: bool = False
+    ) -> int:
         """Write all that is recorded of a task to a file. See `Client.export`."""
-        return self._portal.call(self._client.export(task_id, path, replace=replace))
+        return self._portal.call(self._client.export(task_id, path, replace=replace, unredacted=unredacted))
 
-    def export_all(self, filter: str, path: str | os.PathLike[str], *, replace: bool = False) -> int:
+    def export_all(
+        self, filter: str, path: str | os.PathLike[str], *, replace: bool = False, unredacted: bool = False
+    ) -> int:
         """Write all tasks that fit to one file. See `Client.export_all`."""
-        return self._portal.call(self._client.export_all(filter, path, replace=replace))
+        return self._portal.call(self._client.export_all(filter, path, replace=replace, unredacted=unredacted))
 
     def import_tasks(self, path: str | os.PathLike[str], *, new_task_id: str | None = None) -> list[TaskView]:
         """Take in the tasks of a file. See `Client.import_tasks`."""

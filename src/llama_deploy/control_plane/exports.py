@@ -18,9 +18,11 @@ import msgspec
 from llama_deploy._version import __version__
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.filters import task_filter
+from llama_deploy.control_plane.records import redacted_record
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.state_stores.base import TaskRow
 from llama_deploy.types.artifacts import hashes_in
+from llama_deploy.types.redaction import NO_REDACTION, Redaction
 
 FORMAT = "llama_deploy.tasks"
 FORMAT_VERSION = 1
@@ -39,39 +41,47 @@ class Exports:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def one(self, task_id: str) -> AsyncIterator[bytes]:
-        """The lines of a file with one task, as it is recorded now. Raises `TaskNotFoundError` before the first."""
+    async def one(self, task_id: str, *, unredacted: bool = False) -> AsyncIterator[bytes]:
+        """The lines of a file with one task, as it is recorded now. Raises `TaskNotFoundError` before the first.
+
+        What people do not get to see is left out unless it is to be `unredacted`.
+        """
         await self._engine.cache.get(task_id)
         row = await self._engine.store.load_task(task_id)
         assert row is not None, "it was found a moment ago"
-        return self._file([row])
+        return self._file([row], self._redaction(unredacted=unredacted))
 
-    async def matching(self, filter_: str) -> AsyncIterator[bytes]:
+    def _redaction(self, *, unredacted: bool) -> Redaction:
+        return NO_REDACTION if unredacted else self._engine.redact
+
+    async def matching(self, filter_: str, *, unredacted: bool = False) -> AsyncIterator[bytes]:
         """The lines of a file with all tasks that fit, newest first. Raises `InvalidRequestError` before the first."""
         where = task_filter(filter_, now=self._engine.clock.now())
         if not filter_.strip():
             raise InvalidRequestError("an export of many tasks needs a filter", fix="id:* means all")
 
+        redact = self._redaction(unredacted=unredacted)
+
         async def lines() -> AsyncIterator[bytes]:
-            yield _header(self._engine.clock.now())
+            yield _header(self._engine.clock.now(), redact)
             cursor: str | None = None
             while True:
                 listing = await self._engine.store.list_tasks(where, limit=TASKS_AT_ONCE, cursor=cursor)
                 for row in listing.rows:
-                    async for line in self._section(row):
+                    async for line in self._section(row, redact):
                         yield line
                 if (cursor := listing.next) is None:
                     return
 
         return lines()
 
-    async def _file(self, rows: list[TaskRow]) -> AsyncIterator[bytes]:
-        yield _header(self._engine.clock.now())
+    async def _file(self, rows: list[TaskRow], redact: Redaction) -> AsyncIterator[bytes]:
+        yield _header(self._engine.clock.now(), redact)
         for row in rows:
-            async for line in self._section(row):
+            async for line in self._section(row, redact):
                 yield line
 
-    async def _section(self, row: TaskRow) -> AsyncIterator[bytes]:
+    async def _section(self, row: TaskRow, redact: Redaction) -> AsyncIterator[bytes]:
         """One task; what is recorded after its row was read is left out."""
         digest = hashlib.sha256()
         store, hashes = self._engine.store, dict[str, None]()
@@ -90,13 +100,15 @@ class Exports:
                 return  # it was deleted meanwhile: a section without its end is not taken in
             for entry in entries:
                 hashes.update(dict.fromkeys(hashes_in(entry.data)))
-                yield line("entry", {**msgspec.structs.asdict(entry), "data": msgspec.Raw(entry.data)})
+                yield line(
+                    "entry", {**msgspec.structs.asdict(entry), "data": msgspec.Raw(redacted_record(entry.data, redact))}
+                )
             counts["entries"] += len(entries)
         first = 0
         while chunks := await store.load_chunks(row.task_id, first=first, limit=CHUNKS_AT_ONCE):
             for chunk in chunks:
                 hashes.update(dict.fromkeys(hashes_in(chunk.data)))
-                yield line("chunk", {**msgspec.structs.asdict(chunk), "data": msgspec.Raw(chunk.data)})
+                yield line("chunk", {**msgspec.structs.asdict(chunk), "data": msgspec.Raw(_events(chunk.data, redact))})
             counts["chunks"] += len(chunks)
             first = chunks[-1].first + chunks[-1].count
         for hash_ in hashes:
@@ -110,6 +122,11 @@ class Exports:
         yield _encode({"end": {"task_id": row.task_id, **counts, "sha256": digest.hexdigest()}}) + b"\n"
 
 
-def _header(now: float) -> bytes:
+def _events(data: bytes, redact: Redaction) -> bytes:
+    return _encode([redact.value(event) for event in msgspec.json.decode(data)]) if redact else data
+
+
+def _header(now: float, redact: Redaction) -> bytes:
     at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return _encode({"format": FORMAT, "version": FORMAT_VERSION, "product": __version__, "exported_at": at}) + b"\n"
+    header = {"format": FORMAT, "version": FORMAT_VERSION, "product": __version__, "exported_at": at}
+    return _encode(header | ({"redacted": True} if redact else {})) + b"\n"

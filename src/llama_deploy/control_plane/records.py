@@ -18,6 +18,8 @@ from llama_deploy.types.webhooks import redacted
 Json = msgspec.Raw
 """An encoded JSON value."""
 
+_INPUT_FIELDS = ("input", "metadata", "state")
+"""What a client fills in a task's definition."""
 NOTHING = msgspec.Raw(b"")
 """Stands for the absence of an encoded value."""
 
@@ -130,7 +132,7 @@ def to_entry(seq: int, at: float, kind: str, data: bytes, redact: Redaction = NO
             "removed": [*record.change.keys_removed, *record.change.own_removed],
             "shared": record.change.shared,
         }
-    definition = redact.fields(_shown(record.definition), "input", "metadata", "state")
+    definition = redact.fields(_shown(record.definition), *_INPUT_FIELDS)
     options = definition.get("options") if isinstance(definition, dict) else None
     return HistoryEntry.model_validate(
         {
@@ -173,6 +175,37 @@ def to_entry(seq: int, at: float, kind: str, data: bytes, redact: Redaction = NO
             "heartbeat": _value(record.heartbeat),
         }
     )
+
+
+def redacted_record(data: bytes, redact: Redaction) -> bytes:
+    """A stored record with what people do not get to see left out; the same bytes where there are no patterns."""
+    if not redact:
+        return data
+    entry: dict[str, Any] = decode_json(data)
+    entry.pop("snapshot", None)  # nobody knows what is inside of it
+    if "definition" in entry:
+        entry["definition"] = redact.fields(_shown(Json(msgspec.json.encode(entry["definition"]))), *_INPUT_FIELDS)
+    for name in ("result", "outcome"):
+        if name in entry:
+            entry[name] = _without(entry[name], redact)
+    for message in entry.get("messages", ()):
+        message["data"] = redact.value(message["data"])
+        carried = message.get("carried", {})
+        carried.pop("snapshot", None)
+        for name in carried.keys() & {"inputs", "memos"}:
+            carried[name] = redact.value(carried[name])
+        if "answer" in carried:
+            carried["answer"] = _without(carried["answer"], redact)
+    change = entry.get("change", {})
+    for name in change.keys() & {"own", "keys"}:
+        change[name] = redact.value(change[name])
+    for name in entry.keys() & {"input", "prompt", "value"}:
+        entry[name] = redact.value(entry[name])
+    if "value" in entry and redact.hides(entry.get("key") or ""):
+        entry["value"] = REDACTED
+    if "reason" in entry:
+        entry["reason"] = redact.text(entry["reason"])
+    return msgspec.json.encode(entry)
 
 
 def _without(result: Any, redact: Redaction) -> Any:

@@ -23,6 +23,9 @@ _BODY: dict[str, Any] = {"requestBody": {"content": _LINES, "required": True}}
 _FILE: dict[int | str, dict[str, Any]] = {200: {"description": "The file.", "content": _LINES}}
 
 
+Unredacted = Annotated[bool, Query(description="With what `redact` leaves out elsewhere.")]
+
+
 class Imported(BaseModel):
     """The tasks that were taken in."""
 
@@ -30,18 +33,19 @@ class Imported(BaseModel):
 
 
 @router.get("/tasks/{task_id}/export", response_class=StreamingResponse, responses=answers(404) | _FILE)
-async def export_task(request: Request, task_id: str) -> StreamingResponse:
+async def export_task(request: Request, task_id: str, unredacted: Unredacted = False) -> StreamingResponse:
     """All that is recorded of a task: history, stream, the contents that it uses. `POST /v1/import` takes it in."""
-    return _file(await plane_of(request).exports.one(task_id))
+    return _file(await plane_of(request).exports.one(task_id, unredacted=unredacted))
 
 
 @router.get("/export", response_class=StreamingResponse, responses=answers(400) | _FILE)
 async def export_tasks(
     request: Request,
     filter: Annotated[str, Query(max_length=FILTER_CHARACTERS_MAX, description="Not empty; `id:*` means all.")],
+    unredacted: Unredacted = False,
 ) -> StreamingResponse:
     """All tasks that fit a filter, newest first, in one file."""
-    return _file(await plane_of(request).exports.matching(filter))
+    return _file(await plane_of(request).exports.matching(filter, unredacted=unredacted))
 
 
 @router.post("/import", status_code=201, responses=answers(400, 409, 413), openapi_extra=_BODY)

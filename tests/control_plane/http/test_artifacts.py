@@ -127,3 +127,12 @@ async def test_the_size_of_a_body_is_limited() -> None:
             assert (await http.post("/v1/artifacts", content=bytes(1_000))).status_code == 201
     finally:
         await plane.stop()
+
+
+async def test_a_page_of_another_site_stores_nothing(http: httpx2.AsyncClient) -> None:
+    other, own = {"origin": "http://evil.example"}, {"origin": "http://test"}
+    path = f"/v1/artifacts/{HASH}"
+    assert (await http.post("/v1/artifacts", content=b"x", headers=other)).status_code == 400
+    assert (await http.put(path, content=DATA, headers=other)).status_code == 400
+    assert (await http.get(path)).status_code == 404
+    assert (await http.post("/v1/artifacts", content=b"x", headers=own)).status_code == 201

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from email.message import Message
 from http import HTTPStatus
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -50,6 +50,7 @@ def contents_of(request: Request) -> Contents:
 @router.post("/artifacts", status_code=201, responses=answers(400, 413), openapi_extra=BODY)
 async def post_artifact(request: Request, name: Name = None) -> Artifact:
     """Store the body; the answer is the artifact that stands for it. Repeating it stores nothing more."""
+    _check_origin(request)
     return await _spooled(request, None, name)
 
 
@@ -70,6 +71,7 @@ async def put_artifact(
 ) -> Artifact:
     """Store the body under its hash, which is checked. Nothing can be used before all of it is there."""
     contents = contents_of(request)
+    _check_origin(request)
     check_hash(hash)
     if offer is not None:
         async with contents.upload(hash, offer) as upload:
@@ -93,6 +95,13 @@ async def put_artifact(
                 position += 1
             await upload.finish()
     return _artifact(request, hash, size, name)
+
+
+def _check_origin(request: Request) -> None:
+    """Turn away pages of other sites: a body that is no JSON is what a browser lets any page send anywhere."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise InvalidRequestError("a page of another site sends this", why="its Origin is not this host")
 
 
 async def _spooled(request: Request, hash_: str | None, name: str | None) -> Artifact:

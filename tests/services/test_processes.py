@@ -120,15 +120,17 @@ async def test_code_that_heeds_its_cancellation_keeps_its_process() -> None:
 
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, sys, uvloop
 from llama_deploy import Deployment
 from tests.services.process_services import spin
 
 async def main():
+    assert type(asyncio.get_running_loop()).__module__.startswith("uvloop")
     async with Deployment(services=[spin], store=":memory:", quiet=True) as deployment:
         await deployment.run("spin", file=sys.argv[1])
 
-asyncio.run(main())
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    runner.run(main())
 """
 
 

@@ -127,7 +127,7 @@ class WorkerProcesses:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             pass_fds=(theirs.fileno(),),
-            process_group=0,
+            start_new_session=True,  # a process group of its own, in the words that uvloop knows, too
         )
         _guard.watch(child.pid)
         theirs.close()

@@ -69,6 +69,15 @@ def test_plain_lines_are_one_per_event() -> None:
     ]
 
 
+def test_what_the_code_of_a_step_has_recorded_is_told() -> None:
+    lines: list[str] = []
+    follower = PlainFollower(lines.append, "t")
+    follower.take(entry(1, "submitted", messages=sends("read")))
+    follower.take(entry(2, "called", step_id="t:read", attempt=1, child="c", reason="calls other"))
+    follower.take(entry(3, "remembered", step_id="t:read", attempt=1, key="k"))
+    assert lines[1:] == ["+0 ms  read  calls other  (task c)", "+0 ms  read  has 'k' remembered"]
+
+
 def test_the_message_that_ends_a_task_is_no_step() -> None:
     hops = Hops()
     final = [{"step_id": "t:human", "service": "human", "action": "completed_task"}]

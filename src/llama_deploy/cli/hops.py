@@ -85,6 +85,10 @@ class Hops:
             hop.state, hop.note = "sent", ""
         elif entry.kind == "canceled":
             hop.state, hop.note = "canceled", entry.reason or ""
+        elif entry.kind == "called":
+            hop.state, hop.note = "sent", f"{entry.reason or 'calls'}  (task {entry.child})"
+        elif entry.kind == "remembered":
+            hop.state, hop.note = "sent", f"has {entry.key!r} remembered"
         return hop
 
     def _sent(self, message: dict[str, Any], entry: HistoryEntry) -> Hop | None:
@@ -225,7 +229,7 @@ def _line(hop: Hop, *, sent: bool, task_id: str) -> str:
         return f"{hop.service}  waits for input{note}  (llamactl tasks send {task_id} VALUE)"
     if hop.state == "canceled":
         return f"{hop.service}  canceled{note}"
-    return f"{hop.service}  goes on"
+    return f"{hop.service}  {hop.note or 'goes on'}"
 
 
 def _attempt(hop: Hop) -> str:

@@ -68,7 +68,7 @@ async def get_dead_letter(request: Request, step_id: str) -> DeadLetterDetail:
     return await plane_of(request).dead_letters.detail(step_id)
 
 
-@router.post("/{step_id}/redrive", responses=answers(404, 409, 429))
+@router.post("/{step_id}/redrive", responses=answers(400, 404, 409, 413, 429))
 async def redrive_dead_letter(request: Request, step_id: str) -> TaskView:
     """Send one again; the answer is the task in which that happens. Repeating it finds the same task."""
     plane = plane_of(request)

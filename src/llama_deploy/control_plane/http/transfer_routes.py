@@ -32,7 +32,7 @@ class Imported(BaseModel):
     items: list[TaskView]
 
 
-@router.get("/tasks/{task_id}/export", response_class=StreamingResponse, responses=answers(404) | _FILE)
+@router.get("/tasks/{task_id}/export", response_class=StreamingResponse, responses=answers(400, 404) | _FILE)
 async def export_task(request: Request, task_id: str, unredacted: Unredacted = False) -> StreamingResponse:
     """All that is recorded of a task: history, stream, the contents that it uses. `POST /v1/import` takes it in."""
     return _file(await plane_of(request).exports.one(task_id, unredacted=unredacted))

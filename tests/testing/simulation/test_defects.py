@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from tests.testing.simulation.seeds import first_found
 
-from llama_deploy.control_plane.answers import Answers
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.gateway import Port
 from llama_deploy.control_plane.recording import Recording
@@ -34,7 +33,7 @@ def defect(patch: Patch, *, kinds: list[str] | None = None) -> Patch:
     return patch
 
 
-@defect
+@partial(defect, kinds=["queue misbehaves", "cut wires", "crash instance"])
 def an_old_attempt_may_be_claimed(patch: pytest.MonkeyPatch) -> None:
     def claim(self: Engine, instance_id: str, step_id: str, attempt: int, **_: Any) -> bool:
         entry = self.cache.tasks.get(step_id.rpartition(":")[0])
@@ -67,17 +66,6 @@ def repeated_stream_events_are_taken(patch: pytest.MonkeyPatch) -> None:
         return None if attempt < known_attempt else list(events)
 
     patch.setattr(StreamState, "take", take)
-
-
-@defect
-def acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
-    answer = Answers.answer
-
-    def too_early(self: Answers, instance_id: str, op: Any, done: Callable[[], None]) -> None:
-        answer(self, instance_id, op, lambda: None)
-        done()
-
-    patch.setattr(Answers, "answer", too_early)
 
 
 @defect

@@ -19,7 +19,12 @@ from llama_deploy.types.filters import FILTER_CHARACTERS_MAX
 router = APIRouter(prefix="/v1", route_class=JSONRoute, tags=["data"])
 
 _LINES: dict[str, Any] = {NDJSON: {"schema": {"type": "string", "description": "One JSON object a line."}}}
-_BODY: dict[str, Any] = {"requestBody": {"content": _LINES, "required": True}}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        "required": True,
+    }
+}
 _FILE: dict[int | str, dict[str, Any]] = {200: {"description": "The file.", "content": _LINES}}
 
 

@@ -8,6 +8,7 @@ import click
 
 from llama_deploy.cli.lazy import CommandGroup
 from llama_deploy.cli.settings import Settings, with_settings
+from llama_deploy.cli.who import who
 
 if TYPE_CHECKING:
     from llama_deploy.client import Client
@@ -116,7 +117,7 @@ def limit(settings: Settings, name: str, *, burst: int | None, reset: bool, **gi
         view = await client.get_service(name)
         before = view.limits.model_dump(exclude_none=True) if view.limits is not None else {}
         limits = {field: value for field, value in (before | parsed).items() if value is not None}
-        return await client.set_limits(name, limits, by=_who())
+        return await client.set_limits(name, limits, by=who())
 
     view = with_client(settings, work)
     printer = Printer(settings)
@@ -181,24 +182,13 @@ def change_pause(settings: Settings, name: str, *, paused: bool, reason: str) ->
 
     async def work(client: Client) -> ServiceView:
         change = client.pause_service if paused else client.resume_service
-        return await change(name, reason=reason, by=_who())
+        return await change(name, reason=reason, by=who())
 
     view = with_client(settings, work)
     printer = Printer(settings)
     waits = f"{view.waiting} waiting, {view.running} running"
     text = pause_advice(name, view.paused) if view.paused is not None else f"{name} goes on"
     printer.record(_document(view), name=name, text=lambda: f"{text} ({waits})")
-
-
-def _who() -> str:
-    """Who works at this terminal, as it is recorded."""
-    import getpass
-    import socket
-
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (OSError, KeyError):  # no such user: a container with a number only
-        return socket.gethostname()
 
 
 def pause_advice(name: str, pause: PauseView) -> str:

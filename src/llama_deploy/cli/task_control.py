@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from llama_deploy.cli.settings import Settings, with_settings
+from llama_deploy.cli.who import who
 
 if TYPE_CHECKING:
     from llama_deploy.cli.output import Printer
@@ -70,7 +71,7 @@ def _many(action: BulkAction, help_text: str, *options: Callable[..., Any]) -> C
 @_many("cancel", "Cancel tasks. One that is canceled already stays as it is.", REASON)
 def cancel(client: Client, task_id: str, *, reason: str | None) -> Awaitable[TaskView]:
     """Cancel one."""
-    return client.cancel(task_id, reason=reason)
+    return client.cancel(task_id, reason=reason, by=who())
 
 
 @_many("pause", "Hold tasks back: no step of them is handed out until they are resumed; what runs finishes.", REASON)

@@ -302,8 +302,9 @@ class StateStore(ABC):
         """At most `limit` tasks that ended before `when` and that nothing holds back, in the order of their submission.
 
         An open delivery (a notification that is still to be made) and a dead letter that was not sent again hold a
-        task back. A store stops looking once it met many tasks that were submitted after `when`: those that were
-        taken in from elsewhere go when they come to the front.
+        task back, and so does a caller that has not ended: its next attempt asks for the child's outcome. A store
+        stops looking once it met many tasks that were submitted after `when`: those that were taken in from elsewhere
+        go when they come to the front.
         """
 
     @abstractmethod

@@ -159,9 +159,19 @@ class MemoryKeeping(StateStore):
                 break
             if row.ended_at is None or row.ended_at >= when:
                 continue
+            caller = (
+                self._tasks.rows.get(row.origin.removeprefix("child:")) if row.origin.startswith("child:") else None
+            )
+            if caller is not None and caller.ended_at is None:
+                continue
             if row.task_id not in held and not self._deliveries.of_task(row.task_id):
                 found.append(row.task_id)
         return found
+
+    def _is_awaited(self, row: TaskRow) -> bool:
+        """Whether a caller goes on that may ask for what this task has come to."""
+        caller = self._tasks.rows.get(row.origin[len("child:") :]) if row.origin.startswith("child:") else None
+        return caller is not None and caller.ended_at is None
 
     async def delete_tasks(self, task_ids: Sequence[str], *, erase: bool = False) -> int:
         self._commit()

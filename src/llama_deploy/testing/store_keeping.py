@@ -329,6 +329,17 @@ class KeepingConformance(StoreSuite):
             assert await store.ended_before(AT + 5.5, limit=10) == ["t1", "t4"]
             assert await store.ended_before(AT, limit=10) == []
 
+    async def test_a_child_stays_while_its_caller_goes_on(self) -> None:
+        async with self.opened() as store:
+            await record(store, **submission("parent"))
+            child = task_row("child", origin="child:parent")
+            await record(store, **submission("child", task=child))
+            end = task_row("child", 2, state="completed", origin="child:parent")
+            await record(store, **completion("child", task=end))
+            assert await store.ended_before(AT + 100, limit=10) == []
+            await record(store, **completion("parent"))
+            assert await store.ended_before(AT + 100, limit=10) == ["parent", "child"]
+
     async def test_sessions_without_a_task(self) -> None:
         async with self.opened() as store:
             for number in range(5):

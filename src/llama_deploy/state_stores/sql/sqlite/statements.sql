@@ -221,6 +221,8 @@ AND NOT EXISTS (SELECT 1 FROM dead_letters WHERE dead_letters.task_id = tasks.ta
 AND NOT EXISTS (
     SELECT 1 FROM deliveries WHERE step_id > tasks.task_id || ':' AND step_id < tasks.task_id || ';'
     AND deliveries.task_id = tasks.task_id)
+AND NOT (origin LIKE 'child:%' AND EXISTS (
+    SELECT 1 FROM tasks AS caller WHERE caller.task_id = substr(tasks.origin, 7) AND caller.ended_at IS NULL))
 ORDER BY number;
 
 -- name: is_ended

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 from llama_deploy.testing.simulation.faults import KINDS
 from llama_deploy.testing.simulation.run import Run, run_seed
@@ -49,11 +50,7 @@ def _runs(seeds: Iterable[int], jobs: int, kinds: list[str] | None, *, keep_note
             yield run_seed(seed, keep_notes=keep_notes, kinds=kinds)
         return
     with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(_run_bare, seeds, chunksize=20)
-
-
-def _run_bare(seed: int) -> Run:
-    return run_seed(seed)
+        yield from pool.map(partial(run_seed, keep_notes=keep_notes, kinds=kinds), seeds, chunksize=20)
 
 
 class _Total:

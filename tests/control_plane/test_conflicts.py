@@ -23,7 +23,7 @@ from llama_deploy.control_plane.records import Record, encode_record
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.message_queues import Envelope
 from llama_deploy.messages import QueueMessage
-from llama_deploy.messages.frames import Answer, CancelStep, Deliver, Events, encode_op
+from llama_deploy.messages.frames import Answer, CancelStep, Deliver, Events, EventsCommitted, encode_op
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import HistoryRow, SharedWrite, StreamChunk, TaskRow, Transition
 from llama_deploy.testing import ManualClock
@@ -431,3 +431,32 @@ async def test_who_holds_a_step_is_told_of_the_end_although_the_task_was_loaded_
         assert (await instance.got(CancelStep)).step_id == step.step_id
         assert instance.port is not None
         assert not instance.port.held
+
+
+async def test_what_was_begun_before_a_crash_does_not_begin_again_under_its_number() -> None:
+    """The commit of another step is refused before the sweeper has looked at what was begun."""
+
+    class Two(BaseOrchestrator):
+        async def get_next_messages(
+            self, task_def: TaskDefinition, state: dict[str, Any]
+        ) -> tuple[list[QueueMessage], dict[str, Any]]:
+            return ([] if "sent" in state else [QueueMessage(type="echo") for _ in range(2)]), {**state, "sent": True}
+
+        async def add_result_to_state(self, result: TaskResult, state: dict[str, Any]) -> dict[str, Any]:
+            return state
+
+    async with world(orchestrator=Two(), clock=ManualClock()) as made:
+        first = FakeInstance(instance_id="first")
+        await first.connect(made.plane)
+        await submit(made.plane, None, task_id="t")
+        begun, other = await first.delivery(1), await first.delivery(2)
+        first.stream(begun, 0, ["a"])
+        await first.got(EventsCommitted)
+        await made.crash()
+        second = FakeInstance(instance_id="second")
+        await second.connect(await made.start(), held=[(other.step_id, 1)])
+        await move_on(made.plane, "t")
+        second.answer(other)
+        await second.acknowledged(other)
+        made.manual.advance(2.0)
+        assert (await second.delivery()).attempt == 2

@@ -463,12 +463,9 @@ class Recording:
                 entry.mailbox.popleft()()
             if fresh.settled_seq == fresh.row.version and not fresh.busy:  # else a commit is on its way that publishes
                 now = self._engine.clock.now()
-                waiting = [
-                    s
-                    for s in fresh.open.values()
-                    # what was said about a step will be said again: whoever says it has the step
-                    if not s.parked and not s.published and s.due_at <= now and s.step_id not in self.refusals
-                ]
+                # What was said is said again by whoever has the step; what was begun is the sweeper's next attempt.
+                free = (s for s in fresh.open.values() if s.step_id not in self.refusals and not fresh.was_begun(s))
+                waiting = [s for s in free if not s.parked and not s.published and s.due_at <= now]
                 self._engine.publish(fresh, waiting)
 
         self._engine.spawn(reload())

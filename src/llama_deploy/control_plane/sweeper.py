@@ -244,5 +244,4 @@ class Sweeper:
             return False  # it waits for its turn, and has kept what it had begun before it was parked
         if step.claimed_by is not None or step.published or step.due_at > self._engine.clock.now():
             return False
-        streamed = entry.stream is not None and entry.stream.count_of(step.step_id, step.attempt) > 0
-        return step.started == step.attempt or streamed
+        return entry.was_begun(step)

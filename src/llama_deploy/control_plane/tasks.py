@@ -300,6 +300,11 @@ class TaskEntry:
                 return value
         return None
 
+    def was_begun(self, step: OpenStep) -> bool:
+        """Whether an attempt is known to have been worked on: it must not begin a second time under its number."""
+        streamed = self.stream is not None and self.stream.count_of(step.step_id, step.attempt) > 0
+        return step.started == step.attempt or streamed
+
     def working_state(self) -> str:
         """`input_required` while a person is asked by any open step, else `working`."""
         if self.row.state != "input_required":  # whoever begins to ask says so: no need to look at a thousand steps

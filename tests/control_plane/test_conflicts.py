@@ -445,7 +445,7 @@ async def test_what_was_begun_before_a_crash_does_not_begin_again_under_its_numb
         async def add_result_to_state(self, result: TaskResult, state: dict[str, Any]) -> dict[str, Any]:
             return state
 
-    async with world(orchestrator=Two(), clock=ManualClock()) as made:
+    async with world(orchestrator=Two(), clock=ManualClock(), settings=EngineSettings(lease_s=1e9)) as made:
         first = FakeInstance(instance_id="first")
         await first.connect(made.plane)
         await submit(made.plane, None, task_id="t")
@@ -455,8 +455,19 @@ async def test_what_was_begun_before_a_crash_does_not_begin_again_under_its_numb
         await made.crash()
         second = FakeInstance(instance_id="second")
         await second.connect(await made.start(), held=[(other.step_id, 1)])
-        await move_on(made.plane, "t")
+        record, refusals = made.plane.store.record, 2
+
+        def refuse(transition: Transition) -> None:
+            nonlocal refusals
+            if refusals and transition.answered:
+                refusals -= 1
+                transition.expected_version += 100
+            record(transition)
+
+        made.plane.store.record = refuse  # type: ignore[method-assign]
         second.answer(other)
-        await second.acknowledged(other)
+        await until(lambda: made.plane.engine.statistics.conflicts == 2 and "t" in made.plane.engine.cache.tasks)
         made.manual.advance(2.0)
+        await second.acknowledged(other)
+        made.manual.advance(40.0)
         assert (await second.delivery()).attempt == 2

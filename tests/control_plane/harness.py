@@ -25,6 +25,7 @@ from llama_deploy.runtime import Clock
 from llama_deploy.services import Runner, as_service
 from llama_deploy.state_stores import MemoryStore, SQLiteStore, StateStore
 from llama_deploy.testing import ManualClock
+from llama_deploy.testing.crash import bury, cut_off
 from llama_deploy.types import (
     HistoryEntry,
     RetryPolicy,
@@ -113,37 +114,12 @@ async def world(store: StateStore | Path | None = None, **options: Any) -> Async
         await made.stop()
 
 
-class _Gone:
-    """What a crashed control plane has in the place of its store: writes vanish, reads never return."""
-
-    healthy = True
-    backlog = 0
-
-    def record(self, transition: Any) -> None:
-        """Forget it."""
-
-    def __getattr__(self, name: str) -> Any:
-        async def never(*_: Any, **__: Any) -> None:
-            await asyncio.get_running_loop().create_future()
-
-        return never
-
-
 def cut(plane: ControlPlane) -> None:
     """The instant of the crash: nothing that is not committed now will ever be."""
-    store = plane.store
+    store = cut_off(plane)
     if isinstance(store, MemoryStore):
         store._handed_over.clear()
-    gone: Any = _Gone()
-    plane.store = plane.engine.store = gone
-    plane.engine.stopping = True
-    for port in tuple(plane.gateway.ports):
-        port._is_closed = True
-        port._outgoing.clear()
-        for subscription in port._places.subscriptions.values():
-            subscription.close()
-        port.close()
-    if isinstance(store, SQLiteStore):
+    elif isinstance(store, SQLiteStore):
         store._settle = lambda *_: None  # type: ignore[method-assign]
         store._pending.clear()
     plane._crashed_store = store  # type: ignore[attr-defined]
@@ -151,18 +127,10 @@ def cut(plane: ControlPlane) -> None:
 
 async def abandon(plane: ControlPlane) -> None:
     """End a plane without any of what a clean end does."""
-    if not isinstance(plane.store, _Gone):
+    if not hasattr(plane, "_crashed_store"):
         cut(plane)
-    plane.gateway.leases.stop()
-    for timer in plane.gateway._dropped.values():
-        timer.cancel()
-    plane.clients.stop()
-    await plane.sweeper.stop()
-    await plane.retention.stop()
-    await plane.schedules.stop()
-    await plane.engine.stop()
-    await plane.queue.stop()
-    store: Any = plane._crashed_store  # type: ignore[attr-defined]
+    await bury(plane)
+    store: Any = vars(plane)["_crashed_store"]
     if isinstance(store, MemoryStore):
         store._unsettled = 0
     elif isinstance(store, SQLiteStore) and not store._closed:

@@ -92,10 +92,9 @@ def test_lock_files_agree_and_cover_what_is_asked_for() -> None:
 
 
 def test_what_the_source_imports_is_asked_for() -> None:
-    asked = {
-        canonicalize_name(Requirement(wanted).name)
-        for wanted in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [wanted for extra in project["optional-dependencies"].values() for wanted in extra]
+    asked = {canonicalize_name(Requirement(wanted).name) for wanted in [*project["dependencies"], *extras]}
     provided_by = packages_distributions()
     missing = {
         f"{path.relative_to(ROOT)} imports {name}"

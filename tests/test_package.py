@@ -54,7 +54,7 @@ def test_importing_the_package_loads_only_the_table_of_names() -> None:
 def test_importing_types_loads_pydantic_and_the_core_models_and_builds_nothing() -> None:
     loaded = loaded_by("import llama_deploy.types")
     packages = {"llama_deploy", "llama_deploy._lazy", "llama_deploy._version", "llama_deploy.errors"}
-    parts = {f"llama_deploy.types{part}" for part in ("", ".core", ".retry", ".state")}
+    parts = {f"llama_deploy.types{part}" for part in ("", ".core", ".limits", ".options", ".retry", ".state")}
     assert ours(loaded) == packages | parts
     assert not loaded & HEAVY
     unbuilt = loaded_by("import llama_deploy.types as t; assert not t.TaskDefinition.__pydantic_complete__")

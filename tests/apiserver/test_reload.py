@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import py_compile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from llama_deploy.apiserver.deployment_file import load_deployment_file
@@ -154,3 +156,17 @@ async def test_a_new_deployment_file_brings_its_folders(tmp_path: Path) -> None:
         while isinstance(change, ServicesChanged) and "ready.py" in str(change.files):
             change = await watch.next()
         assert change == ServicesChanged(("one",), (tmp_path / "elsewhere" / "more.py",))
+
+
+async def test_the_bytecode_of_a_changed_module_is_not_what_starts_next(tmp_path: Path) -> None:
+    async with watching(tmp_path) as watch:
+        module = tmp_path / "one" / "code.py"
+        cached = Path(cache_from_source(str(module)))
+        py_compile.compile(str(module), cfile=str(cached), doraise=True)  # as a process that imports it leaves it
+        watch.write("one/code.py", "run = 2\n")  # within the same second, and of the same size
+        assert isinstance(await watch.next(), ServicesChanged)
+        assert cached not in set(_files(cached.parent))
+
+
+def _files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())

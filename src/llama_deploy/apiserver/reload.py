@@ -6,9 +6,11 @@ reported and changes nothing, so that half-typed code never takes down what work
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import watchfiles
@@ -102,6 +104,8 @@ class _Judge:
 
         `starting` are services that start now anyway.
         """
+        for path in paths:
+            _forget_compiled(path)
         problems = {path: _syntax_problem(path) for path in [*paths, *self._broken - set(paths)]}
         self._broken = {path for path, problem in problems.items() if problem is not None}
         services = self.file.services
@@ -130,6 +134,17 @@ def _concerns(service: ServiceSpec, base_folder: Path, path: Path) -> bool:
     if path.suffix == ".py":
         return any(path.is_relative_to(folder.resolve()) for folder in service.watched_folders(base_folder))
     return any(path == (base_folder / env_file).resolve() for env_file in service.env_files)
+
+
+def _forget_compiled(path: Path) -> None:
+    """Remove the bytecode of a changed module.
+
+    Python knows it by the second of the change and the size of the source: two changes within one second that leave
+    the size as it was would start the code before the last one.
+    """
+    if path.suffix == ".py":
+        with contextlib.suppress(OSError, NotImplementedError):  # none there, or none kept at all
+            Path(cache_from_source(str(path))).unlink()
 
 
 def _syntax_problem(path: Path) -> str | None:

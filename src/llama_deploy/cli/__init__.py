@@ -11,6 +11,8 @@ def main() -> None:
     """The entry point of `llamactl`: run the command that `sys.argv` names, and exit with its code."""
     import sys
 
-    from llama_deploy.cli.app import run_command
+    from llama_deploy.cli.app import leave_closed_errors, run_command
 
-    sys.exit(run_command(sys.argv[1:]))
+    exit_code = run_command(sys.argv[1:])
+    leave_closed_errors()
+    sys.exit(exit_code)

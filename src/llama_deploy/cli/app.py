@@ -86,6 +86,14 @@ def run_command(args: Sequence[str]) -> int:
     return value if isinstance(value, int) else 0
 
 
+def leave_closed_errors() -> None:
+    """Where nobody reads standard error any more, what is left for it goes nowhere, and changes no exit code."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def _leave_output() -> None:
     """The interpreter flushes standard output once more when it exits; let that go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

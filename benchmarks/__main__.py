@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import report, sizing
 from benchmarks.machine import read_machine
 from benchmarks.processes import ProcessFailedError
 from benchmarks.report import Run, SystemNote
@@ -21,8 +21,9 @@ from benchmarks.scenarios.base import QUICK, Scenario, Sizes
 from benchmarks.scenarios.registry import SCENARIOS
 from benchmarks.systems.base import System
 from benchmarks.systems.earlier import Earlier
-from benchmarks.systems.ours import Ours
+from benchmarks.systems.ours import Ours, OursOnPostgres
 from benchmarks.systems.peers import PEERS
+from benchmarks.systems.placed import CARRIERS, STORES, Placed
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -37,6 +38,8 @@ class Choice:
     rounds: int
     out: Path
     quick: bool
+    page: Path | None = None
+    """A page whose measured part is written anew."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     data, page = report.write(run, choice.out)
     print(page.read_text())
+    if choice.page is not None:
+        sizing.write(run, choice.page)
+        print(f"written: {choice.page}", file=sys.stderr)
     print(f"written: {data} and {page.name}", file=sys.stderr)
     return 0 if any(sample.figures for sample in measured.samples) else 1
 
@@ -87,10 +93,24 @@ def parse(arguments: Sequence[str] | None) -> Choice:
     parser.add_argument("--rounds", type=int, default=None, help="measurements of each (default: 5, or 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="short loops: to see that it works, not to quote")
     parser.add_argument("--without-ours", action="store_true", help="measure the peers alone")
+    parser.add_argument("--postgres", metavar="URL", help="measure ours with this PostgreSQL database as well, in turn")
+    parser.add_argument("--stores", help=f"ours on each of these stores instead: {', '.join(STORES)}")
+    parser.add_argument("--carriers", help=f"… with each of these carriers: {', '.join(CARRIERS)}")
+    parser.add_argument(
+        "--control-planes", type=_numbers, default=[1], help="… and with so many control planes, by comma: 1,2"
+    )
+    parser.add_argument("--page", type=Path, help="write the table of stores and carriers into this page")
     parser.add_argument("--before", metavar="REVISION", help="measure the source of this commit as well, in turn")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
     found = parser.parse_args(arguments)
-    chosen: list[System] = [] if found.without_ours else [Ours()]
+    placed: list[System] = [
+        Placed(store, carrier, number)
+        for store in _names(parser, found.stores or ("sqlite" if found.carriers else ""), STORES)
+        for carrier in _names(parser, found.carriers or "simple", CARRIERS)
+        for number in found.control_planes
+    ]
+    chosen: list[System] = [] if found.without_ours else placed or [Ours()]
+    chosen += [OursOnPostgres(found.postgres)] if found.postgres else []
     chosen += [Earlier(found.before)] if found.before else []
     chosen += [peers[name] for name in _names(parser, found.peers, peers)]
     return Choice(
@@ -100,7 +120,12 @@ def parse(arguments: Sequence[str] | None) -> Choice:
         rounds=found.rounds or (1 if found.quick else 5),
         out=found.out,
         quick=found.quick,
+        page=found.page,
     )
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _names(parser: argparse.ArgumentParser, text: str, known: Iterable[str]) -> list[str]:

@@ -1,9 +1,10 @@
 """Writes the lock files: what exactly is installed, by version and by hash, for every platform and Python.
 
-`requirements.lock` is what the package runs on, `requirements-dev.lock` adds what working on it needs, and each
-example that needs more has a `requirements.lock` beside its `requirements.txt`. All agree on every version. They name
-no index: what they are resolved against is what pip on this machine is configured with. `make lock` runs this;
-`--upgrade` takes the newest versions that pyproject.toml allows, else what is locked stays.
+`requirements.lock` is what the package runs on, `requirements-dev.lock` adds what working on it needs. The image of
+`deploy/image` and each example that needs more have a lock beside their list. All agree on every version, for which an
+`overrides.txt` may put aside what a library says about the versions of another. They name no index: what they are
+resolved against is what pip on this machine is configured with. `make lock` runs this; `--upgrade` takes the newest
+versions that pyproject.toml allows, else what is locked stays.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def main() -> None:
     os.chdir(ROOT)
     compile_lock(["pyproject.toml"], CORE)
     compile_lock(["pyproject.toml", "--group", "dev"], DEV, constraint=CORE)
-    for wanted in sorted(Path("examples").glob("*/requirements.txt")):
+    for wanted in [*sorted(Path("deploy/image").glob("*.txt")), *sorted(Path("examples").glob("*/requirements.txt"))]:
         compile_lock([str(wanted)], wanted.with_suffix(".lock"), constraint=DEV)
 
 
@@ -33,6 +34,9 @@ def compile_lock(sources: list[str], target: Path, *, constraint: Path | None = 
     command += ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-header", "--no-emit-index-url"]
     if constraint is not None:
         command += ["--constraint", str(constraint)]
+    overrides = Path(sources[0]).with_name("overrides.txt")
+    if overrides.exists():
+        command += ["--override", str(overrides)]
     if index := pip_index():
         command += ["--default-index", index]
     print(f"==> {target}", flush=True)

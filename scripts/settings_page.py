@@ -55,6 +55,17 @@ The fields of `llama_deploy.control_plane.EngineSettings`, and the keys of `limi
             ("llama_deploy.control_plane.http.models", ("BATCH_TASKS_MAX",)),
             ("llama_deploy.messages.frames", ("OPERATION_BYTES_MAX",)),
             ("llama_deploy.control_plane.http.sockets", ("UNSENT_BYTES_MAX", "UNREAD_BYTES_MAX")),
+            (
+                "llama_deploy.control_plane.http.protocol",
+                ("HEAD_TIMEOUT_S", "HEAD_BYTES_MAX", "BODY_GRACE_S", "BODY_BYTES_PER_S_MIN"),
+            ),
+            (
+                "llama_deploy.types.access",
+                ("TOKEN_CHARACTERS_MIN", "TOKEN_CHARACTERS_MAX", "AUDIT_BYTES_MAX", "AUDIT_FILES"),
+            ),
+            ("llama_deploy.control_plane.http.access.audit", ("TEXT_CHARACTERS_MAX", "UNKNOWN_PER_SECOND_MAX")),
+            ("llama_deploy.connections.http_requests", ("REQUEST_TIMEOUT_S",)),
+            ("llama_deploy.cli.status", ("ANSWER_TIMEOUT_S",)),
         ),
     ),
     Part(
@@ -71,7 +82,7 @@ time that a person takes does not count. A service without a retry policy is ret
             ("llama_deploy.services.workflow", ("RUN_TIMEOUT_S",)),
             ("llama_deploy.services.workflow_run", ("IDLE_GRACE_S", "CANCEL_TIMEOUT_S")),
             ("llama_deploy.services.failures", ("MESSAGE_CHARS_MAX", "TRACEBACK_CHARS_MAX")),
-            ("llama_deploy.services.link", ("RECONNECT_S",)),
+            ("llama_deploy.services.line", ("RECONNECT_S",)),
             ("llama_deploy.services.webhook", ("TIMEOUT_S", "REQUESTS_MAX", "HOST_REQUESTS_MAX")),
             ("llama_deploy.control_plane.webhooks", ("RESULT_BYTES_MAX",)),
             ("llama_deploy.runtime.files", ("PART_BYTES",)),
@@ -87,8 +98,9 @@ time that a person takes does not count. A service without a retry policy is ret
 The first two are what `timeout_s` and `reconnect_timeout_s` of `Client` and `SyncClient` are where nothing is said;
 `timeout_s` is an argument of each call, too.""",
         sources=(
-            ("llama_deploy.client.async_client", ("WAIT_TIMEOUT_S", "RECONNECT_TIMEOUT_S", "PAGE_ITEMS")),
-            ("llama_deploy.client.requests", ("READ_AHEAD_BYTES_MAX",)),
+            ("llama_deploy.client.published", ("WAIT_TIMEOUT_S",)),
+            ("llama_deploy.client.async_client", ("RECONNECT_TIMEOUT_S", "PAGE_ITEMS")),
+            ("llama_deploy.connections.requests", ("READ_AHEAD_BYTES_MAX",)),
         ),
     ),
     Part(
@@ -97,7 +109,28 @@ The first two are what `timeout_s` and `reconnect_timeout_s` of `Client` and `Sy
 `SQLiteStore(path, synchronous="NORMAL")` gives up what a loss of power may take back; the default is `FULL`.""",
         sources=(
             ("llama_deploy.state_stores.sqlite", ("BATCH_TRANSITIONS_MAX", "RETRY_DELAY_S")),
+            ("llama_deploy.control_plane.leadership", ("HANDED_OVER_AT_ONCE",)),
             ("llama_deploy.control_plane.plane", ("QUEUE_DEPTH_MAX",)),
+        ),
+    ),
+    Part(
+        title="Carriers",
+        text="""\
+Fields of `CarrierSettings`, which `Deployment(message_queue={...})` takes beside the address and the credentials
+([carriers](guide/carriers.md)).""",
+        sources=(
+            (
+                "llama_deploy.message_queues.settings:CarrierSettings",
+                (
+                    *("connect_timeout_s", "request_timeout_s", "wait_s", "reconnect_s", "reconnect_s_max"),
+                    *("outgoing_max", "batch_max", "batch_bytes_max", "statistics_s"),
+                ),
+            ),
+            ("llama_deploy.message_queues.carrier", ("GIVE_BACK_S", "STOP_S", "CLOCKS_APART_S", "TRIES_MAX")),
+            ("llama_deploy.message_queues.redis", ("CLAIM_AFTER_S", "DEAD_MAX")),
+            ("llama_deploy.message_queues.nats", ("ACK_WAIT_S", "DELIVERIES_MAX")),
+            ("llama_deploy.message_queues.sqs", ("VISIBILITY_S",)),
+            ("llama_deploy.message_queues.rabbitmq", ("ACKNOWLEDGED_WITHIN_S", "UNANSWERED_MAX", "HEARTBEAT_S")),
         ),
     ),
     Part(
@@ -117,7 +150,13 @@ CLOSING = """\
 
 | variable | what it sets |
 |---|---|
-| `LLAMA_DEPLOY_CONTROL_PLANE_URL` | the control plane that `llamactl` talks to; `-s` wins over it |
+| `LLAMA_DEPLOY_CONTROL_PLANE_URL` | the control plane that `llamactl` and `Client` talk to; `-s`, or a URL that is \
+given, wins over it |
+| `LLAMA_DEPLOY_API_SERVER_URL` | the API server that `llamactl` and `client.apiserver` talk to |
+| `LLAMA_DEPLOY_TIMEOUT`, `LLAMA_DEPLOY_DISABLE_SSL` | how many seconds a `Client` waits, and \
+whether it believes any certificate; arguments win over them |
+| `CONTROL_PLANE_*` | the fields of `ControlPlaneConfig`, for [programs of the published \
+system](guide/coming-from-llama-deploy.md) |
 | `SIMPLE_ORCHESTRATOR_MAX_RETRIES`, `SIMPLE_ORCHESTRATOR_FINAL_MESSAGE_TYPE` | the fields of \
 `SimpleOrchestratorConfig`, for programs that make their orchestrator from it |
 """

@@ -49,7 +49,7 @@ pip install --no-compile --require-hashes -r requirements-dev.lock
 for lock in examples/*/requirements.lock; do
     if [ -e "$lock" ]; then
         say "installing what $lock pins"
-        pip install --no-compile --require-hashes -r "$lock"
+        pip install --no-compile --no-deps --require-hashes -r "$lock"  # a lock is complete, and its overrides stand
     fi
 done
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support import ports
 
 settings.register_profile("no clock decides", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock decides")
@@ -22,22 +23,31 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 @pytest.fixture
 def free_port() -> int:
     """A loopback TCP port on which nothing listens now. Prefer port 0 where the server tells its port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return ports.free_port()
 
 
 SLOW = (
+    "apiserver/deployments/",
     "apiserver/test_reload.py",
+    "apiserver/test_served_access.py",
     "apiserver/test_supervisor.py",
     "client/test_artifacts.py",
     "client/test_connection.py",
     "client/test_end_to_end.py",
+    "chaos/",
+    "cli/test_access.py",
+    "containers/",
+    "control_plane/http/access/",
+    "control_plane/http/published/",
     "control_plane/http/test_fuzz.py",
+    "control_plane/http/test_protocol.py",
+    "control_plane/http/test_published_contract.py",
+    "control_plane/http/test_published_core.py",
+    "control_plane/http/test_published_server.py",
     "control_plane/http/test_refusals.py",
     "control_plane/http/test_sockets.py",
     "control_plane/http/test_streams.py",
+    "control_plane/routing/",
     "control_plane/test_backpressure.py",
     "control_plane/test_catalogue_crashes.py",
     "control_plane/test_children.py",
@@ -45,20 +55,37 @@ SLOW = (
     "control_plane/test_contents.py",
     "control_plane/test_frame_fuzz.py",
     "control_plane/test_large.py",
+    "control_plane/test_leadership.py",
     "control_plane/test_limits_model.py",
+    "control_plane/test_memory.py",
+    "control_plane/test_service_memory.py",
+    "control_plane/test_postgres.py",
     "control_plane/test_recovery.py",
     "control_plane/test_repeats.py",
     "control_plane/test_schedules.py",
+    "control_plane/test_several_planes.py",
     "control_plane/test_several_policies.py",
     "control_plane/test_shared_state.py",
     "control_plane/test_stopping.py",
     "control_plane/test_streams.py",
     "control_plane/test_transfers_of_tasks.py",
     "control_plane/test_webhooks.py",
+    "deploy/",
+    "docs/test_laptop_to_cluster.py",
     "docs/test_snippets.py",
+    "message_queues/carriers/",
     "examples/",
     "orchestrators/test_properties.py",
     "processes/",
+    "services/agents/test_langgraph.py",
+    "services/agents/test_openai_agents.py",
+    "services/agents/test_provider_errors.py",
+    "services/agents/test_pydantic_ai.py",
+    "services/agents/test_tools_of_libraries.py",
+    "services/test_agent_memory.py",
+    "services/agents/test_conversations.py",
+    "services/test_nested.py",
+    "services/test_processes.py",
     "services/test_endpoint.py",
     "services/test_link.py",
     "services/test_program.py",
@@ -66,10 +93,14 @@ SLOW = (
     "state_stores/test_backups.py",
     "state_stores/test_encrypted.py",
     "state_stores/test_migration.py",
+    "state_stores/test_postgres",
+    "state_stores/test_shards.py",
+    "state_stores/test_sqlite.py",
     "test_install.py",
     "test_package.py",
     "testing/simulation/test_defects.py",
     "testing/simulation/test_many_seeds.py",
+    "testing/simulation/test_seeds.py",
 )
 """Where tests start programs, wait for real time, or go through very many cases: `make test` runs them, and
 `make test-fast` does not."""

@@ -10,8 +10,12 @@ from dataclasses import replace
 import uvloop
 
 from benchmarks import load
+from benchmarks.cost import CpuMeter
 from benchmarks.load import Figures, Load
 from llama_deploy import Client
+
+WIDER = 10
+"""So many times as wide as a fan-out is the widest map."""
 
 Measured = Callable[[Client, Load], Awaitable[Figures]]
 
@@ -40,6 +44,48 @@ async def fan_out(client: Client, wanted: Load) -> Figures:
         return len(await client.run("echo", text=str(steps)))
 
     return await load.fan_out(scatter, wanted)
+
+
+async def wide_map(client: Client, wanted: Load) -> Figures:
+    """`Map` over `steps` items; and CPU per step of ten times as many at once, against ten such tasks in a row."""
+
+    async def scatter(steps: int) -> int:
+        items = [{"text": f"step {index}"} for index in range(steps)]
+        return len(await client.run("echo", input=items, options={"orchestrator": "map"}))
+
+    figures = await load.fan_out(scatter, wanted)
+    with CpuMeter(wanted.processes) as narrow:
+        for _ in range(WIDER):
+            load.check(await scatter(wanted.steps), wanted.steps)
+    with CpuMeter(wanted.processes) as wide:
+        load.check(await scatter(WIDER * wanted.steps), WIDER * wanted.steps)
+    cpu_ms = sum(narrow.used_s().values()) * 1000 / (WIDER * wanted.steps)
+    return {**figures, "cpu_ms_per_step": cpu_ms, "cpu_growth": _growth(narrow, wide)}
+
+
+async def group_chat(client: Client, wanted: Load) -> Figures:
+    """Chats of many turns against as many turns in chats of few; the ids of one of each are known to the driver."""
+    few, many = wanted.options["few"], wanted.options["many"]
+
+    async def chat(turns: int, task_id: str | None = None) -> None:
+        task = {"task_id": task_id} if task_id is not None else {}
+        said = await client.run("remark", input="the tides", options={"orchestrator": f"chat-{turns}"}, **task)
+        load.check(said.rpartition(" ")[0].endswith("tides"), expected=True)
+
+    await chat(few, "chat-few")
+    await chat(many, "chat-many")
+    with CpuMeter(wanted.processes) as short:
+        for _ in range(wanted.repeats * many // few):
+            await chat(few)
+    began = time.perf_counter()
+    with CpuMeter(wanted.processes) as long:
+        for _ in range(wanted.repeats):
+            await chat(many)
+    return {"turns_per_s": wanted.repeats * many / (time.perf_counter() - began), "cpu_growth": _growth(short, long)}
+
+
+def _growth(small: CpuMeter, large: CpuMeter) -> float:
+    return sum(large.used_s().values()) / sum(small.used_s().values())
 
 
 async def streams(client: Client, wanted: Load) -> Figures:
@@ -111,5 +157,5 @@ async def in_flight(client: Client, wanted: Load) -> Figures:
 
 
 if __name__ == "__main__":
-    measured = (echo, two_hop, fan_out, streams, many, session, held, in_flight)
+    measured = (echo, two_hop, fan_out, wide_map, group_chat, streams, many, session, held, in_flight)
     load.main({job.__name__: connected(job) for job in measured}, runner=uvloop.run)

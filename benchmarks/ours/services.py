@@ -7,8 +7,11 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 from llama_deploy import ServiceContext, service
+
+REMARK = "it has been said before and will be said again that this is so " * 3
 
 
 @service(concurrency=64)
@@ -21,6 +24,12 @@ async def echo(text: str) -> str:
 async def exclaim(text: str) -> str:
     """The text with a mark at its end."""
     return text + "!"
+
+
+@service(concurrency=64)
+async def remark(topic: str, turns: list[Any], first: int) -> str:
+    """What somebody says in a chat: some two hundred characters and the number of the turn."""
+    return f"{REMARK} of {topic} {first + len(turns)}"
 
 
 @service
@@ -50,7 +59,7 @@ async def hold(marker: str, context: ServiceContext) -> str:
     return "never"
 
 
-ALL = (echo, exclaim, ticker, nap, hold)
+ALL = (echo, exclaim, remark, ticker, nap, hold)
 
 if __name__ == "__main__":
     import uvloop

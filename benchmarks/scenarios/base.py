@@ -27,9 +27,13 @@ class Sizes:
     repeats: int = 5
     """Repetitions inside one round, of what is short."""
     idle_s: float = 10.0
-    finished_tasks: int = 100_000
-    """Finished tasks in the store before the cost of one more is measured again."""
+    finished_tasks: int = 1_000_000
+    """Finished tasks in the store where the cost of one more is measured against the empty store."""
+    worked_tasks: int = 100_000
+    """Tasks that one control plane works off before its memory is measured."""
     session_tasks: int = 10_000
+    weighed_tasks: int = 10_000
+    """Tasks whose traces in the store are weighed."""
     stream_events: int = 10_000
     live_events: int = 400
 
@@ -39,7 +43,9 @@ QUICK = Sizes(
     repeats=2,
     idle_s=3.0,
     finished_tasks=3_000,
+    worked_tasks=1_000,
     session_tasks=1_000,
+    weighed_tasks=1_000,
     stream_events=2_000,
     live_events=100,
 )

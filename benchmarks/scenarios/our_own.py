@@ -28,22 +28,37 @@ def streams(system: System, sizes: Sizes, folder: Path) -> Figures:
 
 
 def growth(system: System, sizes: Sizes, folder: Path) -> Figures:
-    """The cost of a task, the memory and the file with an empty store and with many finished tasks in it."""
-    with _ours(system).running("echo", folder) as running:
-        control_plane = _control_plane_pid(running)
-        sample = {"count": max(1000, sizes.finished_tasks // 20), "width": sizes.width}
-        running.client("many", {"count": 200, "width": sizes.width})
-        idle_mb = resident_mb(control_plane)
-        empty = running.client("many", {**sample, "processes": running.processes()})
-        running.client("many", {"count": sizes.finished_tasks, "width": sizes.width})
-        full = running.client("many", {**sample, "processes": running.processes()})
-        return {
-            "cpu_growth": full["cpu_ms_per_task"] / empty["cpu_ms_per_task"],
-            "time_growth": empty["tasks_per_s"] / full["tasks_per_s"],
-            "memory_idle_mb": idle_mb,
-            "memory_after_mb": resident_mb(control_plane),
-            "store_bytes_per_task": running.store.stat().st_size / (sizes.finished_tasks + 2 * sample["count"]),
-        }
+    """The cost of a task with an empty store and with many finished tasks in it, in turn; memory after many tasks."""
+    empty, full = folder / "empty", folder / "full"
+    for place in (empty, full):
+        place.mkdir()
+    sample = {"count": max(1000, sizes.finished_tasks // 200), "width": sizes.width}
+    cpu: list[float] = []
+    rates: list[float] = []
+    with _ours(system).running("echo", empty) as small, _ours(system).running("echo", full) as large:
+        large.client("many", {"count": 200, "width": sizes.width})
+        idle_mb = resident_mb(_control_plane_pid(large))
+        large.client("many", {"count": sizes.worked_tasks, "width": sizes.width})
+        after_mb = resident_mb(_control_plane_pid(large))
+        large.stop()
+        store_bytes = large.store_bytes()
+        fill = [sys.executable, "-m", "benchmarks.ours.fill", large.store_name, str(sizes.finished_tasks)]
+        subprocess.run(fill, env=environment({}), check=True)
+        large.start_control_plane()
+        large.start_service()
+        for running in (small, large):
+            running.client("many", {"count": 1000, "width": sizes.width})
+        for _ in range(sizes.repeats):
+            light, heavy = (one.client("many", {**sample, "processes": one.processes()}) for one in (small, large))
+            cpu.append(heavy["cpu_ms_per_task"] / light["cpu_ms_per_task"])
+            rates.append(light["tasks_per_s"] / heavy["tasks_per_s"])
+    return {
+        "cpu_growth": statistics.median(cpu),
+        "time_growth": statistics.median(rates),
+        "memory_idle_mb": idle_mb,
+        "memory_after_mb": after_mb,
+        "store_bytes_per_task": store_bytes / (sizes.worked_tasks + 200),
+    }
 
 
 def session(system: System, sizes: Sizes, folder: Path) -> Figures:

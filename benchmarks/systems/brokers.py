@@ -76,5 +76,10 @@ def _nats_arguments(port: int, folder: Path) -> list[str]:
     return ["-a", "127.0.0.1", "-p", str(port)]
 
 
+def _jetstream_arguments(port: int, folder: Path) -> list[str]:
+    return [*_nats_arguments(port, folder), "-js", "-sd", str(folder / "jetstream")]
+
+
 REDIS = BrokerKind("Redis", "redis-server", "redis", 6379, _redis_arguments)
 NATS = BrokerKind("NATS", "nats-server", "nats", 4222, _nats_arguments, environment="faststream")
+NATS_JETSTREAM = BrokerKind("NATS JetStream", "nats-server", "nats", 4222, _jetstream_arguments, "faststream")

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from benchmarks.processes import REPOSITORY, Process, run_client, wait_until
@@ -30,11 +31,16 @@ class Ours(System):
     title = "llama_deploy"
     note = "SQLite WAL `synchronous=FULL`, every hop recorded; control plane, services and client are three processes"
     scenarios = frozenset(
-        {"echo", "two_hop", "fan_out", "idle", "streams", "start_up", "growth", "session", "recovery"}
+        {
+            *("echo", "two_hop", "fan_out", "wide_map", "group_chat"),
+            *("idle", "streams", "start_up", "growth", "session", "recovery"),
+        }
     )
 
     environment: Mapping[str, str] = {}
     """Environment variables of its processes, beyond those of every benchmark."""
+    store_url: str | None = None
+    """The database that is the store; a file of its own where there is none."""
 
     def missing(self) -> str | None:
         if not LLAMACTL.exists():
@@ -55,12 +61,31 @@ class Ours(System):
     @contextmanager
     def running(self, scenario: str, folder: Path) -> Iterator[RunningOurs]:
         running = RunningOurs(deployment_file(scenario), folder, self.environment)
+        if self.store_url is not None:
+            running.store_name = f"{self.store_url}?schema=benchmark_{token_hex(4)}"
         try:
             running.start_control_plane()
             running.start_service()
             yield running
         finally:
             running.stop()
+
+
+class OursOnPostgres(Ours):
+    """The same system with PostgreSQL as its store; each measurement has a schema of its own, which stays."""
+
+    name = "ours-postgresql"
+    title = "llama_deploy on PostgreSQL"
+    note = "as `ours`, with PostgreSQL on this machine as the store"
+    scenarios = frozenset({"echo", "two_hop", "fan_out", "wide_map", "idle", "streams", "session"})
+
+    def __init__(self, url: str) -> None:
+        self.store_url = url
+
+    def missing(self) -> str | None:
+        if importlib.util.find_spec("asyncpg") is None:
+            return "the extra `postgres` is not installed"
+        return super().missing()
 
 
 def deployment_file(scenario: str) -> Path:
@@ -76,34 +101,45 @@ class RunningOurs(Running):
         self.folder = folder
         self.environment = environment or {}
         self.store = folder / "store.sqlite"
+        self.store_name = str(self.store)
+        self.message_queue: str | None = None
         self.control_plane: Process | None = None
         self.services: list[Process] = []
         self.url = ""
         self._file = file
-        self._ready_file = folder / "ready.json"
 
     def start_control_plane(self) -> None:
         """Starts it, on the same port and store each time; returns when it is ready."""
-        self._ready_file.unlink(missing_ok=True)  # a killed one has left it
-        port = self.url.rpartition(":")[2] or "0"
-        where = ["--port", port, "--store", str(self.store), "--ready-file", str(self._ready_file)]
+        self.control_plane, self.url = self.start_serving("control-plane", port=self.url.rpartition(":")[2] or "0")
+
+    def start_serving(self, name: str, *options: str, port: str = "0") -> tuple[Process, str]:
+        """Starts a control plane; returns its process and its URL when it is ready."""
+        ready_file = self.folder / f"{name}.ready.json"
+        ready_file.unlink(missing_ok=True)  # a killed one has left it
+        where = ["--port", port, "--store", self.store_name, "--ready-file", str(ready_file), *options]
+        where += ["--message-queue", self.message_queue] if self.message_queue else []
         argv = [str(LLAMACTL), "serve", str(self._file), "--only", "control-plane", *where]
-        process = self.control_plane = Process(argv, self.folder / "control-plane.log", env=self.environment)
-        wait_until(lambda: process.check() and self._ready_file.exists(), "the control plane is ready")
-        self.url = json.loads(self._ready_file.read_text())["url"]
+        process = Process(argv, self.folder / f"{name}.log", env=self.environment)
+        wait_until(lambda: process.check() and ready_file.exists(), "the control plane is ready")
+        return process, json.loads(ready_file.read_text())["url"]
 
     def start_service(self) -> Process:
         """Starts one more process with all services; it registers by itself."""
-        argv = [sys.executable, "-m", "benchmarks.ours.services", self.url]
+        argv = [sys.executable, "-m", "benchmarks.ours.services", self.url.partition(",")[0]]
         process = Process(argv, self.folder / f"service-{len(self.services)}.log", env=self.environment)
         self.services.append(process)
         return process
 
     def stop(self) -> None:
-        """Ends every process that was started here, the services first."""
+        """Ends every process that was started here, the services first; they may be started again."""
         for process in [*self.services, self.control_plane]:
             if process is not None:
                 process.stop()
+        self.services = []
+
+    def store_bytes(self) -> float:
+        """What the store takes, of what it keeps, in bytes."""
+        return float(self.store.stat().st_size)
 
     def processes(self) -> dict[str, list[int]]:
         assert self.control_plane is not None, "asked before it was started"

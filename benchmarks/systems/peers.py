@@ -17,6 +17,7 @@ from benchmarks import environments
 from benchmarks.processes import Process, free_port, run_client
 from benchmarks.systems.base import Running, System
 from benchmarks.systems.brokers import NATS, REDIS, BrokerKind
+from benchmarks.systems.placed import STORES, Place
 
 COMPARED = frozenset({"echo", "two_hop", "fan_out"})
 EVERYWHERE = COMPARED | {"idle", "memory"}
@@ -30,7 +31,7 @@ class Peer(System):
     title: str
     commands: Mapping[str, tuple[str, ...]]
     """Arguments after its own interpreter, by role, in the order of starting."""
-    broker: BrokerKind | None
+    broker: BrokerKind | Place | None
     note: str
     scenarios: frozenset[str] = EVERYWHERE
     listens_on: Mapping[str, str] = field(default_factory=dict)
@@ -124,6 +125,13 @@ PEERS: tuple[Peer, ...] = (
         commands={"service": ("-m", "saq", "benchmarks.peers.saq.app.settings", "--quiet")},
         broker=REDIS,
         note="1 worker process, concurrency 100, results polled every 10 ms, the client does the second hop",
+    ),
+    Peer(
+        name="dbos",
+        title="DBOS, PostgreSQL",
+        commands={"service": ("-m", "benchmarks.peers.dbos.app")},
+        broker=STORES["postgresql"],
+        note="a workflow a task, 1 worker process, concurrency 100, queue and results polled every 10 ms",
     ),
     Peer(
         name="faststream",

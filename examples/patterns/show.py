@@ -1,6 +1,7 @@
 """What every pattern here shares: run one task, draw the orchestrator, print what was told on the way and the timeline.
 
-`python examples/patterns/NAME.py` runs it; with `--svg FILE` the picture is written there.
+`python examples/patterns/NAME.py` runs it; `--svg FILE` writes the picture of the orchestrator, `--pictures FOLDER` the
+graph with where the task went on it, and the timeline.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from llama_deploy import Deployment
 from llama_deploy.cli.timeline import Timeline
 from llama_deploy.cli.timeline_picture import drawn
+from llama_deploy.cli.timeline_svg import timeline_svg
 from llama_deploy.client import Client
 from llama_deploy.orchestrators import Orchestrator
 
@@ -50,6 +52,16 @@ async def _show(
         result = await client.wait(task_id)
         print(f"{result.status}: {_short(result.output if result.status == 'completed' else result.result)}\n")
         print("\n".join(drawn(timeline, width=100)))
+        if "--pictures" in sys.argv[1:]:
+            _keep((await client.graph(task_id)).svg(), timeline_svg(timeline))
+
+
+def _keep(graph: str, timeline: str) -> None:
+    """Write both pictures, named after the program."""
+    folder, name = Path(sys.argv[sys.argv.index("--pictures") + 1]), Path(sys.argv[0]).stem
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}-graph.svg").write_text(graph, encoding="utf-8")
+    (folder / f"{name}-timeline.svg").write_text(timeline, encoding="utf-8")
 
 
 async def _answer(client: Client, task_id: str, person: Callable[[dict[str, Any]], Any]) -> None:

@@ -6,12 +6,11 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from tests.support import DEADLINE_S
 
 from llama_deploy.apiserver import Deployment
 from llama_deploy.errors import ServiceStartError, SettingError, StoreLockedError
 from llama_deploy.services import ServiceContext, service
-
-DEADLINE_S = 10.0
 
 
 @service

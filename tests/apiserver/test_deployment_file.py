@@ -128,9 +128,42 @@ services:
         "7:3: `host`",
         "14:5: `host`",
         "15:5: `port`",
-        "16:5: `python-dependencies`",
         "17:5: `ui`",
     ]
+
+
+def test_published_keys_of_the_control_plane_mean_what_has_another_place_now(tmp_path: Path) -> None:
+    text = """\
+name: old
+control-plane:
+  state-store-uri: data/old.db
+  cors-origins: ["https://Desk.example"]
+  use-tls: true
+access:
+  cors-origins: ["https://other.example"]
+services:
+  echo: {import-path: "a:echo"}
+"""
+    file = load(tmp_path, text)
+    assert file.store == "data/old.db"
+    assert file.access.cors_origins == ("https://other.example", "https://desk.example")
+    assert ["use-tls" in notice for notice in file.notices] == [True]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("  state-store-uri: redis://localhost", "`redis://localhost` is no store"),
+        ("  state-store-uri: a.db\nstore: b.db", "say it once"),
+        ("  cors-origins: ['*']", "an origin"),
+    ],
+)
+def test_what_a_published_key_cannot_mean_is_refused_at_its_place(tmp_path: Path, line: str, said: str) -> None:
+    text = f"name: old\ncontrol-plane:\n{line}\nservices:\n  echo: {{import-path: 'a:echo'}}\n"
+    with pytest.raises(DeploymentFileError) as refused:
+        load(tmp_path, text)
+    assert said in refused.value.why
+    assert ":3:" in refused.value.why
 
 
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
@@ -194,11 +227,13 @@ def test_what_is_no_yaml_is_refused_with_its_place(tmp_path: Path, text: str | b
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("message-queue: {type: redis, url: 'redis://localhost'}", "`redis` is not supported yet"),
+        ("message-queue: {type: solace}", "`solace` is not supported yet"),
+        ("message-queue: {namespace: a}", "`message-queue` needs a `type` or a `url`"),
+        ("message-queue: somewhere", "a URL (`redis://host:port`)"),
+        ("message-queue: {type: redis, password: {env: A, file: b}}", "a reference has one of `env` and `file`"),
         ("message-queue: {type: rabbit}", "(did you mean `rabbitmq`?)"),
-        ("control-plane: {use_tls: true}", "`use_tls` is not supported yet"),
-        ("control-plane: {cors-origins: ['*']}", "`cors-origins` is not supported yet"),
-        ("control-plane: {state_store_uri: 'x://'}", "`state_store_uri` is not supported yet"),
+        ("control-plane: {cors-origins: ['*']}", "an origin (`https://desk.example.com`)"),
+        ("control-plane: {state_store_uri: 'x://'}", "`x://` is no store"),
         ("control-plane: {port: '8000'}", "expected a whole number from 0 to 65535, found text `8000`"),
         ("control-plane: {port: true}", "found the boolean `true`"),
         ("orchestrator: {name: simple, import-path: 'a:b'}", "a `name` or an `import-path`, not both"),
@@ -220,7 +255,14 @@ def test_a_value_that_cannot_be_used_is_refused(tmp_path: Path, line: str, expec
 @pytest.mark.parametrize(
     ("service", "expected"),
     [
-        ("import-path: 'a:b', source: {type: git, name: 'https://x'}", "`git` is not supported yet"),
+        ("import-path: 'a:b', source: {type: git, name: 'https://x'}", "is no address of a repository"),
+        ("import-path: 'a:b', source: {type: docker, name: x}", "say which one of `x` is meant"),
+        ("import-path: 'a:b', source: {type: docker, name: 'x:1 --privileged'}", "expected an image"),
+        ("import-path: 'a:b', source: {type: docker}", "needs the key `name`"),
+        ("import-path: 'a:b', source: {type: docker, name: 'x:1', branch: y}", "`branch` belongs to the type `git`"),
+        ("import-path: 'a:b', source: {type: package}", "needs the key `name`"),
+        ("import-path: 'a:b', source: {type: local, name: ., branch: x}", "`branch` belongs to the type `git`"),
+        ("import-path: 'a:b', env: {A: {env: B, file: c}}", "a reference has one of `env` and `file`"),
         ("import-path: 'a:b', source: {name: .}", "`source` needs the key `type`"),
         ("import-path: 'a:b', source: {type: local, name: gone}", "there is no folder `gone`"),
         ("import-path: 'a:b', source: {type: local, name: ., location: .}", "say the same"),
@@ -288,8 +330,8 @@ def test_the_schema_names_the_keys_that_can_be_used() -> None:
     assert schema["additionalProperties"] is False
     assert service["properties"]["import-path"]["description"]
     assert service["properties"]["port"]["deprecated"] is True
-    assert "use-tls" not in schema["properties"]["control-plane"]["properties"]
-    assert schema["properties"]["message-queue"]["properties"]["type"]["enum"] == ["simple"]
+    assert schema["properties"]["control-plane"]["properties"]["use-tls"]["deprecated"] is True
+    assert schema["properties"]["message-queue"]["anyOf"][1]["properties"]["type"]["enum"][:2] == ["simple", "redis"]
 
 
 def test_webhooks_are_read_and_their_references_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +426,7 @@ def test_limits_that_cannot_be_are_told_with_their_place(tmp_path: Path) -> None
     assert problems(tmp_path, text) == [
         "6:20: expected a whole number from 1 to 1000000, found the number `0`",
         "7:7: unknown key `per-key` in `limits`",
-        "8:13: `rate` needs the key `count`: How many attempts may begin.",
+        "8:13: `rate` needs the key `count`: How many may begin.",
         "8:23: expected a number above 0, found the number `0`",
     ]
 
@@ -396,3 +438,14 @@ def test_keys_to_redact_are_patterns(tmp_path: Path) -> None:
     path.write_text("name: demo\nservices:\n  a: {import-path: 'm:a'}\nredact: ['*a*b*c*']\n")
     with pytest.raises(DeploymentFileError, match="cannot be a pattern"):
         load_deployment_file(path)
+
+
+def test_a_control_plane_that_shares_its_store_says_so_and_needs_a_database(tmp_path: Path) -> None:
+    services = "services: {echo: {path: a:b}}\n"
+    text = "name: a\nstore: postgresql://db/a\ncontrol-plane: {shared: true, public-url: 'http://here:1'}\n" + services
+    spec = load(tmp_path, text).control_plane
+    assert (spec.shared, spec.public_url) == (True, "http://here:1")
+    with pytest.raises(DeploymentFileError, match="a PostgreSQL store only"):
+        load(tmp_path, "name: a\nstore: data.db\ncontrol-plane: {shared: true}\n" + services)
+    with pytest.raises(DeploymentFileError, match="expected a URL"):
+        load(tmp_path, "name: a\ncontrol-plane: {public-url: here}\n" + services)

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.support import DEADLINE_S
 
 from llama_deploy import Client, Deployment, service
 from llama_deploy.control_plane import EngineSettings
@@ -31,7 +32,7 @@ def deployment(folder: Path, **settings: Any) -> Deployment:
 
 async def over_http(url: str, text: str, key: str) -> tuple[int, str]:
     body = {"service": "shout", "input": {"text": text}}
-    async with httpx2.AsyncClient(base_url=url) as http:
+    async with httpx2.AsyncClient(base_url=url, timeout=DEADLINE_S) as http:
         answer = await http.post("/v1/tasks", json=body, headers={"Idempotency-Key": key})
         return answer.status_code, answer.json().get("task_id") or answer.json()["code"]
 
@@ -82,7 +83,7 @@ async def test_a_restart_and_leaving_memory_change_nothing(tmp_path: Path) -> No
 async def test_a_client_cannot_say_what_its_task_came_from(tmp_path: Path) -> None:
     origin = {"kind": "child", "task_id": "another"}
     async with deployment(tmp_path) as running:
-        async with httpx2.AsyncClient(base_url=running.url) as http:
+        async with httpx2.AsyncClient(base_url=running.url, timeout=DEADLINE_S) as http:
             body = {"service": "shout", "input": {"text": "a"}, "options": {"origin": origin}}
             answer = await http.post("/v1/tasks", json=body)
             assert (answer.status_code, answer.json()["code"]) == (400, "LD201")

@@ -12,10 +12,11 @@ import pytest
 
 from llama_deploy.apiserver import DeploymentFile, json_schema, load_deployment_file
 from llama_deploy.apiserver.limits import MAY_BE_ZERO, MOST
-from llama_deploy.apiserver.serving import ServingOptions, _control_plane, _of_control_plane
+from llama_deploy.apiserver.serving import ServingOptions, _control_plane, control_plane_settings
 from llama_deploy.control_plane import EngineSettings
 from llama_deploy.errors import DeploymentFileError
 from llama_deploy.messages.frames import OPERATION_BYTES_MAX
+from llama_deploy.runtime.line_log import LineLog
 
 FILE = "name: demo\nservices:\n  shout: {import-path: 'services:shout'}\n"
 NAMES = [field.name for field in fields(EngineSettings)]
@@ -96,9 +97,9 @@ def test_the_schema_explains_every_setting() -> None:
 async def test_the_control_plane_gets_them_and_takes_notice_of_no_change_while_it_runs(tmp_path: Path) -> None:
     options = ServingOptions(store=":memory:", port=0)
     before, after = load(tmp_path, " {attempts-max: 3}"), load(tmp_path, " {attempts-max: 4}")
-    async with _control_plane(before, options) as plane:
+    async with _control_plane(before, options, print, log=LineLog()) as plane:
         assert plane.control_plane.engine.settings.attempts_max == 3
-    assert _of_control_plane(before) != _of_control_plane(after)
+    assert control_plane_settings(before) != control_plane_settings(after)
 
 
 def test_reading_a_file_imports_no_control_plane(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 from importlib.util import cache_from_source
 from pathlib import Path
 
+from tests.support import DEADLINE_S
+
 from llama_deploy.apiserver.deployment_file import load_deployment_file
 from llama_deploy.apiserver.reload import Change, FileChanged, Refused, ServicesChanged, changes
 
-DEADLINE_S = 20.0
 FILE = """\
 name: demo
 services:

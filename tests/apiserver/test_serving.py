@@ -8,12 +8,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.support.waiting import eventually
+from tests.support import PROCESS_S, eventually
+from tests.support.postgres import database_url
 
 from llama_deploy.client import Client
 from llama_deploy.errors import LimitExceededError
@@ -21,7 +22,6 @@ from llama_deploy.types import TaskState
 
 pytestmark = pytest.mark.slow
 
-DEADLINE_S = 60.0
 
 FILE = """\
 name: demo
@@ -39,6 +39,7 @@ from llama_deploy import service
 
 @service
 async def shout(text: str) -> str:
+    print("shouting", text, flush=True)
     return text.upper() + os.environ["MARK"]
 
 @service
@@ -91,7 +92,7 @@ class Llamactl:
             return matching[times - 1] if len(matching) >= times else None
 
         try:
-            line = await eventually(found, DEADLINE_S, changed=self.changed)
+            line = await eventually(found, PROCESS_S, changed=self.changed)
         except AssertionError as error:
             raise AssertionError("\n".join([f"it never said {words!r}; it said:", *self.said])) from error
         assert line is not None
@@ -105,7 +106,7 @@ class Llamactl:
     async def ends(self, number: signal.Signals | None = None) -> int:
         if number is not None:
             self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), DEADLINE_S)
+        return await asyncio.wait_for(self.process.wait(), PROCESS_S)
 
 
 @asynccontextmanager
@@ -129,7 +130,7 @@ async def llamactl(*args: str, folder: Path) -> AsyncIterator[Llamactl]:
         if process.returncode is None:
             process.kill()
         await process.wait()
-        await asyncio.wait_for(listening, DEADLINE_S)  # the pipe closes with the last process that holds it
+        await asyncio.wait_for(listening, PROCESS_S)  # the pipe closes with the last process that holds it
 
 
 async def entered(folder: Path, name: str, *, besides: frozenset[int] = frozenset()) -> int:
@@ -139,7 +140,7 @@ async def entered(folder: Path, name: str, *, besides: frozenset[int] = frozense
         pids = {int(path.suffix[1:]) for path in folder.glob(f"{name}.entered.*")} - besides
         return pids.pop() if pids else None
 
-    pid = await eventually(look, DEADLINE_S)
+    pid = await eventually(look, PROCESS_S)
     assert pid is not None
     return pid
 
@@ -166,6 +167,82 @@ async def test_serve_runs_every_service_in_its_own_process_and_stops_cleanly(fol
         assert (folder / ".llama_deploy" / "demo.db").exists()
 
 
+async def test_what_the_processes_print_is_told_to_whoever_asks_the_control_plane(folder: Path) -> None:
+    async with llamactl("serve", folder=folder) as serving:
+        url = await serving.url()
+        await serving.says("ready. Try: llamactl")
+        async with Client(url) as client:
+            following = client.logs(last=5_000, follow=True)
+            await client.run("shout", text="hello")
+            said = []
+            async for line in following:
+                said.append(line)
+                if "shouting hello" in line:
+                    break
+            await following.aclose()  # type: ignore[attr-defined]
+            assert any("control plane at" in line for line in said)  # its own words, too
+            last = [line async for line in client.logs(last=1)]
+            assert len(last) == 1
+        command = (sys.executable, "-m", "llama_deploy.cli", "-s", url, "logs", "-o", "json")
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+        assert any("shouting hello" in item["line"] for item in json.loads(out)["items"])
+        assert await serving.ends(signal.SIGTERM) == 0
+
+
+async def test_what_is_served_under_a_release_is_what_tasks_begin_with(folder: Path) -> None:
+    async with llamactl("serve", "--release", "7", folder=folder) as serving:
+        await serving.says("ready. Try: llamactl")
+        async with Client(await serving.url()) as client:
+
+            async def current() -> bool:
+                return (await client.list_releases()).current == "7"
+
+            await eventually(current)
+            task_id = await client.submit("shout", text="a")
+            assert (await client.wait(task_id)).output == "A!"
+            assert [entry.release async for entry in client.history(task_id)][:1] == ["7"]
+            instances = (await client.get_service("shout")).instances
+            assert {one.release for one in instances} == {"7"}
+        assert await serving.ends(signal.SIGTERM) == 0
+
+
+SHARED = """\
+name: shared
+store: {store}
+control-plane: {{port: 0, shared: true}}
+schedules: {{hourly: {{cron: "0 * * * *", service: shout, input: {{text: x}}}}}}
+services:
+  shout: {{import-path: "services:shout", env: {{MARK: "!"}}}}
+"""
+
+
+@pytest.fixture
+def folder_of_two(folder: Path) -> Iterator[Path]:
+    """A folder with a deployment whose store is a database."""
+    with database_url() as store:
+        (folder / "deployment.yml").write_text(SHARED.format(store=store))
+        yield folder
+
+
+async def test_served_twice_on_one_store_either_answers_for_both(folder_of_two: Path) -> None:
+    async with llamactl("serve", "--only", "control-plane", folder=folder_of_two) as first:
+        urls = [await first.url()]
+        await first.says("schedule hourly: next at")
+        async with llamactl("serve", folder=folder_of_two) as second:
+            urls.append(await second.url())
+            await second.says("ready. Try: llamactl")
+            for url in urls:
+                async with Client(url) as client:
+                    for text in ("a", "b", "c", "d"):
+                        assert await client.run("shout", text=text, wait_for_service=True) == f"{text.upper()}!"
+                    assert [schedule.name for schedule in await client.list_schedules()] == ["hourly"]
+            assert await first.ends(signal.SIGTERM) == 0
+            async with Client(urls[1]) as client:
+                assert await client.run("shout", text="alone") == "ALONE!"
+            assert await second.ends(signal.SIGTERM) == 0
+
+
 @pytest.mark.parametrize("command", ["serve", "dev"])
 async def test_the_ready_file_is_there_while_everything_is_ready(folder: Path, command: str) -> None:
     path = folder / "ready.json"
@@ -180,7 +257,7 @@ async def test_the_ready_file_is_there_while_everything_is_ready(folder: Path, c
             task_id = await client.submit("gate", name="a")
             await entered(folder, "a")
             serving.process.send_signal(signal.SIGTERM)
-            assert await eventually(lambda: not path.exists(), DEADLINE_S)
+            assert await eventually(lambda: not path.exists(), PROCESS_S)
             assert serving.process.returncode is None, "it waits for the step, and is not ready any more"
             (folder / "a.open").touch()
             await client.result(task_id)
@@ -191,11 +268,11 @@ async def test_each_part_has_a_ready_file_of_its_own(folder: Path) -> None:
     whole, part = folder / "plane.json", folder / "shout.json"
     only = ("serve", "--only", "control-plane", "--store", ":memory:", "--ready-file", str(whole))
     async with llamactl(*only, folder=folder) as plane:
-        assert await eventually(whole.exists, DEADLINE_S)
+        assert await eventually(whole.exists, PROCESS_S)
         url = json.loads(whole.read_text())["url"]
         at = ("--control-plane", url, "--ready-file", str(part))
         async with llamactl("serve", "--only", "shout", *at, folder=folder) as shout:
-            assert await eventually(part.exists, DEADLINE_S)
+            assert await eventually(part.exists, PROCESS_S)
             assert json.loads(part.read_text()) == {"url": url, "pid": shout.process.pid, "service": "shout"}
             async with Client(url) as client:
                 assert await client.run("shout", text="a") == "A!"
@@ -218,11 +295,11 @@ async def test_it_works_and_stops_when_nobody_reads_what_it_says(folder: Path, c
     os.close(writing)
     os.close(reading)
     try:
-        assert await eventually(path.exists, DEADLINE_S)
+        assert await eventually(path.exists, PROCESS_S)
         async with Client(json.loads(path.read_text())["url"]) as client:
             assert await client.run("shout", text="a") == "A!"
         process.terminate()
-        assert await asyncio.wait_for(process.wait(), DEADLINE_S) == 0
+        assert await asyncio.wait_for(process.wait(), PROCESS_S) == 0
     finally:
         if process.returncode is None:
             process.kill()
@@ -248,7 +325,7 @@ async def test_kill_9_leaves_no_process_and_the_next_start_carries_on(folder: Pa
             task_id = await client.submit("gate", name="a")
         first = await entered(folder, "a")
         await serving.ends(signal.SIGKILL)
-        await eventually(lambda: gone(first), DEADLINE_S)
+        await eventually(lambda: gone(first), PROCESS_S)
     (folder / "a.open").touch()
     async with llamactl("serve", folder=folder) as serving, Client(await serving.url()) as client:
         assert await client.result(task_id) != first
@@ -332,7 +409,7 @@ async def test_replicas_are_processes_of_one_service(folder: Path) -> None:
             tasks = [await client.submit("gate", name=name) for name in ("a", "b")]
             (folder / "a.open").touch()
             (folder / "b.open").touch()
-            view = await eventually(lambda: _with_instances(client, "gate", 2), DEADLINE_S)
+            view = await eventually(lambda: _with_instances(client, "gate", 2), PROCESS_S)
             assert view
             for task in tasks:
                 assert (await client.wait(task)).status == "completed"

@@ -9,16 +9,16 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.waiting import eventually
+from tests.support import DEADLINE_S, eventually
 
 from llama_deploy.apiserver.child import LINE_BYTES_MAX
 from llama_deploy.apiserver.supervisor import ChildSpec, ChildState, ChildStatus, RestartPolicy, Supervisor
 from llama_deploy.runtime.lifeline import SUPERVISOR_PID
 
-DEADLINE_S = 20.0
 QUICK = RestartPolicy(initial_s=0.01, cap_s=0.02, restarts_max=3)
 FOREVER = "import signal; print('up', flush=True); signal.pause()"
 STUBBORN = (
@@ -79,6 +79,9 @@ class House:
     def status(self, name: str = "a") -> ChildStatus:
         return next(status for status in self.supervisor.statuses if status.name == name)
 
+    def status_of_end(self, name: str) -> str:
+        return next(event.ended for event in reversed(self.events) if event.name == name)
+
     def pid(self, name: str = "a") -> int:
         pid = self.status(name).pid
         assert pid is not None
@@ -87,7 +90,7 @@ class House:
 
 @asynccontextmanager
 async def supervising(
-    *specs: ChildSpec, policy: RestartPolicy = QUICK, stop_timeout_s: float = 15.0
+    *specs: ChildSpec, policy: RestartPolicy = QUICK, stop_timeout_s: float = DEADLINE_S
 ) -> AsyncIterator[House]:
     house = House(
         lambda event, line: Supervisor(specs, on_event=event, write=line, policy=policy, stop_timeout_s=stop_timeout_s)
@@ -230,7 +233,7 @@ async def test_what_a_child_leaves_behind_is_killed(tmp_path: Path) -> None:
     async with supervising(spec(program, tmp_path)) as house:
         await house.supervisor.wait()
         left = int(next(line for line in house.lines if "up" not in line).split()[1])
-        await eventually(lambda: not alive(left), DEADLINE_S)
+        await eventually(lambda: not alive(left))
 
 
 async def test_restart_starts_anew_also_what_has_failed(tmp_path: Path) -> None:
@@ -303,7 +306,7 @@ async def test_kill_9_of_the_supervisor_leaves_no_process(tmp_path: Path) -> Non
     assert all(alive(pid) for pid in pids)
     parent.kill()
     await parent.wait()
-    await eventually(lambda: not any(alive(pid) for pid in pids), DEADLINE_S)
+    await eventually(lambda: not any(alive(pid) for pid in pids))
     while await parent.stdout.read(65536):
         pass
 
@@ -329,6 +332,35 @@ async def test_the_kernel_kills_a_child_whose_guard_died_too(tmp_path: Path) -> 
     os.kill(guard, signal.SIGKILL)
     parent.kill()
     await parent.wait()
-    await eventually(lambda: not alive(child), DEADLINE_S)
+    await eventually(lambda: not alive(child))
     while await parent.stdout.read(65536):
         pass
+
+
+RETIRING = (
+    "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: (print('last', flush=True), sys.exit(3)));"
+    "import os; os.write(int(os.environ['LLAMA_DEPLOY_READY_DESCRIPTOR']), b'!'); signal.pause()"
+)
+
+
+async def test_a_child_says_that_it_is_ready_and_retires_without_being_started_again(tmp_path: Path) -> None:
+    ready = replace(spec(RETIRING, tmp_path), tells_ready=True)
+    slow = replace(spec(FOREVER, tmp_path, name="b"), tells_ready=True)
+    async with supervising(ready, slow) as house:
+        await house.until(lambda: house.status().ready)
+        assert not house.status("b").ready
+        pids = house.pid(), house.pid("b")
+        await asyncio.gather(house.supervisor.retire("a", DEADLINE_S), house.supervisor.remove("a"))
+        await house.supervisor.retire("b", DEADLINE_S)  # it holds nothing yet
+        assert house.supervisor.statuses == ()
+        assert not any(alive(pid) for pid in pids)
+        await house.supervisor.remove("a")
+        await house.supervisor.retire("a", DEADLINE_S)
+
+
+async def test_a_child_that_retires_for_too_long_is_ended(tmp_path: Path) -> None:
+    deaf = "import signal, os; signal.signal(signal.SIGUSR1, signal.SIG_IGN);" + RETIRING.partition("import os; ")[2]
+    async with supervising(replace(spec(deaf, tmp_path), tells_ready=True)) as house:
+        await house.until(lambda: house.status().ready)
+        await house.supervisor.retire("a", 0.05)
+        assert house.status_of_end("a") == "killed by SIGTERM"

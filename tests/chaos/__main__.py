@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from tests.chaos.driver import Options, Run
+from tests.chaos.matrix import CARRIERS
+from tests.chaos.surroundings import IN_PROCESS
 
 
 def main() -> int:
@@ -17,8 +19,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="decides the tasks and the faults")
     parser.add_argument("--instances", type=int, default=3, help="service processes")
     parser.add_argument("--clients", type=int, default=2, help="client processes")
-    parser.add_argument("--finish-s", type=float, default=180.0, help="how long the clients may take after the faults")
+    parser.add_argument(
+        "--still-s", type=float, default=120.0, help="after the faults: fail when nothing ends for so long"
+    )
     parser.add_argument("--folder", type=Path, help="where logs and store go, and stay")
+    parser.add_argument("--store", choices=("sqlite", "postgresql"), default="sqlite", help="a server is stopped, too")
+    parser.add_argument("--carrier", choices=CARRIERS, default=IN_PROCESS, help="a broker is wiped, too")
+    parser.add_argument("--cuts", action="store_true", help="cut the network, too")
+    parser.add_argument("--planes", type=int, default=1, help="control planes; several take --store postgresql")
+    parser.add_argument("--encrypted", action="store_true", help="encrypt the store, with a new key for each start")
     report = asyncio.run(Run(Options(**vars(parser.parse_args()))).carry_out())
     sys.stdout.write(report.render() + "\n")
     return 1 if report.problems else 0

@@ -1,8 +1,8 @@
 """The kinds of task of a run: what a client does for each, and the only outcome that is right.
 
-A plan is made from the seed and the task's number, so client and check agree without talking. Every kind may be done
-again from the beginning by another process, and repeats what an outage interrupts. A new feature of the control plane
-gets a kind here, a place in `KINDS`, and what it needs in `service_program` or `policy`.
+A plan is made from the seed and the task's number, so client and check agree without talking. A new feature of the
+control plane gets a kind here or in `kinds_of_data`, a place in `KINDS`, and what it needs in `service_program` or
+`policy`.
 """
 
 from __future__ import annotations
@@ -10,99 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import Any
 
-import msgspec
+from tests.chaos.kind import ASK_AGAIN_S, OUTAGES, Kind, Plan, Told, ended, insist, submitted
+from tests.chaos.kinds_of_data import Again, Erased, Files, Notified, Scheduled
 from tests.chaos.policy import COUNTED
 
 from llama_deploy.client import Client
-from llama_deploy.errors import (
-    CannotReachError,
-    ConnectionLostError,
-    NoInputExpectedError,
-    ShuttingDownError,
-    StoreUnavailableError,
-    TaskEndedError,
-    TaskFailed,
-)
-from llama_deploy.types import TaskResult
+from llama_deploy.errors import NoInputExpectedError, TaskEndedError, TaskFailed
 
-Value = TypeVar("Value")
-
-OUTAGES = (CannotReachError, ConnectionLostError, ShuttingDownError, StoreUnavailableError)
-ASK_AGAIN_S = 0.05
 SESSIONS = 10
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What task number `number` of a run is."""
-
-    number: int
-    kind: str
-    task_id: str
-    chance: int
-    """A number of its own, for whatever the kind varies."""
-
-
-class Told(msgspec.Struct):
-    """What a client was told about its task."""
-
-    number: int
-    task_id: str
-    state: str
-    output: Any
-    at: float = 0.0
-    events: list[tuple[int, Any]] | None = None
-    """Numbers and data of the stream, as it was followed live."""
-
-
-async def insist(call: Callable[[], Awaitable[Value]]) -> Value:
-    """Ask until there is an answer."""
-    while True:
-        try:
-            return await call()
-        except OUTAGES:
-            await asyncio.sleep(ASK_AGAIN_S)
-
-
-class Kind(ABC):
-    """A kind of task."""
-
-    name: str
-    weight: int
-    """How often it is chosen, compared with the others."""
-
-    @abstractmethod
-    async def do(self, client: Client, plan: Plan) -> Told:
-        """Have the task done and say what came of it."""
-
-    @abstractmethod
-    def expected(self, plan: Plan) -> tuple[str, Any]:
-        """State and output that the task ends with. The output of a failed task is its error's message."""
-
-    def children_are_right(self, plan: Plan, states: list[str]) -> bool:
-        """Whether the tasks that the task's steps have called are as they should be."""
-        return not states
-
-
-async def submitted(client: Client, plan: Plan, service: str, input: Any, **options: Any) -> str:
-    """Submit until it is acknowledged; the task's id."""
-    return await insist(
-        lambda: client.submit(service, input=input, task_id=plan.task_id, wait_for_service=True, **options)
-    )
-
-
-async def ended(client: Client, plan: Plan, task_id: str) -> Told:
-    """Wait for the outcome."""
-    return as_told(plan, await insist(lambda: client.wait(task_id)))
-
-
-def as_told(plan: Plan, result: TaskResult) -> Told:
-    """The outcome as a client sees it."""
-    output = result.output if result.status == "completed" else result.error.message if result.error else result.result
-    return Told(plan.number, result.task_id, result.status, output)
 
 
 class Step(Kind):
@@ -415,7 +333,8 @@ def session_of(plan: Plan) -> str:
 _PLAIN = (Step(), Flaky(), Broken(), Fan(), Stream(), Parked(), Asks(), Canceled(), Keyed(), Counted())
 _RECORDED = (Once(), Calls(), Stuck())
 _ABOUT_TIME = (Paused(), Worn(), Later())
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (*_PLAIN, *_RECORDED, *_ABOUT_TIME)}
+_ABOUT_DATA = (Files(), Again(), Notified(), Erased(), Scheduled())
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (*_PLAIN, *_RECORDED, *_ABOUT_TIME, *_ABOUT_DATA)}
 
 
 def plan_of(seed: int, number: int) -> Plan:

@@ -8,9 +8,12 @@ import uuid
 from pathlib import Path
 
 import uvloop
+from tests.chaos.kinds_of_data import AGAIN
 from tests.chaos.sink import Sink
 
+from llama_deploy import Artifact
 from llama_deploy.errors import NonRetryableError
+from llama_deploy.runtime.logs import configure
 from llama_deploy.services import HumanService, ServiceContext, serve_services, service
 from llama_deploy.types import RetryPolicy
 
@@ -106,6 +109,30 @@ async def broken(context: ServiceContext, number: int) -> int:
 
 
 @service(concurrency=64)
+async def moody(context: ServiceContext, number: int) -> int:
+    """Fails for good in the first task, and works in the one that does it again."""
+    effect(context, number)
+    if not context.task_id.endswith(AGAIN):
+        raise NonRetryableError("in a mood")
+    return number
+
+
+@service(concurrency=16)
+async def turned(context: ServiceContext, document: Artifact) -> Artifact:
+    """The content of a file from its end to its beginning."""
+    saved = await context.save((await document.read())[::-1], name="out.bin")
+    effect(context, saved.model_dump(mode="json"))
+    return saved
+
+
+@service(concurrency=64)
+async def whisper(context: ServiceContext, text: str) -> int:
+    """How long a text is that nobody is to keep."""
+    effect(context, len(text))
+    return len(text)
+
+
+@service(concurrency=64)
 async def tell(context: ServiceContext, events: int, pause_s: float) -> int:
     """Streams numbers."""
     for number in range(events):
@@ -131,7 +158,10 @@ async def endless(context: ServiceContext) -> str:
     return "never"
 
 
-SERVICES = [work, part, join, flaky, broken, worn, careful, caller, stuck, tell, asks, endless, HumanService("person")]
+_PLAIN = [work, part, join, flaky, broken, worn, tell, asks, endless, HumanService("person")]
+_RECORDED = [careful, caller, stuck]
+_ABOUT_DATA = [moody, turned, whisper]
+SERVICES = [*_PLAIN, *_RECORDED, *_ABOUT_DATA]
 
 
 async def main() -> bool:
@@ -139,5 +169,6 @@ async def main() -> bool:
 
 
 if __name__ == "__main__":
+    configure("WARNING")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())

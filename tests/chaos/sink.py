@@ -24,8 +24,17 @@ class Effect(NamedTuple):
     times: int
 
 
+class News(NamedTuple):
+    event_id: str
+    body: str
+    """What its first request brought."""
+    times: int
+    differently: int
+    """How many of its requests brought something else."""
+
+
 class Sink:
-    """A table of effects, shared by processes."""
+    """Tables of effects and of webhook requests, shared by processes."""
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
@@ -34,6 +43,11 @@ class Sink:
         self._connection.execute(
             "CREATE TABLE IF NOT EXISTS effects "
             "(step_id TEXT PRIMARY KEY, service TEXT NOT NULL, value TEXT NOT NULL, times INTEGER NOT NULL)"
+        )
+
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS news "
+            "(event_id TEXT PRIMARY KEY, body TEXT NOT NULL, times INTEGER NOT NULL, differently INTEGER NOT NULL)"
         )
 
     def effect(self, step_id: str, service: str, value: object) -> None:
@@ -47,6 +61,19 @@ class Sink:
         """Every effect there was."""
         for row in self._connection.execute("SELECT step_id, service, value, times FROM effects"):
             yield Effect(*row)
+
+    def hear(self, event_id: str, body: str) -> None:
+        """A genuine webhook request has come."""
+        self._connection.execute(
+            "INSERT INTO news VALUES (?, ?, 1, 0) ON CONFLICT (event_id) DO UPDATE SET "
+            "times = times + 1, differently = differently + (body <> excluded.body)",
+            (event_id, body),
+        )
+
+    def news(self) -> Iterator[News]:
+        """Every event of which a request has come."""
+        for row in self._connection.execute("SELECT event_id, body, times, differently FROM news"):
+            yield News(*row)
 
     def close(self) -> None:
         self._connection.close()

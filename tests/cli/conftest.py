@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import PROCESS_S
 
 from llama_deploy import Deployment, HumanService, NonRetryableError, RetryPolicy, ServiceContext, service
 from llama_deploy.cli.app import run_command
 from llama_deploy.client import SyncClient
+from llama_deploy.orchestrators import GroupChat
 from llama_deploy.types import TaskState
 
 STARTED = threading.Event()
@@ -61,6 +67,12 @@ async def size(data: bytes, times: int = 1) -> int:
     return len(data) * times
 
 
+@service
+async def remark(topic: str, turns: list[Any], first: int) -> str:
+    """Says something in a talk."""
+    return f"{topic} {first + len(turns)}"
+
+
 @dataclass
 class Ran:
     """What one command line did."""
@@ -84,9 +96,23 @@ Llamactl = Callable[..., Ran]
 
 
 @pytest.fixture
-def llamactl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Llamactl:
+def logging_as_before() -> Iterator[None]:
+    """What serves sets up the logs of its process, which here is that of other tests as well."""
+    logger = logging.getLogger("llama_deploy")
+    handlers, level, propagates = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+    logger.propagate = propagates
+
+
+@pytest.fixture
+def llamactl(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, logging_as_before: None
+) -> Llamactl:
     """Run a command line in this process."""
     monkeypatch.delenv("LLAMA_DEPLOY_CONTROL_PLANE_URL", raising=False)
+    monkeypatch.setenv("LLAMACTL_CONFIG", os.environ.get("LLAMACTL_CONFIG", str(tmp_path / "no-profiles.json")))
 
     def run(*args: str) -> Ran:
         code = run_command(args)
@@ -95,28 +121,38 @@ def llamactl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     return run
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """The URL of a control plane that serves `shout`, `count`, `fail`, `flaky`, `slow` and the person `clerk`."""
+@contextlib.contextmanager
+def running(*services: Any, store: Any = ":memory:", **options: Any) -> Iterator[str]:
+    """The URL of a deployment, in memory by default, which runs on a thread of its own for a block."""
     loop = asyncio.new_event_loop()
     started: threading.Event = threading.Event()
     stop = asyncio.Event()
     urls: list[str] = []
 
     async def main() -> None:
-        services = [shout, count, fail, flaky, slow, size, HumanService("clerk")]
-        async with Deployment(services, store=":memory:", port=0, quiet=True, drain_timeout_s=0.0) as deployment:
+        async with Deployment(services, store=store, port=0, quiet=True, drain_timeout_s=0.0, **options) as deployment:
             urls.append(deployment.url)
             started.set()
             await stop.wait()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
     thread.start()
-    assert started.wait(20)
-    yield urls[0]
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(20)
-    loop.close()
+    assert started.wait(PROCESS_S)
+    try:
+        yield urls[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(PROCESS_S)
+        loop.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The URL of a control plane that serves `shout`, `count`, `fail`, `flaky`, `slow` and the person `clerk`."""
+    talk = GroupChat({"ann": "remark", "ben": "remark"}, turns_max=2)
+    services = [shout, count, fail, flaky, slow, size, remark, HumanService("clerk")]
+    with running(*services, orchestrators={"talk": talk}) as url:
+        yield url
 
 
 @pytest.fixture

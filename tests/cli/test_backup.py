@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from tests.cli.conftest import Llamactl
+from tests.support.postgres import database_url
 
 
 def test_a_backup_is_made_and_restored(ctl: Llamactl, llamactl: Llamactl, tmp_path: Path) -> None:
@@ -63,3 +64,19 @@ def test_a_file_that_is_no_backup(llamactl: Llamactl, tmp_path: Path) -> None:
     assert refused.code == 2
     assert "LD407" in refused.err
     assert not (tmp_path / "store.db").exists()
+
+
+def test_a_backup_is_put_into_a_database(ctl: Llamactl, llamactl: Llamactl, tmp_path: Path) -> None:
+    file = tmp_path / "monday.db"
+    assert ctl("backup", str(file)).code == 0
+    with database_url() as url:
+        given = url.replace("postgresql://postgres@", "postgresql://postgres:sesame@")
+        restored = llamactl("restore", str(file), "--store", given, "-o", "json")
+        assert restored.code == 0, restored.err
+        assert restored.json["store"] == url
+        assert "sesame" not in restored.out + restored.err
+        again = llamactl("restore", str(file), "--store", given)
+        assert again.code == 5
+        assert "LD406" in again.err
+        refused = llamactl("restore", str(file), "--store", given, "--replace")
+        assert (refused.code, "drop the schema first" in refused.err) == (2, True)

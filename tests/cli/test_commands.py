@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.cli.conftest import STARTED, Llamactl, ask_clerk
+from tests.support import PROCESS_S
 
 from llama_deploy.apiserver import load_deployment_file
 from llama_deploy.cli.status import _text as status_text
@@ -29,7 +30,7 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
     ran = llamactl("--help")
     assert ran.code == 0
     words = [line.split()[0] for line in ran.out.split("Commands:\n")[1].splitlines() if line.startswith("  ")]
-    assert words[:6] == ["init", "dev", "serve", "run", "status", "tasks"]
+    assert words[:6] == ["init", "dev", "serve", "run", "graph", "status"]
 
 
 @pytest.mark.parametrize(
@@ -40,11 +41,14 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
         "tasks pause",
         "tasks resume",
         "tasks timeline",
+        "tasks graph",
+        "graph",
         "tasks retry",
         "tasks export",
         "tasks import",
         "tasks replay",
         "tasks fork",
+        "tasks redrive",
         "tasks delete",
         "services list",
         "services get",
@@ -52,6 +56,11 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
         "services resume",
         "services limit",
         "services drain",
+        "releases list",
+        "releases use",
+        "releases retire",
+        "deployments finish",
+        "deployments render",
         "queues list",
         "queues dead",
         "queues redrive",
@@ -59,12 +68,24 @@ def test_help_lists_every_command_in_order(llamactl: Llamactl) -> None:
         "queues peek",
         "queues pause",
         "queues resume",
+        "sessions create",
         "sessions list",
         "sessions get",
         "sessions erase",
         "sessions erasures",
         "backup",
         "restore",
+        "config list",
+        "config set",
+        "config use",
+        "config unset",
+        "config show",
+        "completion",
+        "doctor",
+        "logs",
+        "open",
+        "tokens create",
+        "tokens hash",
         "explain",
         "version",
     ],
@@ -96,6 +117,10 @@ def test_a_usage_error_exits_with_2_and_says_what_was_meant(llamactl: Llamactl, 
     assert ran.code == 2
     assert said in ran.err
     assert ran.out == ""
+    if args:
+        assert ran.err.startswith("Error LD110: ")
+        assert "--help   says what it takes" in ran.err
+        assert ran.err.endswith("More: llamactl explain LD110\n")
 
 
 def test_nothing_listening_exits_with_3(llamactl: Llamactl, free_port: int) -> None:
@@ -168,6 +193,25 @@ def test_a_task_is_replayed_with_another_input_and_forked(ctl: Llamactl) -> None
     assert ctl("tasks", "replay", task_id, "--data", "[").code == 2
 
 
+def test_a_talk_is_read_where_it_is_kept(ctl: Llamactl) -> None:
+    task_id = ctl("run", "remark", "-i", '"tides"', "--orchestrator", "talk", "-o", "name").out.strip()
+    said = ctl("tasks", "ledger", task_id, "--first", "1", "-o", "jsonl").lines
+    assert said == [{"position": 1, "item": {"speaker": "ben", "said": "tides 1"}}]
+    assert "ann" in ctl("tasks", "ledger", task_id, "transcript").out
+    refused = ctl("tasks", "ledger", task_id, "minutes")
+    assert refused.code == 4
+    assert "LD217" in refused.err
+
+
+def test_tasks_are_moved_to_the_version_that_is_there(server: str, ctl: Llamactl) -> None:
+    task_id = ask_clerk(server)
+    assert ctl("tasks", "migrate", task_id, "--reason", "why not", "-o", "name").out.strip() == task_id
+    matched = ctl("tasks", "migrate", "--filter", f'id:"{task_id}"', "--dry-run", "-o", "json").json
+    assert matched["matched"] == 1
+    ctl("tasks", "cancel", task_id)
+    assert ctl("tasks", "migrate", task_id).code != 0
+
+
 def test_many_tasks_are_counted_and_nothing_is_done_without_a_yes(ctl: Llamactl) -> None:
     ids = [ctl("run", "fail", "--no-wait", "-o", "name").out.strip() for _ in range(2)]
     for task_id in ids:
@@ -210,6 +254,14 @@ def test_a_task_goes_into_a_file_and_comes_back_under_another_id(ctl: Llamactl, 
     ran = ctl("tasks", "import", str(tmp_path / "rubbish"))
     assert (ran.code, "line 1 of the file" in ran.err) == (2, True)
     assert ctl("tasks", "export", "-f", file).code == 2
+    chosen = ("--filter", f"id:{task_id}*")
+    ran = ctl("tasks", "export", *chosen, "--dry-run")
+    assert (ran.code, "2 tasks match" in ran.err, task_id in ran.out) == (0, True, True)
+    ran = ctl("tasks", "export", *chosen, "-f", file, "--replace", "--limit", "1")
+    assert (ran.code, "2 tasks match; 1 of them, the newest" in ran.err) == (0, True)
+    assert (tmp_path / "task.jsonl").read_text().count('"end"') == 1
+    for wrong in ((*chosen,), (task_id, "-f", file, "--dry-run"), (task_id, "-f", file, "--limit", "1")):
+        assert ctl("tasks", "export", *wrong).code == 2
 
 
 # --- dead letters -----------------------------------------------------------------------------------------------------
@@ -230,6 +282,20 @@ def test_what_was_given_up_is_shown_sent_again_and_removed(ctl: Llamactl) -> Non
     assert ctl("queues", "redrive", "nothing").code == 4
     assert ctl("queues", "purge", step).code == 0
     assert ctl("queues", "dead", "--step", step).code == 4
+
+
+def test_tasks_with_dead_letters_are_sent_again_by_a_filter(ctl: Llamactl) -> None:
+    ids = [ctl("run", "fail", "--no-wait", "-o", "name").out.strip() for _ in range(2)]
+    for task_id in ids:
+        ctl("tasks", "watch", task_id)
+    chosen = ("--filter", f"id:{','.join(ids)} dead:yes")
+    assert "2 tasks match" in ctl("tasks", "redrive", *chosen, "--dry-run").err
+    assert "--yes is needed to redrive 2 tasks" in ctl("tasks", "redrive", *chosen).err
+    made = ctl("tasks", "redrive", ids[0], "-o", "json").json["items"][0]
+    assert made["origin"] == f"redrive:{ids[0]}"
+    ran = ctl("tasks", "redrive", *chosen, "--yes", "-o", "json")
+    assert (ran.code, [item["task_id"] for item in ran.json["items"]]) == (0, [ids[1]])
+    assert ctl("tasks", "redrive", ids[0]).code == 4
 
 
 def test_many_dead_letters_are_counted_first(ctl: Llamactl) -> None:
@@ -517,13 +583,14 @@ def test_output_that_cannot_be_written_is_told_without_a_traceback() -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "llama_deploy.cli", "version"]
         ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (ran.returncode, ran.stderr) == (2, "Error: the output cannot be written: No space left on device\n")
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[:2] == ["Error LD111: the output cannot be written", "  No space left on device"]
 
 
 def test_cancel_stops_a_task_with_a_reason(ctl: Llamactl) -> None:
     STARTED.clear()
     task_id = ctl("run", "slow", "--no-wait").out.strip()
-    assert STARTED.wait(20)
+    assert STARTED.wait(PROCESS_S)
     ran = ctl("tasks", "cancel", task_id, "--reason", "not needed")
     assert (ran.code, ran.err) == (0, "")
     assert "canceled" in ran.out
@@ -536,7 +603,7 @@ def test_cancel_stops_a_task_with_a_reason(ctl: Llamactl) -> None:
 
 def test_services_are_listed_and_shown(ctl: Llamactl) -> None:
     listed = ctl("services", "list", "-o", "json").json["items"]
-    assert [item["name"] for item in listed] == ["clerk", "count", "fail", "flaky", "shout", "size", "slow"]
+    assert [item["name"] for item in listed] == ["clerk", "count", "fail", "flaky", "remark", "shout", "size", "slow"]
     assert "Says it louder." in ctl("services", "list", "-o", "wide").out
     shown = ctl("services", "get", "shout")
     assert '"text":{' in shown.out.replace(" ", "")

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support import PROCESS_S
 
 from llama_deploy.client import SyncClient
 from llama_deploy.types import TaskState
 
 COMMAND = [sys.executable, "-m", "llama_deploy.cli"]
-DEADLINE_S = 60
 
 
 def test_it_runs_without_a_path(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_ctrl_c_leaves_the_task_running_and_says_where(server: str) -> None:
         task_id = running.stderr.readline().removeprefix("task ").strip()
         assert running.stderr.readline().endswith("slow  sent\n")
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=DEADLINE_S)
+        out, err = running.communicate(timeout=PROCESS_S)
     assert running.returncode == 130
     assert out == ""
     assert f"The task goes on: llamactl tasks watch {task_id}" in err

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from tests.cli.conftest import Llamactl
 
+from llama_deploy.cli.who import who
 from llama_deploy.client import SyncClient
 
 FAR = "0 0 1 1 *"
@@ -43,7 +44,7 @@ def test_a_schedule_from_its_creation_to_its_end(ctl: Llamactl) -> None:
     assert task_id in ctl("tasks", "list", "origin:schedule:yearly", "-o", "name").out
     ran = ctl("schedules", "pause", "yearly", "--reason", "holidays")
     assert "paused" in ran.out
-    assert "by http: holidays" in ctl("schedules", "get", "yearly").out
+    assert f"by {who()}: holidays" in ctl("schedules", "get", "yearly").out
     assert "waits" in ctl("schedules", "resume", "yearly").out
     assert ctl("schedules", "delete", "yearly").code == 0
     assert ctl("schedules", "get", "yearly").code == 4

@@ -23,7 +23,7 @@ def serve(llamactl: Llamactl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         return control_plane_url
 
     monkeypatch.setattr("llama_deploy.apiserver.service_process.serve_service", serve_service)
-    monkeypatch.setattr("llama_deploy.cli.serve._run", urls.append)
+    monkeypatch.setattr("llama_deploy.cli.serve.run_until_done", urls.append)
 
     def run(*args: str, place: str, before: tuple[str, ...] = ()) -> str:
         file = tmp_path / "deployment.yml"

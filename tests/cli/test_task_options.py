@@ -7,6 +7,7 @@ import json
 import pytest
 from tests.cli.conftest import Llamactl, ask_clerk
 
+from llama_deploy.cli.who import who
 from llama_deploy.client import SyncClient
 
 
@@ -80,13 +81,13 @@ def test_tasks_are_paused_and_go_on(ctl: Llamactl, server: str) -> None:
     task_id = ask_clerk(server)
     ran = ctl("tasks", "pause", task_id, "--reason", "lunch")
     assert ran.code == 0
-    assert "somebody to resume it (paused by http: lunch)" in ran.out
+    assert f"somebody to resume it (paused by {who()}: lunch)" in ran.out
     assert ctl("tasks", "pause", task_id).code == 0
     assert json.loads(ctl("tasks", "get", task_id, "-o", "json").out)["paused"] is True
     assert ctl("tasks", "resume", task_id).code == 0
     told = ctl("tasks", "get", task_id).out
-    assert "paused by http: lunch" in told
-    assert "resumed by http" in told
+    assert f"paused by {who()}: lunch" in told
+    assert f"resumed by {who()}" in told
     with SyncClient(server) as client:
         client.cancel(task_id)
     assert ctl("tasks", "resume", task_id).code == 5

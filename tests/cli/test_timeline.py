@@ -314,6 +314,21 @@ def test_long_names_are_shortened_and_wide_ones_measured() -> None:
     ]
 
 
+def test_what_happened_to_the_task_as_a_whole_is_noted_below() -> None:
+    story = [
+        STORY[0],
+        entry(2, "moved", 1.5, release="2", service="read", reason="release 1 goes on no more: it is retired"),
+        entry(3, "paused", 2.0, step_id="read a.txt", attempt=1, started_at=0.5, reason="of a step"),
+        entry(4, "paused", 3.0),
+    ]
+    lines = list(drawn(told(story), width=100))
+    assert lines[-2:] == [
+        "+1.5 s  moved to release 2 (release 1 goes on no more: it is retired)",
+        "+3.0 s  paused",
+    ]
+    assert max(map(len, drawn(told(story), width=40))) <= 40
+
+
 def test_tags_that_are_paths_are_shown_without_their_folder() -> None:
     story = [entry(1, "submitted", 0.0, messages=sends("read /a/b/one.txt", "read /a/b/two.txt"))]
     assert [line.split()[0] for line in list(drawn(told(story), width=80))[1:3]] == ["one.txt", "two.txt"]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from tests.client.fake_control_plane import FakeControlPlane, FakeTask
+from tests.support import DEADLINE_S
 
 from llama_deploy.client import Client
 
@@ -18,7 +19,7 @@ async def plane() -> AsyncIterator[FakeControlPlane]:
 
 @pytest.fixture
 async def client(plane: FakeControlPlane) -> AsyncIterator[Client]:
-    async with Client(plane.url, timeout_s=5, reconnect_timeout_s=5) as made:
+    async with Client(plane.url, timeout_s=DEADLINE_S, reconnect_timeout_s=DEADLINE_S) as made:
         yield made
 
 

@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any, Self
 
 import msgspec
+from tests.support.ports import free_port
 from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
@@ -89,7 +90,7 @@ class FakeControlPlane:
         self.handle: Handler = answer
         self.refuse_handshake: tuple[HTTPStatus, bytes] | None = None
         self._server: Server | None = None
-        self._port = 0
+        self._port = free_port()  # it comes back there
 
     @property
     def url(self) -> str:

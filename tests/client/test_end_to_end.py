@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
-from tests.support import eventually
+from tests.support import DEADLINE_S, eventually
 
 from llama_deploy.apiserver import Deployment
 from llama_deploy.client import Client, SyncClient
@@ -78,7 +78,7 @@ SERVICES = [shout, count, tell, hold, fail, HumanService()]
 async def client(request: pytest.FixtureRequest) -> AsyncIterator[Client]:
     async with Deployment(SERVICES, store=":memory:", port=0, quiet=True, drain_timeout_s=0.1) as deployment:
         if request.param == "socket":
-            async with Client(deployment.url, timeout_s=10) as made:
+            async with Client(deployment.url, timeout_s=DEADLINE_S) as made:
                 yield made
         else:
             yield deployment.client
@@ -233,7 +233,7 @@ async def test_a_restart_of_the_control_plane_is_not_noticed(tmp_path: Path, fre
     def deployment() -> Deployment:
         return Deployment(SERVICES, store=tmp_path / "store.db", port=free_port, quiet=True, drain_timeout_s=0.0)
 
-    async with Client(f"http://127.0.0.1:{free_port}", timeout_s=20) as client:
+    async with Client(f"http://127.0.0.1:{free_port}", timeout_s=DEADLINE_S) as client:
         async with deployment():
             running = [asyncio.ensure_future(client.run("hold", gate="restart", task_id=f"t{n}")) for n in range(20)]
             reading = asyncio.ensure_future(_read(client, await client.submit("tell", events=30)))
@@ -262,7 +262,7 @@ async def test_the_blocking_client() -> None:
     async with Deployment(SERVICES, store=":memory:", port=0, quiet=True, drain_timeout_s=0.1) as deployment:
 
         def use() -> None:
-            with SyncClient(deployment.url, timeout_s=10) as client:
+            with SyncClient(deployment.url, timeout_s=DEADLINE_S) as client:
                 assert client.run("shout", text="hello") == "HELLO"
                 task_id = client.submit("tell", events=5)
                 assert [event.index for event in client.stream(task_id)] == [0, 1, 2, 3, 4]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from tests.client.fake_control_plane import FakeControlPlane, FakeTask, Peer, silent
-from tests.support import eventually
+from tests.support import DEADLINE_S, eventually
 
 from llama_deploy.client import Client, InProcessTransport
 from llama_deploy.errors import CannotReachError, ConnectionLostError, LlamaDeployError, ShuttingDownError
@@ -20,7 +20,7 @@ def plane() -> FakeControlPlane:
 
 @pytest.fixture
 def client(plane: FakeControlPlane) -> Client:
-    return Client(transport=InProcessTransport(plane.attach, None), timeout_s=5)
+    return Client(transport=InProcessTransport(plane.attach, None), timeout_s=DEADLINE_S)
 
 
 async def test_run_and_stream(plane: FakeControlPlane, client: Client, task: FakeTask) -> None:

@@ -10,7 +10,8 @@ import pytest
 from tests.client.fake_control_plane import FakeControlPlane, FakeTask, Peer, send_items
 from tests.support import eventually
 
-from llama_deploy.client import Client, StreamEvent, requests
+from llama_deploy.client import Client, StreamEvent
+from llama_deploy.connections import requests
 from llama_deploy.errors import InvalidRequestError, ProtocolError, TaskNotFoundError
 from llama_deploy.messages.frames import ClientOp, Follow, Forget, Items, StreamEnd, Subscribe
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.client.fake_control_plane import FakeControlPlane, FakeTask, silent
+from tests.support import DEADLINE_S
 
 from llama_deploy.client import Client, StreamEvent, SyncClient
 from llama_deploy.client.portal import Portal
@@ -34,7 +35,7 @@ def plane() -> Iterator[FakeControlPlane]:
 
 @pytest.fixture
 def client(plane: FakeControlPlane) -> Iterator[SyncClient]:
-    with SyncClient(plane.url, timeout_s=5, reconnect_timeout_s=5) as made:
+    with SyncClient(plane.url, timeout_s=DEADLINE_S, reconnect_timeout_s=DEADLINE_S) as made:
         yield made
 
 
@@ -107,7 +108,7 @@ def test_closing_wakes_other_threads(plane: FakeControlPlane) -> None:
     client = SyncClient(plane.url)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(client.run, "s", input="x")
-        assert asked.wait(5)
+        assert asked.wait(DEADLINE_S)
         client.close()
         with pytest.raises(ConnectionLostError, match="closed"):
             waiting.result(5)
@@ -133,7 +134,7 @@ def test_an_interrupt_gives_up_the_wait_only(
         patch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
         with pytest.raises(KeyboardInterrupt):
             client.run("s", input="x")
-    assert canceled.wait(5)
+    assert canceled.wait(DEADLINE_S)
 
 
 def test_a_client_that_nobody_closes_leaves_no_thread(free_port: int) -> None:

@@ -10,11 +10,12 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from tests.support import eventually
+from tests.support import DEADLINE_S, eventually
 
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.gateway import Port
@@ -36,7 +37,15 @@ from llama_deploy.types import (
     WebhookSettings,
 )
 
-DEADLINE_S = 10.0
+PATIENT: dict[str, Any] = {"lease_s": 3_600.0, "claim_recorded_after_s": 3_600.0, "overdue_s": 3_600.0}
+
+
+def patient(settings: EngineSettings | None) -> EngineSettings:
+    """The settings of a plane that takes its time from the machine: what a test does not set is never due in it."""
+    given, default = settings or EngineSettings(), EngineSettings()
+    return replace(
+        given, **{name: to for name, to in PATIENT.items() if getattr(given, name) == getattr(default, name)}
+    )
 
 
 class World:
@@ -82,7 +91,7 @@ class World:
             store=SQLiteStore(self._path) if self._path is not None else self._memory,
             orchestrator=self.orchestrator,
             orchestrators=self.orchestrators,
-            settings=self.settings,
+            settings=patient(self.settings) if self.clock is None else self.settings,
             clock=self.clock,
             default_service=self.default_service,
             webhooks=self.webhooks,
@@ -151,9 +160,14 @@ class FakeInstance:
         *,
         instance_id: str = "one",
         concurrency: int = 8,
+        mesh: bool = False,
+        release: str = "",
         **definition: Any,
     ) -> None:
         self.instance_id = instance_id
+        self.mesh = mesh
+        """Whether it says that it connects to every control plane."""
+        self.release = release
         self.definitions = [
             service
             if isinstance(service, ServiceDefinition)
@@ -221,7 +235,7 @@ class FakeInstance:
     def hello(self, held: Iterable[tuple[str, int]] = (), *, protocol: int = frames.PROTOCOL_VERSION) -> None:
         services = msgspec.json.encode([d.model_dump(mode="json") for d in self.definitions])
         steps = [frames.HeldStep(*step) for step in held]
-        self.send(frames.Hello(protocol, self.instance_id, services, steps, 1, "host"))
+        self.send(frames.Hello(protocol, self.instance_id, services, steps, 1, "host", self.mesh, release=self.release))
 
     def answer(self, step: frames.Deliver, result: str | TaskResult = "done", **changes: Any) -> None:
         """Answer a delivered step; `changes` replace fields of the operation."""
@@ -266,6 +280,22 @@ class FakeInstance:
         """The `count`-th delivery."""
         found: frames.Deliver = await self.got(frames.Deliver, count)
         return found
+
+    async def delivery_in_time(self, world: World, count: int = 1, *, step_s: float = 0.1) -> frames.Deliver:
+        """The `count`-th delivery, while the manual clock of the world goes on.
+
+        What falls due may meet a sweep that is under way, which looks again a moment later: a clock that is moved once
+        and stands still would never bring that moment.
+        """
+
+        def come() -> bool:
+            made = len(self.all(frames.Deliver)) >= count
+            if not made:
+                world.manual.advance(step_s)
+            return made
+
+        await eventually(come)
+        return await self.delivery(count)
 
     async def acknowledged(self, step: frames.Deliver | str) -> None:
         """Wait until the control plane has recorded the answer to a step, or does not want it."""
@@ -378,12 +408,19 @@ async def stream(plane: ControlPlane, task: TaskEntry | str, first: int = 0) -> 
 
 async def recorded(entry: TaskEntry, entries: int) -> None:
     """Wait until a task's history has this many entries, all committed."""
-    await eventually(lambda: entry.settled_seq >= entries, DEADLINE_S)
+    await eventually(lambda: entry.settled_seq >= entries)
+
+
+def is_at_rest(plane: ControlPlane) -> bool:
+    """Whether nothing is on its way: to the store, to an instance, or to what looks after lost steps."""
+    flushing = any(port._flush_scheduled for port in plane.gateway.ports)
+    loading = any(not task.done() for task in plane.engine._background)
+    return plane.store.backlog == 0 and not flushing and not plane.sweeper._wake.is_set() and not loading
 
 
 async def until(condition: Callable[[], Any]) -> Any:
     """Wait for a condition, for as long as anything here may take."""
-    return await eventually(condition, DEADLINE_S)
+    return await eventually(condition)
 
 
 NO_JITTER = RetryPolicy(jitter=0.0)

@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 from tests.control_plane.harness import FakeInstance, World, history, outcome, recorded, submit, until, world
+from tests.support import DEADLINE_S
 
 from llama_deploy import Deployment, service
 from llama_deploy.client import Client
@@ -161,11 +162,11 @@ def test_a_drain_rate_forgets_what_was_long_ago() -> None:
 
 
 async def test_over_http_it_is_429_with_retry_after() -> None:
-    async with world(settings=EngineSettings(tasks_unfinished_max=1)) as made:
+    async with world(clock=ManualClock(), settings=EngineSettings(tasks_unfinished_max=1)) as made:
         await FakeInstance().connect(made.plane)
         await submit(made.plane)
         transport = httpx2.ASGITransport(app=build_app(made.plane))
-        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as http:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=DEADLINE_S) as http:
             answer = await http.post("/v1/tasks", json={"service": "echo", "input": "x"})
             assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
             assert answer.json()["details"]["setting"] == "tasks_unfinished_max"
@@ -183,8 +184,8 @@ async def test_a_client_waits_until_there_is_room() -> None:
     settings = EngineSettings(tasks_unfinished_max=1)
     async with Deployment([wait], store=":memory:", settings=settings) as deployment:
         await deployment.submit("wait")
-        second = asyncio.create_task(deployment.client.submit("wait", timeout_s=30.0))
-        third = asyncio.create_task(deployment.client.run("wait", timeout_s=30.0))
+        second = asyncio.create_task(deployment.client.submit("wait", timeout_s=DEADLINE_S))
+        third = asyncio.create_task(deployment.client.run("wait", timeout_s=DEADLINE_S))
         await asyncio.wait([second, third], timeout=0.05)
         assert not second.done()
         opened.set()

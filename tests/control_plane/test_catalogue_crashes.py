@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.control_plane.harness import LinkedRunner, World, history, outcome, submit, until, world
+from tests.support import DEADLINE_S
 
 from llama_deploy.control_plane import EngineSettings
 from llama_deploy.errors import NonRetryableError
@@ -177,7 +178,7 @@ async def play(pattern: str, *, dies: str | None = None, at: int = 0) -> tuple[T
         text = INPUTS.get(pattern, "tide")
         task_id = (await submit(here.plane, "up", text, session_id="s")).row.task_id
         died = dies is None
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(DEADLINE_S):
             while True:
                 entry = await here.plane.engine.cache.get(task_id)
                 if not died and entry.settled_seq >= at:

@@ -20,15 +20,18 @@ from tests.control_plane.harness import (
     until,
     world,
 )
+from tests.support.passing import time_passes
 from workflows import Workflow, step
 from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.children import child_of
 from llama_deploy.errors import LlamaDeployError, TaskFailed, WaitTimeoutError
-from llama_deploy.messages import frames
+from llama_deploy.messages import QueueMessage, frames
+from llama_deploy.orchestrators import BaseOrchestrator, Sequence, get_result_key
 from llama_deploy.services import HumanService, ServiceContext, WorkflowService, current_step, service
 from llama_deploy.state_stores.base import Condition, TaskFilter
+from llama_deploy.testing import ManualClock
 from llama_deploy.types import ServiceLimits, TaskOptions
 
 ONCE = TaskOptions.model_validate({"retry": {"max_retries": 0}})
@@ -72,6 +75,68 @@ async def ran(plane: ControlPlane, services: list[Any], name: str, text: str = "
 
 
 # --- what a call is ---------------------------------------------------------------------------------------------------
+
+
+class Blind(BaseOrchestrator):
+    """Has the same done for every task, whatever service it names, as one's own orchestrators may."""
+
+    async def get_next_messages(
+        self, task_def: Any, state: dict[str, Any]
+    ) -> tuple[list[QueueMessage], dict[str, Any]]:
+        if state.setdefault(task_def.task_id, False):
+            return [], state
+        state[task_def.task_id] = True
+        return [QueueMessage(type="asks", data={})], state
+
+    async def add_result_to_state(self, result: Any, state: dict[str, Any]) -> dict[str, Any]:
+        state[get_result_key(result.task_id)] = result
+        return state
+
+
+@pytest.mark.parametrize("policy", [Sequence("asks"), Blind()], ids=["of the catalogue", "one's own"])
+async def test_a_call_is_for_the_service_that_it_names_whatever_the_orchestrator_does(
+    policy: BaseOrchestrator, tmp_path: Path
+) -> None:
+    @service
+    async def asks(context: ServiceContext) -> int:
+        doubled: int = await context.call("double", number=4)
+        return doubled + 1
+
+    made = World(tmp_path / "s.db", orchestrator=policy)
+    async with asyncio.timeout(30):
+        plane = await made.start()
+        local = LinkedRunner([asks, double])
+        await local.connect(plane)
+        entry = await submit(plane, "asks", "{}")
+        assert (await outcome(plane, entry)).value == 9
+        (child,) = await children_of(plane, entry.row.task_id)
+        assert child.service == "double"
+        await local.stop()
+        await made.stop()
+
+
+async def test_a_called_task_that_a_restart_finds_goes_on_as_it_began(tmp_path: Path) -> None:
+    made = World(tmp_path / "s.db", orchestrator=Blind(), settings=QUICK)
+    one = FakeInstance(("asks", "other"))
+    await one.connect(await made.start())
+    entry = await submit(made.plane, "asks")
+    step = await one.delivery()
+    one.send(call(step))
+    child = await one.delivery(2)
+    assert child.service == "other"
+    await made.crash()
+    two = FakeInstance(("asks", "other"), instance_id="two")
+    await two.connect(await made.start())
+    for number in (1, 2):
+        delivered = await two.delivery(number)
+        if delivered.service == "asks":
+            two.send(call(delivered))
+        else:
+            two.answer(delivered, "called")
+    returned = await two.got(frames.Returned)
+    assert msgspec.json.decode(returned.result)["result"] == "called"
+    await made.plane.signals.cancel(entry.row.task_id)
+    await made.stop()
 
 
 async def test_a_call_returns_what_the_other_service_returned() -> None:
@@ -371,7 +436,8 @@ async def test_a_step_goes_on_when_there_is_a_place_and_before_anything_new() ->
         view = made.plane.views.service("parent").instances[0]
         assert (view.running, view.waiting) == (1, 1)
         other.answer(await other.delivery(), "out")
-        await until(lambda: not made.plane.engine.cache.tasks[step.task_id].open[step.step_id].awaited)
+        caller = made.plane.engine.cache.tasks[step.task_id]
+        await until(lambda: made.plane.views.task(caller).waiting_for == "a place at its instance of parent")
         assert parent.all(frames.Returned) == []
         parent.answer(second)
         await parent.got(frames.Returned)
@@ -416,7 +482,7 @@ async def test_a_step_that_stops_waiting_takes_its_place_and_the_child_goes_on()
 async def test_the_run_deadline_stands_still_while_a_step_waits() -> None:
     go_on = asyncio.Event()
 
-    @service(run_timeout_s=0.2)
+    @service(run_timeout_s=60)
     async def calls(context: ServiceContext) -> Any:
         await context.call("slow")
         return context.attempt
@@ -425,14 +491,15 @@ async def test_the_run_deadline_stands_still_while_a_step_waits() -> None:
     async def slow() -> None:
         await go_on.wait()
 
-    async with world(settings=EngineSettings(run_timeout_grace_s=0.05, overdue_s=0.05)) as made:
+    settings = EngineSettings(run_timeout_grace_s=0.05, overdue_s=0.05)
+    async with world(clock=ManualClock(), settings=settings) as made:
         local = LinkedRunner([calls, slow])
         await local.connect(made.plane)
         entry = await submit(made.plane, "calls", "{}")
         await until(lambda: len(local.runner.steps) == 2)
-        loop = asyncio.get_running_loop()
-        over = loop.time() + 0.5
-        await until(lambda: loop.time() > over)
+        await time_passes(300.0)  # longer than `calls` may run, and not than `slow` may
+        made.manual.advance(300.0)
+        await until(lambda: not made.plane.sweeper._wake.is_set())
         go_on.set()
         assert (await outcome(made.plane, entry)).value == 1
         await local.stop()

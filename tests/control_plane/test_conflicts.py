@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from tests.control_plane.harness import (
-    DEADLINE_S,
     FakeInstance,
     history,
     outcome,
@@ -17,6 +16,7 @@ from tests.control_plane.harness import (
     until,
     world,
 )
+from tests.support import DEADLINE_S
 
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.records import Record, encode_record
@@ -28,6 +28,7 @@ from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import HistoryRow, SharedWrite, StreamChunk, TaskRow, Transition
 from llama_deploy.testing import ManualClock
 from llama_deploy.types import ActionTypes, RetryPolicy, TaskDefinition, TaskResult
+from llama_deploy.types.reserved import TIMER_SERVICE
 
 
 async def hand_over(plane: ControlPlane, **changes: Any) -> None:
@@ -471,3 +472,36 @@ async def test_what_was_begun_before_a_crash_does_not_begin_again_under_its_numb
         await second.acknowledged(other)
         made.manual.advance(40.0)
         assert (await second.delivery()).attempt == 2
+
+
+async def test_a_timer_that_waited_for_a_decision_when_its_task_was_loaded_again_is_answered() -> None:
+    decides, may_decide = asyncio.Event(), asyncio.Event()
+
+    class Both(BaseOrchestrator):
+        async def get_next_messages(
+            self, task_def: TaskDefinition, state: dict[str, Any]
+        ) -> tuple[list[QueueMessage], dict[str, Any]]:
+            if state.get("answers") == 2:
+                return [QueueMessage(type="nobody", action=ActionTypes.COMPLETED_TASK, data={"result": "end"})], state
+            messages = [QueueMessage(type="echo"), QueueMessage(type=TIMER_SERVICE, delay_s=5.0)]
+            return ([] if "sent" in state else messages), {**state, "sent": True}
+
+        async def add_result_to_state(self, result: TaskResult, state: dict[str, Any]) -> dict[str, Any]:
+            decides.set()
+            await may_decide.wait()
+            return {**state, "answers": state.get("answers", 0) + 1}
+
+    async with world(orchestrator=Both(), clock=ManualClock(), settings=EngineSettings(lease_s=1e9)) as made:
+        instance = FakeInstance()
+        await instance.connect(made.plane)
+        entry = await submit(made.plane, None, task_id="t")
+        instance.answer(await instance.delivery())
+        await decides.wait()
+        made.manual.advance(6.0)
+        await until(lambda: entry.mailbox)  # the timer
+        made.plane.engine.recording.refused(entry)  # as after the commit of whatever else is said about the task
+        assert entry.stale
+        may_decide.set()
+        await until(lambda: "t" in made.plane.engine.cache.tasks)
+        made.manual.advance(60.0)
+        await until(lambda: made.plane.engine.statistics.ended == 1)

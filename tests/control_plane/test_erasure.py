@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.control_plane.harness import FakeInstance, submit, until, world
+from tests.support import DEADLINE_S
 
 from llama_deploy import Deployment
 from llama_deploy.control_plane import EngineSettings
-from llama_deploy.errors import SessionNotFoundError, TaskCanceledError, TaskFailed, TaskNotFoundError
+from llama_deploy.errors import (
+    SessionNotFoundError,
+    StoreUnavailableError,
+    TaskCanceledError,
+    TaskFailed,
+    TaskNotFoundError,
+)
 from llama_deploy.messages import QueueMessage
+from llama_deploy.messages.frames import Refused, Wait
 from llama_deploy.orchestrators import BaseOrchestrator, get_result_key
 from llama_deploy.services import HumanService, ServiceContext, service
 from llama_deploy.state_stores.base import TaskFilter
@@ -178,6 +187,26 @@ async def test_a_crash_before_the_files_are_clean_is_made_up_for_at_the_next_sta
         assert _found_in_files(tmp_path, SECRET) == []
 
 
+async def test_what_is_left_to_erase_is_looked_for_until_the_store_answers(tmp_path: Path) -> None:
+    async with world(tmp_path / "s.db") as made:
+        erasure, store = made.plane.erasure, made.plane.store
+        await submit(made.plane, text=SECRET, task_id="t", session_id="s", wait_for_service=True)
+        view = await erasure.look("s")
+        view.at = made.plane.engine.clock.now()
+        await erasure._note(view)  # an earlier process has come so far
+        load, away = store.load_documents, iter(range(2))
+
+        async def sometimes(kind: str) -> dict[str, bytes]:
+            if next(away, None) is not None:
+                raise StoreUnavailableError("the store cannot be reached now")
+            return await load(kind)
+
+        store.load_documents = sometimes  # type: ignore[method-assign]
+        await erasure.go_on()
+        assert await _scrubbed(erasure)
+        assert await store.count_tasks() == {}
+
+
 async def _scrubbed(erasure: Any) -> bool:
     return all(view.scrubbed for view in await erasure.erasures())
 
@@ -195,3 +224,50 @@ async def test_while_a_backup_is_written_the_bytes_stay_and_that_is_said(tmp_pat
         made.plane.store.scrub = busy  # type: ignore[method-assign]
         assert (await made.plane.erasure.erase("s")).scrubbed
         assert tries == 2
+
+
+async def test_sessions_that_are_erased_at_once_share_the_cleaning_of_the_files() -> None:
+    async with world() as made:
+        names = [f"s{number}" for number in range(10)]
+        for name in names:
+            await submit(made.plane, session_id=name, wait_for_service=True)
+        rounds, go = 0, asyncio.Event()
+
+        async def scrub() -> bool:
+            nonlocal rounds
+            rounds += 1
+            await go.wait()
+            return True
+
+        made.plane.store.scrub = scrub  # type: ignore[method-assign]
+        erasing = [asyncio.ensure_future(made.plane.erasure.erase(name)) for name in names]
+
+        async def all_removed() -> bool:
+            views = await made.plane.erasure.erasures()
+            return len(views) == len(names) and all(view.erased for view in views)
+
+        await until(all_removed)
+        go.set()
+        assert all(view.scrubbed for view in await asyncio.gather(*erasing))
+        assert rounds <= 2
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["memory", "sqlite"])
+async def test_whoever_waits_for_a_task_that_is_removed_before_its_end_is_told(tmp_path: Path, stored: bool) -> None:
+    async with world(tmp_path / "s.db" if stored else None) as made:
+        instance = FakeInstance()
+        await instance.connect(made.plane)
+        entry = await submit(made.plane, task_id="t")
+        told: list[Any] = []
+        port = made.plane.clients.attach(told.extend)
+        port.receive([Wait(1, "t")])
+        waiting = asyncio.create_task(made.plane.engine.wait_ended(entry, None))
+        step = await instance.delivery()
+        await made.plane.store.delete_tasks(["t"], erase=True)  # as an erasure does, just before memory lets go of it
+        instance.answer(step)
+        with pytest.raises(TaskNotFoundError):
+            await asyncio.wait_for(waiting, DEADLINE_S)
+        await until(lambda: bool(told))
+        assert isinstance(told[0], Refused)
+        assert json.loads(told[0].problem)["code"] == "LD203"
+        port.close()

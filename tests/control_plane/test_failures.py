@@ -19,6 +19,7 @@ from tests.control_plane.harness import (
     until,
     world,
 )
+from tests.support.passing import time_passes
 
 from llama_deploy.control_plane import EngineSettings
 from llama_deploy.control_plane.tasks import TaskEntry
@@ -323,7 +324,7 @@ async def test_functions_that_return_what_has_no_json_form() -> None:
 async def test_a_hang_meets_the_run_deadline_and_is_tried_again() -> None:
     runs: list[int] = []
 
-    @service(run_timeout_s=0.02)
+    @service(run_timeout_s=60)
     async def echo(text: str) -> str:
         """Hangs, but for its second run."""
         runs.append(len(runs))
@@ -335,6 +336,8 @@ async def test_a_hang_meets_the_run_deadline_and_is_tried_again() -> None:
         local = LinkedRunner([echo])
         await local.connect(made.plane)
         entry = await submit(made.plane)
+        await until(lambda: runs)
+        await time_passes(60.0)
         await recorded(entry, 2)
         failed = (await history(made.plane, entry))[1]
         assert failed.error is not None

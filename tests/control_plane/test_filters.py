@@ -17,7 +17,7 @@ from tests.types.test_filters import terms
 from llama_deploy.control_plane.filters import task_filter
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.state_stores import MemoryStore, SQLiteStore, StateStore
-from llama_deploy.state_stores.base import HistoryRow, TaskRow, Transition
+from llama_deploy.state_stores.base import DeadLetterRow, HistoryRow, TaskRow, Transition
 from llama_deploy.types.filters import Filter, Term, parse_filter, states_of
 
 NOW = 1_800_000_000.0
@@ -37,6 +37,11 @@ def rows(draw: st.DrawFn) -> TaskRow:
     )  # fmt: skip
 
 
+def given_up(row: TaskRow) -> bool:
+    """Whether something of the task was given up: of every other one here."""
+    return row.steps % 2 == 1
+
+
 def fits(row: TaskRow, term: Term) -> bool:
     """What a term means, said once more and in plain words."""
     if term.field == "ended" and row.ended_at is None:
@@ -49,6 +54,8 @@ def holds(row: TaskRow, term: Term) -> bool:
     texts = {"service": row.service, "session": session, "id": row.task_id, "error": row.error, "origin": row.origin}
     if term.field == "state":
         return row.state in states_of(term)
+    if term.field == "dead":
+        return ("yes" if given_up(row) else "no") in term.values
     if term.field == "paused":
         return ("yes" if row.paused else "no") in term.values
     if term.field in texts or term.field == "from":
@@ -85,7 +92,9 @@ def compared(found: float, operator: str, values: tuple[Any, ...]) -> bool:
 async def record(store: StateStore, row: TaskRow) -> None:
     done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     entry = HistoryRow(row.task_id, 1, row.created_at, "submitted", b"{}")
-    store.record(Transition(settled=done.set_result, task=row, entry=entry))
+    letter = DeadLetterRow(f"{row.task_id}:1", row.task_id, "s", 1, row.created_at, "LD502", "no")
+    dead = (letter,) if given_up(row) else ()
+    store.record(Transition(settled=done.set_result, task=row, entry=entry, dead=dead))
     assert await done is None
 
 

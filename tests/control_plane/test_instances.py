@@ -725,7 +725,7 @@ async def test_a_rubbish_resume_is_answered_like_any_other() -> None:
 
 
 async def test_welcome_says_the_times() -> None:
-    async with world() as made:
+    async with world(clock=ManualClock()) as made:
         welcome: Welcome = await FakeInstance().connect(made.plane)
         assert (welcome.heartbeat_s, welcome.lease_s) == (2.5, 10.0)
         assert await recorded_nothing(made)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.gate import Gate
 from llama_deploy.control_plane.rates import RateWindow
 from llama_deploy.errors import ServiceNotFoundError
-from llama_deploy.messages.frames import CancelStep, Deliver
+from llama_deploy.messages.frames import Call, CancelStep, Deliver, DeliverInput, Returned, Stopped
 from llama_deploy.testing import ManualClock
 from llama_deploy.types import RateLimit, ServiceLimits, TaskOptions
 
@@ -150,6 +152,87 @@ async def test_a_canceled_task_gives_back_its_place_or_leaves_the_room() -> None
         assert (await instance.delivery(2)).task_id == "t2"
 
 
+async def test_the_place_of_a_canceled_step_is_kept_until_its_code_has_stopped() -> None:
+    async with world() as made:
+        one, two = limited(running_max=1), limited(running_max=1)
+        one.stops_at_once, two.instance_id = False, "two"
+        await one.connect(made.plane)
+        await many(made, 1)
+        first = await one.delivery(1)
+        await two.connect(made.plane)
+        await many(made, 2, key="k")
+        await made.plane.signals.cancel("t0")
+        await one.got(CancelStep)
+        await settled(made.plane)
+        assert delivered(one) + delivered(two) == ["t0"]
+        assert made.plane.views.queue("echo").running == 1
+        one.send(Stopped(first.step_id, 1))
+        await until(lambda: len(delivered(one) + delivered(two)) == 2)
+        await settled(made.plane)
+        assert len(gate_of(made.plane).places) == 1
+        assert len(gate_of(made.plane).room) == 1
+
+
+async def test_the_next_attempt_waits_until_the_code_of_the_one_before_has_stopped() -> None:
+    async with world(clock=ManualClock(), settings=PATIENT) as made:
+        instance = FakeInstance(concurrency=50, limits=ServiceLimits(running_max=1), run_timeout_s=5.0)
+        instance.stops_at_once = False
+        await instance.connect(made.plane)
+        await many(made, 1)
+        first = await instance.delivery(1)
+        made.plane.signals.lost([first.step_id], "one", "for a test")
+        await instance.got(CancelStep)
+        await settled(made.plane)
+        assert len(instance.all(Deliver)) == 1
+        instance.send(Stopped(first.step_id, 1))
+        again = await instance.delivery(2)
+        assert (again.task_id, again.attempt) == ("t0", 2)
+        instance.answer(again)
+        await until(lambda: not gate_of(made.plane).places)
+        assert made.plane.engine.admission._where == {}
+
+
+@pytest.mark.parametrize("how", ["is lost", "does not say so"])
+async def test_a_place_is_not_kept_for_an_instance_that(how: str) -> None:
+    settings = EngineSettings(cancel_grace_s=1.0, heartbeat_s=1.0, reconnect_grace_s=0.5, lease_s=1_000_000.0)
+    async with world(clock=ManualClock(), settings=settings) as made:
+        one, two = limited(running_max=1), limited(running_max=1)
+        one.stops_at_once, two.instance_id = False, "two"
+        await one.connect(made.plane)
+        await many(made, 2)
+        await two.connect(made.plane)
+        await made.plane.signals.cancel("t0")
+        await one.got(CancelStep)
+        if how == "is lost":
+            one.drop()
+            made.manual.advance(0.6)
+        else:
+            await settled(made.plane)
+            assert delivered(one) + delivered(two) == ["t0"]
+            made.manual.advance(3.1)
+        await until(lambda: len(delivered(one) + delivered(two)) == 2)
+
+
+async def test_who_returns_from_a_call_and_who_has_asked_a_person_do_not_wait_for_each_other() -> None:
+    async with world() as made:
+        instance = FakeInstance(concurrency=1, limits=ServiceLimits(running_max=1))
+        other = FakeInstance(["other"], instance_id="two")
+        await instance.connect(made.plane)
+        await other.connect(made.plane)
+        await many(made, 2)
+        calls = await instance.delivery(1)
+        instance.send(Call(calls.step_id, 1, "#1", b'{"agent_id":"other","input":"in"}'))
+        asks = await instance.delivery(2)  # in both places of the first one
+        other.answer(await other.delivery(1))
+        await settled(made.plane)
+        instance.ask(asks)  # it gives away its place at the limit, and keeps that at the instance
+        await settled(made.plane)
+        await made.plane.signals.send_input("t1", "yes")
+        await instance.got(DeliverInput)
+        instance.answer(asks)
+        assert (await instance.got(Returned)).state == "completed"
+
+
 async def test_a_parked_step_does_not_count_and_waits_for_its_turn_after_the_answer() -> None:
     async with world() as made:
         instance = limited(running_max=1)
@@ -184,8 +267,68 @@ async def test_who_asks_a_person_and_goes_on_has_its_place_again_before_it_hears
         assert gate_of(made.plane).places == {}
 
 
+async def test_the_run_deadline_stands_still_while_a_step_waits_for_its_place_to_go_on() -> None:
+    clock = ManualClock()
+    async with world(clock=clock, settings=PATIENT) as made:
+        instance = limited(running_max=1)
+        await instance.connect(made.plane)
+        await submit(made.plane, task_id="asks", options=TaskOptions(run_timeout_s=10.0))
+        step = await instance.delivery(1)
+        instance.ask(step)
+        await submit(made.plane, task_id="long")
+        second = await instance.delivery(2)
+        await made.plane.signals.send_input("asks", "yes")
+        clock.advance(500.0)
+        await made.plane.sweeper.sweep()
+        await settled(made.plane)
+        assert instance.all(CancelStep) == []
+        instance.answer(second)
+        await until(lambda: list(gate_of(made.plane).places) == [step.step_id])
+        clock.advance(5.0)
+        await made.plane.sweeper.sweep()
+        await settled(made.plane)
+        assert instance.all(CancelStep) == []
+        clock.advance(500.0)
+        await instance.got(CancelStep)
+
+
+async def test_who_goes_on_takes_the_place_of_who_has_not_begun() -> None:
+    """The one place of the only instance is held by who asks, the place at the limit by who waits for the instance."""
+    async with world() as made:
+        instance = FakeInstance(concurrency=1, limits=ServiceLimits(running_max=1))
+        await instance.connect(made.plane)
+        await submit(made.plane, task_id="asks")
+        step = await instance.delivery(1)
+        instance.ask(step)
+        await submit(made.plane, task_id="next")
+        await until(lambda: list(gate_of(made.plane).places) == ["next:1"])
+        await made.plane.signals.send_input("asks", "yes")
+        await until(lambda: [op for op in instance.received if type(op).__name__ == "DeliverInput"])
+        assert list(gate_of(made.plane).places) == [step.step_id]
+        instance.answer(step)
+        assert (await instance.delivery(2)).task_id == "next"
+
+
+async def test_who_goes_on_comes_before_whoever_begins_whatever_their_priorities() -> None:
+    """Else those of higher priority would wait for its place at the instance, and it for theirs at the limit."""
+    async with world() as made:
+        instance = FakeInstance(concurrency=1, limits=ServiceLimits(running_max=1))
+        await instance.connect(made.plane)
+        await submit(made.plane, task_id="asks", options=TaskOptions(priority=0))
+        step = await instance.delivery(1)
+        instance.ask(step)
+        for number in range(20):
+            await submit(made.plane, task_id=f"urgent-{number}", options=TaskOptions(priority=9 - number % 2))
+        await until(lambda: len(gate_of(made.plane).room) == 19)
+        await made.plane.signals.send_input("asks", "yes")
+        await until(lambda: [op for op in instance.received if type(op).__name__ == "DeliverInput"])
+        assert list(gate_of(made.plane).places) == [step.step_id]
+        instance.answer(step)
+        assert (await instance.delivery(2)).task_id.startswith("urgent")
+
+
 async def test_after_a_restart_what_instances_come_back_with_counts() -> None:
-    async with world(settings=EngineSettings(recovery_grace_s=0.2)) as made:
+    async with world(clock=ManualClock()) as made:
         instance, other = limited(running_max=1), limited(running_max=1)
         other.instance_id = "two"
         await instance.connect(made.plane)
@@ -198,10 +341,15 @@ async def test_after_a_restart_what_instances_come_back_with_counts() -> None:
         await settled(plane)
         assert delivered(other) == []  # somebody may still come back
         await instance.connect(plane, held=[(held.step_id, 1)])
-        await until(lambda: len(gate_of(plane).room) == 2)
+
+        def after_a_while(happened: Callable[[], bool]) -> bool:
+            made.manual.advance(0.1)
+            return happened()
+
+        await until(partial(after_a_while, lambda: len(gate_of(plane).room) == 2))
         assert list(gate_of(plane).places) == [held.step_id]
         instance.answer(held)
-        await until(lambda: len(delivered(other)) + len(delivered(instance)) == 2)
+        await until(partial(after_a_while, lambda: len(delivered(other)) + len(delivered(instance)) == 2))
 
 
 # --- the operator's word ----------------------------------------------------------------------------------------------

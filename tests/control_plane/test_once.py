@@ -20,6 +20,7 @@ from tests.control_plane.harness import (
     until,
     world,
 )
+from tests.support import DEADLINE_S
 
 from llama_deploy.control_plane import EngineSettings
 from llama_deploy.errors import LlamaDeployError
@@ -270,7 +271,7 @@ async def test_a_thread_that_waits_is_told_that_the_task_was_canceled() -> None:
     @service
     def pay(context: ServiceContext) -> None:
         begun.set()
-        held.wait(10)
+        held.wait(DEADLINE_S)
         try:
             context.blocking.once("k", lambda: 1)
         except LlamaDeployError as error:

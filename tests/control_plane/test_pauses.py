@@ -12,7 +12,7 @@ from tests.control_plane.harness import FakeInstance, history, outcome, recorded
 from llama_deploy.control_plane import EngineSettings
 from llama_deploy.errors import TaskEndedError, TaskNotFoundError
 from llama_deploy.messages import QueueMessage
-from llama_deploy.messages.frames import Deliver
+from llama_deploy.messages.frames import Deliver, EventsCommitted
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.testing import ManualClock
 from llama_deploy.types import ActionTypes, RetryPolicy, TaskDefinition, TaskResult
@@ -38,6 +38,14 @@ class Chain(BaseOrchestrator):
 
 async def test_what_runs_finishes_and_what_follows_waits(tmp_path: Path) -> None:
     async with world(tmp_path / "s.db", clock=ManualClock(), orchestrator=Chain(), settings=PATIENT) as made:
+
+        async def extended() -> bool:
+            return (await made.plane.store.next_due() or 0.0) > made.manual.now()
+
+        def taken_up() -> bool:
+            made.manual.advance(0.1)
+            return "t" in made.plane.engine.cache.tasks
+
         instance = FakeInstance()
         await instance.connect(made.plane)
         entry = await submit(made.plane, task_id="t")
@@ -50,12 +58,14 @@ async def test_what_runs_finishes_and_what_follows_waits(tmp_path: Path) -> None
         assert entry.row.steps == 2, "its answer is folded"
         for _ in range(3):
             made.manual.advance(700.0)
-            assert await made.plane.sweeper.sweep() == 1, "extended, and not handed out"
+            await made.plane.sweeper.sweep()  # beside its own, which the clock has woken: one of them extends it
+            await until(extended)
+            assert len(instance.all(Deliver)) == 1, "not handed out"
         await made.crash()
         await made.start()
         await instance.connect(made.plane)
         made.manual.advance(2.0)
-        await until(lambda: "t" in made.plane.engine.cache.tasks)
+        await until(taken_up)
         entry = made.plane.engine.cache.tasks["t"]
         view = made.plane.views.task(entry)
         assert (view.paused, view.waiting_for) == (True, "somebody to resume it (paused by ann: the disk is full)")
@@ -187,3 +197,29 @@ async def test_pauses_and_ends_at_once_leave_one_outcome(tmp_path: Path) -> None
         for entry in entries:
             assert (await outcome(made.plane, entry)).status == "completed"
         assert made.plane.engine.statistics.conflicts == 0
+
+
+async def test_what_was_begun_before_a_crash_goes_on_as_the_next_attempt() -> None:
+    """Resumed before the sweeper has seen that nobody has come back with it."""
+    async with world(clock=ManualClock(), settings=EngineSettings(lease_s=1e9)) as made:
+        first = FakeInstance(instance_id="first")
+        await first.connect(made.plane)
+        await submit(made.plane, task_id="t")
+        begun = await first.delivery()
+        first.stream(begun, 0, ["a"])
+        await first.got(EventsCommitted)
+        await made.plane.pauses.pause("t")
+        await made.crash()
+        second = FakeInstance(instance_id="second")
+        await second.connect(await made.start())
+        await made.plane.pauses.resume("t")
+        assert not made.plane.engine.claim("second", begun.step_id, 1), "a queue that outlives a crash brings it again"
+        made.manual.advance(2.0)
+        again = await second.delivery_in_time(made)
+        assert (again.step_id, again.attempt) == (begun.step_id, 2)
+        second.answer(again)
+        await outcome(made.plane, "t")
+        assert [entry.kind for entry in await history(made.plane, "t") if entry.kind in {"resumed", "lost"}] == [
+            "resumed",
+            "lost",
+        ]

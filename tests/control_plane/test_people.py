@@ -19,11 +19,13 @@ from tests.control_plane.harness import (
     until,
     world,
 )
+from tests.support.passing import time_passes
 
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.errors import (
     InvalidRequestError,
     LimitExceededError,
+    LlamaDeployError,
     NoInputExpectedError,
     TaskEndedError,
     TaskNotFoundError,
@@ -402,7 +404,7 @@ async def test_an_older_delivery_that_cannot_be_parked_is_given_the_inputs_that_
 # --- asking while running -------------------------------------------------------------------------------------------
 
 
-@service(concurrency=10, run_timeout_s=0.05, retry=RetryPolicy(max_retries=0))
+@service(concurrency=10, run_timeout_s=60, retry=RetryPolicy(max_retries=0))
 async def interview(context: ServiceContext, text: str) -> str:
     """Asks two things, and holds its place meanwhile."""
     first = await context.ask("first?")
@@ -417,8 +419,7 @@ async def test_a_running_step_asks_and_its_deadline_stands_still() -> None:
         entry = await submit(made.plane, "interview", "x", task_id="t")
         assert (await asked(made.plane, "t", "first?"))["step_id"] == "t:1"
         assert made.plane.views.service("interview").running == 1
-        began = asyncio.get_running_loop().time()
-        await until(lambda: asyncio.get_running_loop().time() - began > 0.1)  # longer than its run deadline
+        await time_passes(600.0)  # longer than its run deadline
         await made.plane.signals.send_input("t", 1)
         assert (await asked(made.plane, "t", "second?"))["choices"] == ["a", "b"]
         await made.plane.signals.send_input("t", 2)
@@ -442,6 +443,61 @@ async def test_recorded_answers_are_not_asked_for_again_after_a_crash() -> None:
         await asked(made.plane, "t", "second?")
         await made.plane.signals.send_input("t", 2)
         assert (await outcome(made.plane, "t")).result.startswith("x: 1, 2")
+        await local.stop()
+
+
+# --- in a thread ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_function_in_a_thread_asks_waits_and_is_given_recorded_answers_after_a_crash() -> None:
+    begun: list[int] = []
+
+    @service(run_timeout_s=60, concurrency=1)
+    def order(context: ServiceContext, item: str) -> str:
+        begun.append(context.attempt)
+        count = context.blocking.ask(f"how many {item}?", unit="boxes")
+        return f"{count} {context.blocking.ask('of which colour?')} {item}"
+
+    async with world() as made:
+        first = LinkedRunner([order])
+        await first.connect(made.plane)
+        entry = await submit(made.plane, "order", '{"item": "apples"}')
+        prompt = await asked(made.plane, entry.row.task_id, "how many apples?")
+        assert prompt["unit"] == "boxes"
+        await time_passes(600.0)  # longer than it may run
+        await made.plane.signals.send_input(entry.row.task_id, 3)
+        await asked(made.plane, entry.row.task_id, "of which colour?")
+        assert begun == [1]
+        first.die()
+        second = LinkedRunner([order], instance_id="second")
+        await second.connect(made.plane)
+        await asked(made.plane, entry.row.task_id, "of which colour?")
+        await made.plane.signals.send_input(entry.row.task_id, "red")
+        assert (await outcome(made.plane, entry)).result == "3 red apples"
+        assert begun == [1, 2]
+        await second.stop()
+
+
+async def test_a_thread_that_waits_for_a_person_is_woken_when_its_task_is_canceled() -> None:
+    seen: list[str] = []
+
+    @service
+    def asks(context: ServiceContext) -> Any:
+        try:
+            return context.blocking.ask("now?")
+        except LlamaDeployError as error:
+            seen.append(error.code)
+            raise
+
+    async with world() as made:
+        local = LinkedRunner([asks])
+        await local.connect(made.plane)
+        entry = await submit(made.plane, "asks", "{}")
+        await asked(made.plane, entry.row.task_id, "now?")
+        await made.plane.signals.cancel(entry.row.task_id)
+        await until(lambda: seen == ["LD540"])
+        await until(lambda: made.plane.views.service("asks").running == 0)
+        assert made.plane.views.service("asks").instances[0].left_behind == 0
         await local.stop()
 
 
@@ -525,7 +581,7 @@ async def test_a_question_that_is_repeated_is_recorded_once() -> None:
 
 
 async def test_several_questions_of_one_step_are_answered_one_after_the_other() -> None:
-    @service(run_timeout_s=0.05, retry=RetryPolicy(max_retries=0))
+    @service(run_timeout_s=60, retry=RetryPolicy(max_retries=0))
     async def echo(context: ServiceContext, text: str) -> str:
         """Asks two things at once."""
         return " ".join(await asyncio.gather(context.ask("first?"), context.ask("second?")))
@@ -536,6 +592,7 @@ async def test_several_questions_of_one_step_are_answered_one_after_the_other() 
         entry = await submit(made.plane, task_id="t")
         await recorded(entry, 3)
         assert (await asked(made.plane, "t"))["prompt"] == "first?"
+        await time_passes(600.0)  # longer than it may run
         await made.plane.signals.send_input("t", "a")
         assert (await asked(made.plane, "t"))["prompt"] == "second?"
         await made.crash()

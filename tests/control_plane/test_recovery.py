@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from tests.control_plane.harness import (
-    DEADLINE_S,
     FakeInstance,
     LinkedRunner,
     World,
@@ -25,10 +24,10 @@ from tests.control_plane.harness import (
     until,
     world,
 )
+from tests.support import DEADLINE_S, eventually
 
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.errors import NonRetryableError, ServiceUnknownError
-from llama_deploy.messages.frames import Heartbeat
 from llama_deploy.runtime import failpoints
 from llama_deploy.services import HumanService, ServiceContext, service
 from llama_deploy.state_stores import SQLiteStore
@@ -299,7 +298,7 @@ async def test_inputs_that_were_given_before_the_crash_are_delivered_after_it(st
         made.manual.advance(2.0)
         other = FakeInstance(instance_id="other")
         await other.connect(plane)
-        step = await other.delivery()
+        step = await other.delivery_in_time(made)
         assert (step.inputs, step.snapshot, step.step_id) == ([b'{"answer":1}'], b"half done", "t:1")
         other.answer(step, "done")
         await outcome(plane, "t")
@@ -314,7 +313,7 @@ async def test_a_second_restart_knows_all_inputs_in_order(store: Path | None) ->
             instance = FakeInstance(instance_id=str(number))
             await instance.connect(plane)
             entry = await submit(plane, task_id="t")
-            step = await instance.delivery()
+            step = await instance.delivery_in_time(made)
             assert step.inputs == [b"%d" % n for n in range(number)]
             instance.park(step, resume="redeliver", consumed=number, snapshot=b"%d" % number)
             await recorded(entry, 2 * number + 2)
@@ -325,6 +324,15 @@ async def test_a_second_restart_knows_all_inputs_in_order(store: Path | None) ->
 # --- what is known after a restart ----------------------------------------------------------------------------------
 
 
+async def services_recorded(made: World, names: set[str]) -> None:
+    """Wait until the store knows these services; that is beside the flow of tasks."""
+
+    async def known() -> bool:
+        return (await made.plane.store.load_services()).keys() >= names
+
+    await eventually(known)
+
+
 async def test_results_of_ended_tasks_and_services_are_known(store: Path | None) -> None:
     async with world(store) as made:
         instance = FakeInstance(["echo", "other"])
@@ -332,8 +340,7 @@ async def test_results_of_ended_tasks_and_services_are_known(store: Path | None)
         await submit(made.plane, task_id="t")
         instance.answer(await instance.delivery(), "kept")
         await outcome(made.plane, "t")
-        await until(lambda: made.plane.store.backlog == 0)
-        await made.plane.store.load_services()
+        await services_recorded(made, {"echo", "other"})
         await made.crash()
         plane = await made.start()
         assert (await outcome(plane, "t")).result == "kept"
@@ -344,7 +351,7 @@ async def test_results_of_ended_tasks_and_services_are_known(store: Path | None)
 async def test_services_are_expected_back_for_a_while_after_a_restart() -> None:
     async with world(clock=ManualClock()) as made:
         await FakeInstance().connect(made.plane)
-        await until(lambda: made.plane.store.backlog == 0)
+        await services_recorded(made, {"echo"})
         await made.stop()
         plane = await made.start()
         entry = await submit(plane)
@@ -359,26 +366,25 @@ async def test_services_are_expected_back_for_a_while_after_a_restart() -> None:
 
 
 async def test_a_backoff_is_kept_over_a_restart(store: Path | None) -> None:
-    async with world(store, clock=ManualClock()) as made:
+    async with world(store, clock=ManualClock(), settings=EngineSettings(lease_s=1e9)) as made:
         instance = FakeInstance()
         await instance.connect(made.plane)
         entry = await submit(made.plane, task_id="t")
         instance.fail(await instance.delivery(), retry_after_s=1000.0)
+        given_up_at = made.manual.now()
         await recorded(entry, 2)
         await made.crash()
         plane = await made.start()
         again = FakeInstance()
         await again.connect(plane)
         made.manual.advance(5.0)
-        again.send()
         await plane.sweeper.sweep()
         assert await state_of(plane, "t") == "working"
         assert "due in" in (plane.views.task(await plane.engine.cache.get("t")).waiting_for or "")
         assert again.received == again.all(type(again.received[0])), "nothing but the welcome"
-        for _ in range(130):
-            made.manual.advance(9.0)
-            again.send(Heartbeat([]))
-        step = await again.delivery()
+        assert made.manual.now() < given_up_at + 1000.0
+        step = await again.delivery_in_time(made, step_s=100.0)
+        assert made.manual.now() >= given_up_at + 1000.0
         assert step.attempt == 2
         again.answer(step)
         await outcome(plane, "t")

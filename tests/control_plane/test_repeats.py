@@ -38,7 +38,7 @@ from llama_deploy.errors import (
 from llama_deploy.messages import QueueMessage, frames
 from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator, get_result_key
 from llama_deploy.testing import ManualClock
-from llama_deploy.types import TaskDefinition, TaskOptions, TaskResult
+from llama_deploy.types import ActionTypes, RetryPolicy, TaskDefinition, TaskOptions, TaskResult
 
 
 class Fan(BaseOrchestrator):
@@ -72,6 +72,37 @@ class Fan(BaseOrchestrator):
             own["got"] = {**own.get("got", {}), str(result.tag): result.result}
             own["by"] = {**own.get("by", {}), str(result.step_id): result.tag}
         return state
+
+
+class Again(Fan):
+    """Has each step tried again once; a step that fails for good ends the task at once."""
+
+    async def get_next_messages(self, task_def: TaskDefinition, state: dict[str, Any]) -> Any:
+        own = state.setdefault(task_def.task_id, {})
+        again = own.pop("again", None)
+        if again is not None:
+            return [QueueMessage(type="work", tag=again, data={"word": again}, step_id=own["step"])], state
+        if "ended" in own:
+            return [QueueMessage(type="human", action=ActionTypes.COMPLETED_TASK, data=own["ended"])], state
+        return await super().get_next_messages(task_def, state)
+
+    async def add_result_to_state(self, result: TaskResult, state: dict[str, Any]) -> Any:
+        own = state[result.task_id]
+        failed = own.setdefault("failed", [])
+        if result.error is not None and result.error.retryable and result.tag not in failed:
+            own["failed"] = [*failed, result.tag]
+            own["again"], own["step"] = result.tag, result.step_id
+            return state
+        if result.error is not None:
+            own["ended"] = result.model_dump(mode="json")
+            return state
+        return await super().add_result_to_state(result, state)
+
+
+class Unseeing(Fan):
+    """Never sees a failure that is tried again."""
+
+    handles_failures = False
 
 
 class Works(FakeInstance):
@@ -190,6 +221,58 @@ async def test_a_retry_of_a_canceled_task_goes_on_where_it_was_canceled() -> Non
         await works.finish(new.row.task_id, b="B")
         assert (await works.joined(new.row.task_id))["got"] == {"a": "A", "b": "B"}
         assert works.words(new.row.task_id) == ["b"]
+
+
+async def test_a_retry_of_a_canceled_task_counts_failures_anew() -> None:
+    async with world(orchestrator=SimpleOrchestrator(max_retries=1)) as made:
+        works = Works()
+        await works.connect(made.plane)
+        old = await submit(made.plane)
+        works.fail(await works.delivery(1))
+        await works.delivery(2)
+        await made.plane.signals.cancel(old.row.task_id)
+        new, _ = await made.plane.repeats.retry(old.row.task_id)
+        step = await works.delivery(3)
+        works.fail(step)  # the first failure of the new task, not the second and last one of the old
+        again = await works.delivery(4)
+        assert (again.step_id, again.attempt) == (step.step_id, 2)
+        works.answer(again)
+        assert (await outcome(made.plane, new)).status == "completed"
+
+
+async def test_a_retry_counts_anew_for_what_failed_beside_what_ended_the_task() -> None:
+    async with world(orchestrator=Again()) as made:
+        works = Works()
+        await works.connect(made.plane)
+        old = await submit(made.plane, None, "a b")
+        first = await works.step(old.row.task_id, "a")
+        works.fail(first)
+        await until(lambda: works.words(old.row.task_id) == ["a", "b", "a"])
+        works.fail(await works.step(old.row.task_id, "b"), retryable=False)
+        assert (await outcome(made.plane, old)).status == "failed"
+        new, _ = await made.plane.repeats.retry(old.row.task_id)
+        await works.step(new.row.task_id, "b")
+        works.fail(await works.step(new.row.task_id, "a"))
+        await until(lambda: works.words(new.row.task_id) == ["a", "b", "a"])
+        await works.finish(new.row.task_id, a="A", b="B")
+        assert (await works.joined(new.row.task_id))["got"] == {"a": "A", "b": "B"}
+
+
+async def test_failures_that_no_policy_has_counted_take_nothing_back() -> None:
+    async with world(orchestrator=Unseeing()) as made:
+        works = Works()
+        works.definitions[0] = works.definitions[0].model_copy(update={"retry": RetryPolicy(max_retries=3)})
+        await works.connect(made.plane)
+        old = await submit(made.plane, None, "a b")
+        works.fail(await works.step(old.row.task_id, "a"))
+        await until(lambda: old.open[f"{old.row.task_id}:1"].failures == 1)
+        await works.finish(old.row.task_id, b="B")
+        version = old.row.version
+        await made.plane.signals.cancel(old.row.task_id)
+        new, _ = await made.plane.repeats.retry(old.row.task_id)
+        assert new.definition.options is not None
+        assert new.definition.options.origin is not None
+        assert new.definition.options.origin.seq == version
 
 
 async def test_a_decision_that_failed_is_made_again_with_the_same_answer() -> None:
@@ -545,6 +628,24 @@ async def test_what_was_done_once_is_not_done_again_by_a_retry_and_is_by_a_repla
         assert (await works.step(again.row.task_id, service="echo")).remembered == {"charged": b'"receipt 7"'}
         anew, _ = await made.plane.repeats.replay(old.row.task_id, step_id=step.step_id)
         assert not (await works.step(anew.row.task_id, service="echo")).remembered
+
+
+async def test_a_retry_of_a_step_that_had_called_somebody_calls_again() -> None:
+    """The new task's history can be read: a call is not a value that was remembered."""
+    async with world() as made:
+        works = Works()
+        await works.connect(made.plane)
+        old = await submit(made.plane)
+        step = await works.delivery()
+        works.send(frames.Remember(step.step_id, step.attempt, "charged", b"7"))
+        called = {"input": "{}", "agent_id": "nobody", "wait_for_service": True}
+        works.send(frames.Call(step.step_id, step.attempt, "#1", msgspec.json.encode(called)))
+        await recorded(old, 3)
+        works.fail(step, retryable=False)
+        await outcome(made.plane, old)
+        again, _ = await made.plane.repeats.retry(old.row.task_id)
+        assert (await works.step(again.row.task_id, service="echo")).remembered == {"charged": b"7"}
+        assert [entry.kind for entry in await history(made.plane, again.row.task_id)] == ["forked"]
 
 
 async def test_nobody_waits_for_the_beginning_again_and_the_deadline_begins_anew() -> None:

@@ -133,6 +133,22 @@ async def test_a_task_whose_attempts_are_used_up_pauses_and_a_person_has_it_go_o
         assert entries[4].by == "ann"
 
 
+@pytest.mark.parametrize("policy", [None, twice(jitter=1.0), RetryPolicy(jitter=0.5)])
+async def test_a_service_is_left_alone_as_long_as_it_has_asked(policy: RetryPolicy | None) -> None:
+    """Without a policy of anybody's it is the orchestrator that asks for the step again."""
+    async with world(clock=ManualClock(), settings=PATIENT) as made:
+        for number in range(20):
+            instance = FakeInstance(retry=policy, concurrency=50)
+            await instance.connect(made.plane)
+            entry = await submit(made.plane, task_id=f"t{number}")
+            failed_at = made.manual.now()
+            instance.fail(await instance.delivery(), retry_after_s=100.0)
+            await recorded(entry, 2)
+            [step] = entry.open.values()
+            assert failed_at + 100.0 <= step.due_at <= failed_at + 220.0
+            instance.drop()
+
+
 async def test_losses_are_counted_apart_and_pause_a_task_as_well() -> None:
     settings = EngineSettings(lease_s=1e9, attempts_max=4)
     async with world(clock=ManualClock(), orchestrator=OneStep(), settings=settings) as made:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.control_plane.harness import FakeInstance, World, abandon, cut, outcome, submit, until, world
+from tests.support import DEADLINE_S
 
 from llama_deploy.control_plane import EngineSettings
 from llama_deploy.errors import (
@@ -282,13 +283,13 @@ async def test_the_end_of_a_schedule() -> None:
         assert len(await tasks(made)) == 2
         view = await view_of(made)
         assert view.next_at is None
-        assert made.plane.schedules.next_times("s", 5) == []
+        assert await made.plane.schedules.next_times("s", 5) == []
 
 
 async def test_the_next_times_are_in_the_schedules_own_zone() -> None:
     async with world(clock=clock()) as made:
         await made.plane.schedules.put("s", hourly(cron="30 9 * * MON", time_zone="America/New_York"))
-        times = made.plane.schedules.next_times("s", 2)
+        times = await made.plane.schedules.next_times("s", 2)
         assert [time.isoformat() for time in times] == ["2026-01-05T09:30:00-05:00", "2026-01-12T09:30:00-05:00"]
 
 
@@ -447,7 +448,7 @@ async def crash_at(made: World, point: str, cause: Callable[[], None]) -> None:
     arm(point, crash)
     try:
         cause()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             await happened.wait()
     finally:
         disarm(point)

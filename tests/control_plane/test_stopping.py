@@ -19,12 +19,14 @@ from tests.control_plane.harness import (
     until,
     world,
 )
+from tests.support import DEADLINE_S
+from tests.support.passing import time_passes
 
 from llama_deploy.control_plane import EngineSettings
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.messages import frames
 from llama_deploy.services import ServiceContext, service
-from llama_deploy.types import TaskOptions
+from llama_deploy.types import ServiceLimits, TaskOptions
 
 AGAIN = NO_JITTER.model_copy(update={"initial_s": 0.0})
 QUICK = EngineSettings(cancel_grace_s=0.1)
@@ -48,6 +50,40 @@ async def test_the_place_of_a_canceled_step_is_free_when_its_code_has_ended() ->
         instance.send(frames.Stopped(step.step_id, 1), frames.Stopped(step.step_id, 1))
         await instance.delivery(2)
         assert made.plane.views.service("echo").running == 1
+
+
+@pytest.mark.parametrize("says", ["answer", "park"])
+async def test_what_a_canceled_step_says_meanwhile_frees_its_place(says: str) -> None:
+    async with world() as made:
+        instance = FakeInstance(concurrency=1)
+        instance.stops_at_once = False  # its code has ended before it is asked to stop: there is nothing to stop
+        await instance.connect(made.plane)
+        entry, _ = await submit(made.plane), await submit(made.plane)
+        step = await instance.delivery()
+        await made.plane.signals.cancel(entry.row.task_id)
+        if says == "answer":
+            instance.answer(step)
+        else:
+            instance.park(step)
+        await instance.delivery(2)
+        assert made.plane.views.service("echo").running == 1
+
+
+async def test_a_runner_says_that_a_step_has_stopped_whose_answer_was_on_its_way() -> None:
+    @service
+    async def quick() -> str:
+        return "done"
+
+    async with world() as made:
+        local = LinkedRunner([quick])
+        await local.connect(made.plane)
+        sent: list[Any] = []
+        local.runner.send = sent.extend
+        entry = await submit(made.plane, "quick", "{}")
+        await until(lambda: [one for one in sent if isinstance(one, frames.Answer)])
+        local.runner.receive([frames.CancelStep(f"{entry.row.task_id}:1", "for a test")])
+        await until(lambda: frames.Stopped(f"{entry.row.task_id}:1", 1) in sent)
+        await local.stop()
 
 
 async def test_an_instance_that_does_not_say_so_gets_its_place_back_all_the_same() -> None:
@@ -94,7 +130,7 @@ async def test_a_thread_that_does_not_stop_is_left_behind_and_shown_until_it_end
     def stubborn(number: int) -> int:
         if number == 0:
             begun.set()
-            let_go.wait(20)
+            let_go.wait(DEADLINE_S)
         return number
 
     async with world(settings=QUICK) as made:
@@ -119,7 +155,7 @@ async def test_a_coroutine_that_swallows_its_cancellation_is_left_behind(why: st
     let_go = asyncio.Event()
     running: list[int] = []
 
-    @service(concurrency=1, run_timeout_s=0.05 if why == "deadline" else 60, retry=AGAIN)
+    @service(concurrency=1, run_timeout_s=60, retry=AGAIN)
     async def stubborn(context: ServiceContext) -> str:
         if context.attempt > 1:
             return "second"
@@ -140,6 +176,7 @@ async def test_a_coroutine_that_swallows_its_cancellation_is_left_behind(why: st
         if why == "canceled":
             await made.plane.signals.cancel(entry.row.task_id)
         else:
+            await time_passes(60.0)
             assert (await outcome(made.plane, entry)).result == "second"
             (failed,) = [one for one in await history(made.plane, entry) if one.kind == "retrying"]
             assert failed.error is not None
@@ -153,18 +190,23 @@ async def test_a_coroutine_that_swallows_its_cancellation_is_left_behind(why: st
 
 
 async def test_a_thread_that_ends_within_the_grace_of_its_deadline_is_not_left_behind() -> None:
-    @service(run_timeout_s=0.05)
+    begun = threading.Event()
+
+    @service(run_timeout_s=60)
     def slow(context: ServiceContext) -> str:
+        begun.set()
         while not context.canceled:
             pass
         return "stopped"
 
-    async with world() as made:
+    async with world(settings=EngineSettings(cancel_grace_s=600.0)) as made:
         local = LinkedRunner([slow])
         await local.connect(made.plane)
         entry = await submit(
             made.plane, "slow", "{}", options=TaskOptions.model_validate({"retry": {"max_retries": 0}})
         )
+        await until(begun.is_set)
+        await time_passes(60.0)
         result = await outcome(made.plane, entry)
         assert result.error is not None
         assert result.error.code == "LD503"
@@ -180,18 +222,23 @@ def silent_after(seconds: float) -> TaskOptions:
 
 
 async def test_an_attempt_without_signs_of_life_fails_and_the_next_one_knows_how_far_it_was() -> None:
+    begun = asyncio.Event()
+
     @service(retry=AGAIN)
     async def copies(context: ServiceContext) -> Any:
         if context.attempt == 1:
             for page in range(3):
                 context.heartbeat({"page": page})
+            begun.set()
             await asyncio.Event().wait()
         return context.last_heartbeat
 
     async with world() as made:
         local = LinkedRunner([copies])
         await local.connect(made.plane)
-        entry = await submit(made.plane, "copies", "{}", options=silent_after(0.1))
+        entry = await submit(made.plane, "copies", "{}", options=silent_after(60.0))
+        await begun.wait()
+        await time_passes(61.0)
         assert (await outcome(made.plane, entry)).value == {"page": 2}
         (failed,) = [one for one in await history(made.plane, entry) if one.kind == "retrying"]
         assert failed.error is not None
@@ -199,19 +246,84 @@ async def test_an_attempt_without_signs_of_life_fails_and_the_next_one_knows_how
         await local.stop()
 
 
+async def test_a_silent_attempt_keeps_its_places_until_its_code_has_ended() -> None:
+    """The next attempt neither begins beside it at the same limit, nor in its place at the instance."""
+    begun, let_go = threading.Event(), threading.Event()
+    at_once: list[int] = []
+    running = 0
+
+    @service(retry=AGAIN, concurrency=8, limits=ServiceLimits(running_max=1))
+    def silent(context: ServiceContext) -> int:
+        nonlocal running
+        running += 1
+        at_once.append(running)
+        if context.attempt == 1:
+            begun.set()
+            let_go.wait(60)
+        running -= 1
+        return context.attempt
+
+    async with world(settings=EngineSettings(cancel_grace_s=60.0)) as made:
+        local = LinkedRunner([silent])
+        await local.connect(made.plane)
+        entry = await submit(made.plane, "silent", "{}", options=silent_after(0.05))
+        await until(begun.is_set)
+        await until(lambda: made.plane.engine.admission.waits(f"{entry.row.task_id}:1"))
+        assert (made.plane.views.queue("silent").running, at_once) == (1, [1])
+        let_go.set()
+        assert (await outcome(made.plane, entry)).value == 2
+        assert at_once == [1, 1]
+        assert made.plane.engine.admission._where == {}
+        await local.stop()
+
+
+async def test_what_is_said_again_says_whether_its_code_runs_on() -> None:
+    begun, let_go = threading.Event(), threading.Event()
+
+    @service(retry=AGAIN)
+    def silent() -> None:
+        begun.set()
+        let_go.wait(60)
+
+    async with world(settings=EngineSettings(cancel_grace_s=60.0)) as made:
+        local = LinkedRunner([silent])
+        await local.connect(made.plane)
+        sent: list[Any] = []
+        local.runner.send = sent.extend
+        entry = await submit(made.plane, "silent", "{}", options=silent_after(0.05))
+        await until(lambda: [one for one in sent if isinstance(one, frames.Answer)])
+        (step,) = local.runner.steps.values()
+        local.runner._repeat(step)
+        let_go.set()
+        await until(lambda: frames.Stopped(f"{entry.row.task_id}:1", 1) in sent)
+        local.runner._repeat(step)
+        await until(lambda: len([one for one in sent if isinstance(one, frames.Answer)]) == 3)
+        assert [one.runs_on for one in sent if isinstance(one, frames.Answer)] == [True, True, False]
+        await local.stop()
+
+
 async def test_signs_of_life_keep_an_attempt_alive_and_cost_no_commit() -> None:
+    beaten, on = asyncio.Event(), asyncio.Event()
+
     @service
-    def copies(context: ServiceContext) -> str:
-        for page in range(30):
+    async def copies(context: ServiceContext) -> str:
+        for page in range(10):
             context.heartbeat(page)
-            context.blocking.sleep(0.02)
+            beaten.set()
+            await on.wait()
+            on.clear()
         return "done"
 
     async with world() as made:
         local = LinkedRunner([copies])
         await local.connect(made.plane)
         before = made.plane.store.statistics.transitions
-        entry = await submit(made.plane, "copies", "{}", options=silent_after(0.4))
+        entry = await submit(made.plane, "copies", "{}", options=silent_after(50.0))
+        for _ in range(10):
+            await beaten.wait()
+            beaten.clear()
+            await time_passes(30.0)
+            on.set()
         assert (await outcome(made.plane, entry)).result == "done"
         assert made.plane.store.statistics.transitions - before == 2
         await local.stop()
@@ -251,11 +363,9 @@ async def test_waiting_for_a_called_task_is_no_silence() -> None:
     async with world() as made:
         local = LinkedRunner([calls, slow])
         await local.connect(made.plane)
-        entry = await submit(made.plane, "calls", "{}", options=silent_after(0.1))
+        entry = await submit(made.plane, "calls", "{}", options=silent_after(60.0))
         await until(lambda: len(local.runner.steps) == 2)
-        loop = asyncio.get_running_loop()
-        over = loop.time() + 0.3
-        await until(lambda: loop.time() > over)
+        await time_passes(600.0)
         go_on.set()
         assert (await outcome(made.plane, entry)).value == 1
         await local.stop()

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 from tests.control_plane.harness import (
-    DEADLINE_S,
     FakeInstance,
     LinkedRunner,
     history,
@@ -20,6 +19,7 @@ from tests.control_plane.harness import (
     until,
     world,
 )
+from tests.support import DEADLINE_S
 
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.tasks import TaskEntry
@@ -92,7 +92,7 @@ async def test_ten_thousand_events_are_numbered_densely(pause: int, store: Path 
         readers = [asyncio.ensure_future(follow(made.plane, "t", slowly=n % 2 == 1)) for n in range(4)]
         late = [asyncio.ensure_future(follow(made.plane, "t", first)) for first in (1, 5000, 9999)]
         expected = [{"n": number} for number in range(10_000)]
-        async with asyncio.timeout(DEADLINE_S * 3):
+        async with asyncio.timeout(DEADLINE_S):
             for reader in readers:
                 assert await reader == expected
             for reader, first in zip(late, (1, 5000, 9999), strict=True):

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.control_plane.harness import DEADLINE_S, FakeInstance, outcome, state_of, submit, until, world
+from tests.control_plane.harness import FakeInstance, outcome, state_of, submit, until, world
+from tests.support import DEADLINE_S
 
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.tasks import TaskEntry
@@ -271,6 +272,17 @@ async def test_text_with_surrogates_is_refused(field: str) -> None:
         with pytest.raises(InvalidRequestError) as caught:
             await made.plane.engine.submissions.submit_and_wait(definition)
         assert field in caught.value.what
+        assert await nothing_recorded(made.plane)
+
+
+async def test_a_task_may_not_be_named_as_its_session() -> None:
+    """A row whose two names are the same is a task without a session: erasing the session would leave it there."""
+    async with world() as made:
+        await FakeInstance().connect(made.plane)
+        with pytest.raises(InvalidRequestError) as caught:
+            await submit(made.plane, task_id="order-7", session_id="order-7")
+        assert "order-7" in caught.value.what
+        assert caught.value.fix
         assert await nothing_recorded(made.plane)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from tests.control_plane.harness import FakeInstance, LinkedRunner, World, outcome, submit, until
+from tests.support import DEADLINE_S
+from tests.support.passing import time_passes
 from tests.support.receiver import Receiver, receiving
 
 from llama_deploy.client.webhooks import verify
@@ -42,7 +44,7 @@ async def broken() -> str:
 class Hooked(World):
     """A world whose control plane calls webhooks."""
 
-    def __init__(self, *args: Any, retry: RetryPolicy = QUICK, timeout_s: float = 5.0, **options: Any) -> None:
+    def __init__(self, *args: Any, retry: RetryPolicy = QUICK, timeout_s: float = DEADLINE_S, **options: Any) -> None:
         settings = options.pop("webhooks", SETTINGS)
         super().__init__(*args, webhooks=settings, **options)
         self._settings, self._retry, self._timeout_s = settings, retry, timeout_s
@@ -197,10 +199,12 @@ async def test_what_fails_for_now_is_tried_again_under_the_same_id(trouble: int 
 
 
 async def test_a_receiver_that_hangs_is_given_up_after_a_while_and_called_again() -> None:
-    async with receiving() as receiver, hooked(timeout_s=0.2) as made:
+    async with receiving() as receiver, hooked() as made:
         await made.serve()
         receiver.answers = ["hang"]
         await submit(made.plane, "echo", task_id="t", options=to(receiver))
+        await until(lambda: receiver.waiting == 1)
+        await time_passes(DEADLINE_S)
         await made.reached("t", "delivered")
         assert len(receiver.received) == 2
 

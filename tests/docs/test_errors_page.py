@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from llama_deploy.errors import all_errors
+from llama_deploy.errors import LlamaDeployError, all_errors
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -29,3 +29,10 @@ def test_the_page_is_current() -> None:
 def test_every_error_has_a_section_of_its_own() -> None:
     headings = [line for line in rendered_page().splitlines() if line.startswith("### ")]
     assert headings == [f"### {error.code} {error.title}" for error in all_errors()]
+
+
+def test_every_error_of_a_part_is_imported_from_the_package() -> None:
+    defined: set[type[LlamaDeployError]] = {LlamaDeployError}
+    while more := {sub for cls in defined for sub in cls.__subclasses__()} - defined:
+        defined |= more
+    assert {cls for cls in defined if cls.__module__.startswith("llama_deploy.errors")} == set(all_errors())

@@ -22,10 +22,9 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.docs.pages import PAGES, ROOT, Fence, anchors, fences, links
+from tests.support import PROCESS_S
 
 from llama_deploy.apiserver.deployment_file import load_deployment_file
-
-RUN_DEADLINE_S = 60
 
 PYTHON_PAGES = [page for page in PAGES if any(fence.language == "python" for fence in fences(page))]
 OTHERS = [fence for page in PAGES for fence in fences(page) if fence.language in {"bash", "yaml", "json"}]
@@ -60,7 +59,7 @@ def run(fence: Fence, folder: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=RUN_DEADLINE_S,
+        timeout=PROCESS_S,
     )
     assert ran.returncode == 0, f"{fence.place}\n{ran.stdout}{ran.stderr}"
 
@@ -80,7 +79,7 @@ def check_bash(fence: Fence) -> None:
     assert checked.returncode == 0, checked.stderr
     chores = re.findall(r"(?m)^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert set(re.findall(r"\bmake ([a-z-]+)", fence.text)) <= set(chores)
-    for command in sorted(set(re.findall(r"\bllamactl ([a-z-]+)", fence.text))):
+    for command in sorted(set(re.findall(r"\bllamactl (?:-\S+ \S*://\S+ )?([a-z-]+)", fence.text))):
         asked = [sys.executable, "-c", "from llama_deploy.cli import main; main()", command, "--help"]
         known = subprocess.run(asked, check=False, capture_output=True, text=True)
         assert known.returncode == 0, f"{fence.place}: llamactl {command}\n{known.stderr}"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from tests.docs.pages import ROOT, fences
+from tests.support import PROCESS_S
 
 EXAMPLES = ROOT / "examples"
-DEADLINE_S = 60
 LINES_MAX = 60
 
 PRINTED = {
@@ -36,6 +36,14 @@ PRINTED = {
         "Found {'fact': 'the causes of tides'}",
         "StopEvent {'result': 'there are two facts about tides'}",
         "there are two facts about tides",
+    ],
+    "memory.py": [
+        "one: Hello Ada.",
+        "two: Stranger, that was turn 1.",
+        "everything is switched off, and on again",
+        "one: Ada, that was turn 2.",
+        "remembered: {'guide': {'turns': 2, 'name': 'Ada'}}",
+        "one: Stranger, that was turn 1.",
     ],
     "own_orchestrator.py": [
         "The tide is high.",
@@ -93,7 +101,7 @@ def test_it_prints_what_it_promises(name: str, tmp_path: Path) -> None:
             check=False,
             capture_output=True,
             text=True,
-            timeout=DEADLINE_S,
+            timeout=PROCESS_S,
         )
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.splitlines() == PRINTED[name]

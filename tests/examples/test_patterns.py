@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 import threading
+import xml.etree.ElementTree as ET
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from tests.docs.pages import ROOT
+from tests.support import PROCESS_S
 
 PATTERNS = ROOT / "examples" / "patterns"
-DEADLINE_S = 60
+SVG = "{http://www.w3.org/2000/svg}"
 
 OUTCOMES = {
     "sequence.py": 'completed: {"headline": "All to know about tides", "short": true}',
@@ -39,7 +41,7 @@ def run(name: str, *arguments: str, **environment: str) -> list[str]:
         check=False,
         capture_output=True,
         text=True,
-        timeout=DEADLINE_S,
+        timeout=PROCESS_S,
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.splitlines()
@@ -55,11 +57,25 @@ def test_every_program_is_run_here_and_in_the_list() -> None:
 @pytest.mark.parametrize("name", OUTCOMES)
 def test_it_ends_as_it_promises_with_a_picture_and_a_timeline(name: str, tmp_path: Path) -> None:
     picture = tmp_path / "picture.svg"
-    printed = run(name, "--svg", str(picture), OPENAI_API_KEY="")
+    printed = run(name, "--svg", str(picture), "--pictures", str(tmp_path), OPENAI_API_KEY="")
     assert printed[0] == "flowchart TD"
     assert OUTCOMES[name] in printed
     assert printed[-1].startswith("░ waited  █ ran")
     assert picture.read_text(encoding="utf-8").startswith("<svg ")
+    for kind in ("graph", "timeline"):
+        file = f"{name.removesuffix('.py')}-{kind}.svg"
+        kept = (PATTERNS / "pictures" / file).read_text(encoding="utf-8")
+        assert shown(kept) == shown((tmp_path / file).read_text(encoding="utf-8")), f"draw it anew: {file}"
+        assert f"(pictures/{file})" in (PATTERNS / "README.md").read_text(encoding="utf-8")
+
+
+def shown(drawing: str) -> list[str]:
+    """What a picture shows, without places and times: the nodes with their states, or the rows of a timeline."""
+    root = ET.fromstring(drawing)
+    nodes = [g for g in root.iter(f"{SVG}g") if (g.get("class") or "").startswith("node")]
+    if nodes:
+        return [f"{g.get('class')} {g.findtext(f'{SVG}title')}" for g in nodes]
+    return sorted(text.text or "" for text in root.iter(f"{SVG}text") if text.get("class") is None)
 
 
 def test_with_a_key_the_real_model_is_asked() -> None:
@@ -88,3 +104,10 @@ def test_with_a_key_the_real_model_is_asked() -> None:
         server.server_close()
     assert "completed: The sea says: When does the rain come? Ask the moon." in printed
     assert asked == ["/v1/chat/completions Bearer secret One word of ['sea', 'weather'] for: When does the rain come?"]
+
+
+def test_each_folder_that_is_taken_along_has_the_same_model() -> None:
+    """A folder of examples stands by itself, so each has a copy; they must not drift apart."""
+    copies = sorted(PATTERNS.parent.glob("*/model.py"))
+    assert len(copies) > 1
+    assert len({copy.read_text(encoding="utf-8") for copy in copies}) == 1

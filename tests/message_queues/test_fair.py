@@ -216,3 +216,28 @@ class Turns(RuleBasedStateMachine):
 
 
 TestTurns = Turns.TestCase
+
+
+def test_what_is_alike_is_first_in_first_out_and_keeps_its_order_when_others_come() -> None:
+    queue: FairQueue[int] = FairQueue()
+    for number in range(4):
+        queue.push(f"plain:{number}", number)
+    queue.push("back", 9, first=True)
+    assert popped(queue) == "back"
+    queue.push("urgent", 0, priority=9)
+    assert [waiting.name for waiting in queue.in_order()] == ["urgent", *(f"plain:{number}" for number in range(4))]
+    assert queue.remove("plain:1") is not None
+    assert [popped(queue) for _ in range(4)] == ["urgent", "plain:0", "plain:2", "plain:3"]
+    assert queue.pop() is None
+    queue.push("again", 1)
+    assert popped(queue) == "again"
+
+
+def test_what_has_no_key_can_be_held_while_all_that_waits_is_alike() -> None:
+    queue: FairQueue[int] = FairQueue()
+    queue.push("one", 1)
+    queue.hold_key("")
+    assert queue.pop() is None
+    assert not queue.ready
+    queue.let_key_go("")
+    assert popped(queue) == "one"

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_deploy.orchestrators import Orchestrator
-from llama_deploy.orchestrators.described import CATALOGUE, DescriptionError, build
+from llama_deploy.orchestrators.described import CATALOGUE, build
+from llama_deploy.orchestrators.described_errors import DescriptionError
 from llama_deploy.testing.orchestrator_play import play
 
 pytestmark = pytest.mark.anyio

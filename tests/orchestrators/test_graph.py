@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_deploy.orchestrators import Edge, Graph, Router, Sequence
+from llama_deploy.orchestrators import Edge, Graph, Sequence
 from llama_deploy.orchestrators.graph_checks import problems, reachable
 from llama_deploy.testing.orchestrator_play import Play, play
 
@@ -172,20 +171,9 @@ async def test_every_graph_ends_and_never_stands_still(first: int) -> None:
     assert completed > 30
 
 
-async def test_the_picture_shows_where_a_task_stands() -> None:
+def test_the_picture_has_its_edges_with_their_bounds() -> None:
     edges: list[Any] = [("start", "a"), ("a", "b"), Edge("b", "a", when=lambda _: True, at_most=3), ("b", "end")]
     picture = Graph({"a": "a", "b": "b"}, edges).picture()
-    text = picture.mermaid({"a": "done", "b": "running"})
-    assert text.startswith('flowchart TD\n    n0(["start"])\n    n1["a"]\n')
+    text = picture.mermaid()
+    assert text.startswith('flowchart TD\n    %% graph\n    n0(["start"])\n    n1["a"]\n')
     assert '    n2 -.->|"if, at most 3x"| n1\n' in text
-    assert "    class n2 running\n" in text
-    drawn = ET.fromstring(picture.svg({"a": "done", "b": "running"}))
-    assert [group.get("class") for group in drawn.iter("{http://www.w3.org/2000/svg}g")] == ["", "done", "running", ""]
-
-
-def test_names_are_escaped_in_pictures() -> None:
-    picture = Graph({'<b>"&': "a"}, [("start", '<b>"&'), ('<b>"&', "end")]).picture()
-    ET.fromstring(picture.svg())
-    assert '["&lt;b&gt;&quot;&amp;"]' in picture.mermaid()
-    ET.fromstring(Router(lambda _: "a", {"a": "a", "b": "b"}).picture().svg())
-    ET.fromstring(Sequence("a", "b").picture().svg())

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.processes.works import Work
-from tests.support import eventually
+from tests.support import PROCESS_S, eventually
 
 from llama_deploy.client import Client
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 _numbers = itertools.count(1)
-DEADLINE_S = 60.0
 
 
 class Child:
@@ -57,7 +56,7 @@ class Child:
     async def line(self) -> str:
         """The next line of its output, empty when it has ended."""
         assert self.process.stdout is not None
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(PROCESS_S):
             return (await self.process.stdout.readline()).decode().strip()
 
     def said(self) -> str:
@@ -71,7 +70,7 @@ class Child:
 
     async def ended(self) -> int:
         """Wait for its end; its exit code, negative for a signal."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(PROCESS_S):
             return await self.process.wait()
 
     async def kill(self) -> None:
@@ -143,7 +142,7 @@ class System:
 
     def client(self, **options: Any) -> Client:
         """A client that waits long enough for what a test does."""
-        return Client(self.url, timeout_s=DEADLINE_S, **options)
+        return Client(self.url, timeout_s=PROCESS_S, **options)
 
     @staticmethod
     async def instances_are(client: Client, count: int) -> None:
@@ -153,7 +152,7 @@ class System:
             views = await client.list_services()
             return bool(views) and all(len(view.instances) == count for view in views)
 
-        await eventually(connected, DEADLINE_S)
+        await eventually(connected, PROCESS_S)
 
     async def stop(self) -> None:
         """End every child, at once."""

@@ -1,4 +1,4 @@
-"""A control plane as a program: `control_plane_program.py PORT STORE SETTINGS`, where SETTINGS is JSON.
+"""A control plane as a program: `control_plane_program.py PORT STORE SETTINGS [shared]`, where SETTINGS is JSON.
 
 It says its address on standard output when it takes requests, and ends with code 0 on SIGTERM or SIGINT.
 """
@@ -18,13 +18,13 @@ from llama_deploy.errors import LlamaDeployError
 from llama_deploy.runtime.failpoints import arm_from_environment
 
 
-async def main(port: int, store: str, settings: str) -> None:
+async def main(port: int, store: str, settings: str, *, shared: bool = False) -> None:
     arm_from_environment()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with Deployment(
-        [], store=store, port=port, settings=EngineSettings(**json.loads(settings)), quiet=True
+        [], store=store, port=port, settings=EngineSettings(**json.loads(settings)), quiet=True, shared=shared
     ) as deployment:
         sys.stdout.write(f"{deployment.url}\n")
         sys.stdout.flush()
@@ -34,6 +34,6 @@ async def main(port: int, store: str, settings: str) -> None:
 if __name__ == "__main__":
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main(int(sys.argv[1]), sys.argv[2], sys.argv[3]))
+            runner.run(main(int(sys.argv[1]), sys.argv[2], sys.argv[3], shared=sys.argv[4:] == ["shared"]))
     except LlamaDeployError as error:
         sys.exit(error.render())

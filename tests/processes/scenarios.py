@@ -14,22 +14,29 @@ from typing import Any, Literal
 
 from tests.processes.works import (
     Work,
+    again,
     ages,
+    all_held,
     calls,
     cancels,
     erases,
     files,
     held,
     hops,
+    looked_at,
+    many_streams,
     people,
     recurs,
     remembers,
     sessions,
-    slow,
     streams,
 )
 
 Process = Literal["control plane", "instance", "client"]
+
+When = Literal["work", "first start", "restart", "stop", "loss", "join", "give up", "take over", "asked"]
+OF_TWO: frozenset[When] = frozenset({"join", "give up", "take over", "asked"})
+"""These take two control planes."""
 
 PLANE: Process = "control plane"
 INSTANCE: Process = "instance"
@@ -43,9 +50,11 @@ class Crash:
     where: Process
     works: tuple[Work, ...] = (hops,)
     passing: int = 1
-    when: Literal["work", "first start", "restart", "stop", "loss"] = "work"
+    when: When = "work"
     """`work`: while the works are done. `first start`, `restart`: it starts, without or with unfinished tasks.
-    `stop`: it is stopped cleanly. `loss`: an instance is killed while it holds steps."""
+    `stop`: it is stopped cleanly. `loss`: an instance is killed while it holds steps. Of two control planes: `join`: it
+    is the second one, and gets its part. `give up`: it gives a part to the second one. `take over`: the other one is
+    killed. `asked`: both have their part, and it is asked about all."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the control plane for which the place is passed soon."""
 
@@ -66,6 +75,8 @@ CRASHES: dict[str, Crash] = {
     "submissions.received": Crash(PLANE, passing=5),
     "submissions.recorded": Crash(PLANE, passing=5),
     "submissions.acknowledged": Crash(PLANE, passing=5),
+    "repeats.recorded": Crash(PLANE, (again,)),
+    "repeats.noted": Crash(PLANE, (again,), passing=2),
     "recording.outcome_recorded": Crash(PLANE, passing=5),
     "recording.outcome_told": Crash(PLANE, passing=5),
     # --- what reaches a task from outside
@@ -78,8 +89,8 @@ CRASHES: dict[str, Crash] = {
     "children.parent_ended": Crash(PLANE, (calls,), passing=2),
     "memos.recorded": Crash(PLANE, (remembers,), passing=3),
     "signals.session_recorded": Crash(PLANE, (sessions,)),
-    "claims.before_record": Crash(PLANE, (slow,), settings={"claim_recorded_after_s": 0.1}),
-    "claims.after_record": Crash(PLANE, (slow,), settings={"claim_recorded_after_s": 0.1}),
+    "claims.before_record": Crash(PLANE, (held,), settings={"claim_recorded_after_s": 0.1}),
+    "claims.after_record": Crash(PLANE, (held,), settings={"claim_recorded_after_s": 0.1}),
     "services.recorded": Crash(PLANE),
     # --- streams
     "streams.received": Crash(PLANE, (streams,), passing=5),
@@ -93,8 +104,8 @@ CRASHES: dict[str, Crash] = {
     "plane.store_opened": Crash(PLANE, (held, hops), when="restart"),
     "sweeper.before_start": Crash(PLANE, (held, hops), when="restart"),
     "sweeper.after_start": Crash(PLANE, (held, hops), when="restart"),
-    "sweeper.before_extend": Crash(PLANE, (slow,), settings={"overdue_s": 0.1}),
-    "sweeper.after_extend": Crash(PLANE, (slow,), settings={"overdue_s": 0.1}),
+    "sweeper.before_extend": Crash(PLANE, (held,), settings={"overdue_s": 0.1}),
+    "sweeper.after_extend": Crash(PLANE, (held,), settings={"overdue_s": 0.1}),
     "plane.before_disconnect": Crash(PLANE, (held, hops), when="stop"),
     "plane.before_close": Crash(PLANE, (held, hops), when="stop"),
     "erasure.begun": Crash(PLANE, (erases,)),
@@ -118,6 +129,21 @@ CRASHES: dict[str, Crash] = {
     "gateway.before_send": Crash(PLANE, (hops, streams), passing=6),
     "clients.before_send": Crash(PLANE, (hops, streams), passing=6),
     "sockets.after_send": Crash(PLANE, (hops, streams), passing=9),
+    # --- several control planes
+    "leadership.claimed": Crash(PLANE, (all_held, hops), when="join"),
+    "leadership.before_release": Crash(PLANE, (all_held, hops), when="give up"),
+    "leadership.released": Crash(PLANE, (all_held, hops), when="give up"),
+    "takeover.forgotten": Crash(PLANE, (all_held, hops), when="give up"),
+    "takeover.gained": Crash(PLANE, (all_held, hops), when="take over"),
+    "takeover.taken_up": Crash(PLANE, (all_held, hops), when="take over"),
+    "gateway.adopted": Crash(PLANE, (all_held, hops), when="take over"),
+    "relays.before_call": Crash(PLANE, (many_streams, hops), when="asked"),
+    "relays.after_call": Crash(PLANE, (many_streams, hops), when="asked"),
+    "relays.before_give": Crash(PLANE, (many_streams, hops), when="asked"),
+    "forwarding.before_request": Crash(PLANE, (looked_at, people), when="asked"),
+    "forwarding.after_request": Crash(PLANE, (looked_at, people), when="asked"),
+    "upstreams.before_offer": Crash(INSTANCE, (all_held, hops), when="take over"),
+    "upstreams.adopted": Crash(INSTANCE, (all_held, hops), when="take over"),
     # --- an instance
     "link.connected": Crash(INSTANCE),
     "link.greeted": Crash(INSTANCE),

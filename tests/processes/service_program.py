@@ -34,22 +34,22 @@ async def double(context: ServiceContext, number: int, seconds: float = 0.0) -> 
     return number * 2
 
 
-@service(concurrency=4)
+@service(concurrency=32)
 async def gate(context: ServiceContext, folder: str) -> str:
     """Runs until the file `open` is in the folder."""
     effect(context)
-    await eventually((Path(folder) / "open").exists, 60)
+    await eventually((Path(folder) / "open").exists, 600)
     return "went through"
 
 
-@service(concurrency=4)
+@service(concurrency=32)
 async def tell(context: ServiceContext, events: int, folder: str) -> int:
     """Streams numbers, slowly enough to be interrupted, and ends once the file `open` is in the folder."""
     effect(context)
     for number in range(events):
         context.stream({"attempt": context.attempt, "number": number})
         await asyncio.sleep(0.005)
-    await eventually((Path(folder) / "open").exists, 60)
+    await eventually((Path(folder) / "open").exists, 600)
     return events
 
 

@@ -19,7 +19,7 @@ async def shout(context: ServiceContext, text: str) -> str:
     """Upper case, once there is a file `open`."""
     with open(f"{context.step_id}.{context.attempt}.ran", "w"):  # noqa: ASYNC230, PTH123 - it is quick
         pass
-    await eventually(Path("open").exists, 60)
+    await eventually(Path("open").exists, 600)
     return text.upper()
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.processes.children import ROOT, Child, System
-from tests.processes.scenarios import CLIENT, CRASHES, INSTANCE, Crash
-from tests.processes.works import keep_the_promise, open_gate
-from tests.support import eventually
+from tests.processes.pair import Pair
+from tests.processes.scenarios import CLIENT, CRASHES, INSTANCE, OF_TWO, PLANE, Crash
+from tests.processes.works import HELD, all_held, keep_the_promise, open_gate
+from tests.support import PROCESS_S, eventually
+from tests.support.ports import free_port
+from tests.support.postgres import database_url
 
 from llama_deploy.client import Client
 from llama_deploy.runtime.failpoints import EXIT_CODE, FAILPOINTS
@@ -32,8 +36,56 @@ def test_every_failpoint_is_used_and_crashed_at_and_no_other() -> None:
     assert all(said and not said.endswith(".") for said in FAILPOINTS.values())
 
 
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    with database_url() as url:
+        yield url
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CRASHES)
+@pytest.mark.parametrize("name", [name for name, crash in CRASHES.items() if crash.when in OF_TWO])
+async def test_a_crash_of_one_of_two_at(name: str, tmp_path: Path, database: str) -> None:
+    crash = CRASHES[name]
+    pair = Pair(tmp_path, (free_port(), free_port()), database)
+    try:
+        wanted = await _crash_one_of_two(pair, name, crash)
+        async with pair.client() as client:
+            await keep_the_promise(client, wanted)
+    finally:
+        await pair.stop()
+
+
+async def _crash_one_of_two(pair: Pair, name: str, crash: Crash) -> dict[str, str]:
+    """Begin with the one that is to crash, or the other one; at the end both run."""
+    armed = _armed(name, crash)
+    of_plane = armed if crash.where == PLANE else None
+    instance = await pair.start_instance(failpoint=armed if crash.where == INSTANCE else None)
+    first = await pair.start_one(0, failpoint=None if crash.when == "join" else of_plane)
+    client = pair.client_of(0) if crash.when == "asked" else pair.client()
+    async with client:
+        if crash.when in ("take over", "asked"):
+            await pair.start_one(1)
+            await pair.shared_out()
+        working = asyncio.ensure_future(_all(client, pair, crash))
+        if all_held in crash.works:
+            await eventually(lambda: sum(step_id.startswith("held") for step_id in pair.effects()) == HELD, PROCESS_S)
+        if crash.when == "take over":
+            await pair.planes[1].kill()
+        elif crash.when != "asked":
+            await pair.start_one(1, failpoint=of_plane if crash.when == "join" else None)
+        victim = pair.planes[1] if crash.when == "join" else first
+        await _died(instance if crash.where == INSTANCE else victim)
+        if crash.where == INSTANCE:
+            await pair.start_instance()
+        for number, child in pair.planes.copy().items():
+            if child.process.returncode is not None:
+                await pair.start_one(number)
+        open_gate(pair.folder)
+        return await working
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, crash in CRASHES.items() if crash.when not in OF_TWO])
 async def test_a_crash_at(name: str, system: System) -> None:
     crash = CRASHES[name]
     system.settings |= {"recovery_grace_s": 0.3, "decision_retry_s": 0.02, **crash.settings}
@@ -110,14 +162,14 @@ async def _all(client: Client, system: System, crash: Crash) -> dict[str, str]:
 
 async def _steps_run(system: System) -> None:
     """Wait until an instance holds the step that no work lets go of before the gate is open."""
-    await eventually(lambda: system.effects()["held:1"] > 0, 30)
+    await eventually(lambda: system.effects()["held:1"] > 0, PROCESS_S)
 
 
 async def _one_step_is_left(client: Client) -> None:
     async def left() -> bool:
         return [task.task_id async for task in client.list_tasks() if task.ended_at is None] == ["held"]
 
-    await eventually(left, 30)
+    await eventually(left, PROCESS_S)
 
 
 async def _died(victim: Child) -> None:

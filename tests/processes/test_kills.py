@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from tests.processes.children import System
-from tests.support import eventually
+from tests.support import PROCESS_S, eventually
 
 from llama_deploy.client import Client
 from llama_deploy.errors import TaskFailed
@@ -30,7 +30,7 @@ def submit_and_wait(client: Client, count: int, *, seconds: float) -> tuple[list
 
 async def some_effects(system: System, count: int) -> None:
     """Wait until services have worked on so many steps."""
-    await eventually(lambda: sum(system.effects().values()) >= count, 30)
+    await eventually(lambda: sum(system.effects().values()) >= count, PROCESS_S)
 
 
 async def test_the_control_plane_is_killed_under_a_thousand_tasks(
@@ -44,7 +44,7 @@ async def test_the_control_plane_is_killed_under_a_thousand_tasks(
         killed_at = time.monotonic()
         done = sum(system.effects().values())
         await system.start_plane()
-        await eventually(lambda: sum(system.effects().values()) > done + 40, 30)
+        await eventually(lambda: sum(system.effects().values()) > done + 40, PROCESS_S)
         record_property("recovery_s", time.monotonic() - killed_at)
         assert await waiting == [number * 2 for number in range(THOUSAND)]
         record_property("all_s", time.monotonic() - killed_at)
@@ -68,6 +68,7 @@ async def test_an_instance_is_killed_under_load(system: System, record_property:
 async def test_a_step_of_a_killed_instance_goes_to_another_at_once(
     system: System, record_property: Callable[[str, object], None]
 ) -> None:
+    system.settings["lease_s"] = 3_600.0  # so that nothing but the end of its connection tells
     instances = await system.start(instances=1)
     async with system.client() as client:
         waiting = asyncio.ensure_future(client.run("gate", folder=str(system.folder), task_id="g"))
@@ -77,9 +78,7 @@ async def test_a_step_of_a_killed_instance_goes_to_another_at_once(
         await instances[0].kill()
         killed_at = time.monotonic()
         await some_effects(system, 2)
-        took_s = time.monotonic() - killed_at
-        record_property("recovery_s", took_s)
-        assert took_s < 5
+        record_property("recovery_s", time.monotonic() - killed_at)
         (system.folder / "open").touch()
         assert await waiting == "went through"
         kinds = [entry.kind async for entry in client.history("g")]
@@ -159,7 +158,7 @@ async def test_a_handler_that_blocks_its_loop_is_silent_and_fails_meanwhile(syst
     async with system.client() as client:
         options = {"heartbeat_timeout_s": 0.3, "retry": {"max_retries": 0}}
         with pytest.raises(TaskFailed) as failed:
-            await client.run("block", seconds=20.0, task_id="b", options=options, timeout_s=15)
+            await client.run("block", seconds=3_600.0, task_id="b", options=options, timeout_s=PROCESS_S)
         assert failed.value.error.code == "LD542"
 
 
@@ -178,10 +177,10 @@ async def test_a_stream_has_no_gap_across_crashes(system: System) -> None:
                     first_attempt.append(event.data["number"])
 
         reading = asyncio.ensure_future(read())
-        await eventually(lambda: len(seen) > 20, 30)
+        await eventually(lambda: len(seen) > 20, PROCESS_S)
         await system.plane.kill()
         await system.start_plane()
-        await eventually(lambda: len(seen) > 60, 30)
+        await eventually(lambda: len(seen) > 60, PROCESS_S)
         await first.kill()
         await system.start_instance()
         (system.folder / "open").touch()

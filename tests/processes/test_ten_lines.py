@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.processes.children import Child
-from tests.support import eventually
+from tests.support import PROCESS_S, eventually
 
 from llama_deploy import Deployment
 
@@ -19,7 +19,7 @@ PROGRAM = "ten_lines_program.py"
 async def _kill_in_mid_task(folder: Path, *arguments: str) -> str:
     """Start the program, kill it while its step runs; the id of the task."""
     killed = await Child.start(PROGRAM, *arguments, folder=folder, environment={"RUN": "the first run"})
-    ran = await eventually(lambda: _ran(folder), 30)
+    ran = await eventually(lambda: _ran(folder), PROCESS_S)
     await killed.kill()
     return ran[0].split(":")[0]
 
@@ -58,7 +58,7 @@ async def test_with_an_id_of_its_own_it_finds_the_very_task(tmp_path: Path) -> N
 
 async def test_two_of_them_at_once_are_refused_clearly(tmp_path: Path) -> None:
     first = await Child.start(PROGRAM, folder=tmp_path, environment={"RUN": "1"})
-    await eventually(lambda: _ran(tmp_path), 30)
+    await eventually(lambda: _ran(tmp_path), PROCESS_S)
     second = await Child.start(PROGRAM, folder=tmp_path, environment={"RUN": "2"})
     assert await second.ended() == 1
     assert f".llama_deploy/default.db is in use by another process (pid {first.process.pid})" in second.said()
@@ -68,7 +68,7 @@ async def test_two_of_them_at_once_are_refused_clearly(tmp_path: Path) -> None:
 
 async def test_ctrl_c_hands_the_task_back_and_the_next_run_finishes_it(tmp_path: Path) -> None:
     first = await Child.start(PROGRAM, "greeting", folder=tmp_path, environment={"RUN": "it"})
-    await eventually(lambda: _ran(tmp_path), 30)
+    await eventually(lambda: _ran(tmp_path), PROCESS_S)
     first.signal(signal.SIGINT)
     (tmp_path / "open").touch()  # what runs may finish while the program ends
     assert await first.ended() != 0

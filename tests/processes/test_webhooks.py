@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.processes.children import System
-from tests.support import eventually
+from tests.support import PROCESS_S, eventually
 from tests.support.receiver import receiving
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,7 @@ async def test_the_end_of_every_task_is_told_though_the_control_plane_is_killed(
         async with system.client() as client:
             for number, task_id in enumerate(ids):
                 await client.run("double", number=number, task_id=task_id, options=options)
-            await eventually(lambda: receiver.waiting == 3, 30)
+            await eventually(lambda: receiver.waiting == 3, PROCESS_S)
             await system.plane.kill()
             await system.start_plane()
 
@@ -30,7 +30,7 @@ async def test_the_end_of_every_task_is_told_though_the_control_plane_is_killed(
                 views = [(await client.get_task(task_id)).webhook for task_id in ids]
                 return all(view is not None and view.state == "delivered" for view in views)
 
-            await eventually(delivered, 60)
+            await eventually(delivered, PROCESS_S)
             assert told() == set(ids)
             by_task: dict[str, set[str]] = {}
             for request in receiver.received:

@@ -15,25 +15,34 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.support import eventually
+from tests.support import PROCESS_S, eventually
 
 from llama_deploy.client import Client, StreamEvent
 from llama_deploy.errors import (
     CannotReachError,
     ConnectionLostError,
+    ForwardingError,
     NoInputExpectedError,
+    NoLeaderError,
     SessionNotFoundError,
     ShuttingDownError,
     StoreUnavailableError,
     TaskEndedError,
     TaskNotFoundError,
 )
+from llama_deploy.types import RetryPolicy, TaskOptions
 
 Value = TypeVar("Value")
 Work = Callable[[Client, Path], Awaitable[dict[str, str]]]
 
-DEADLINE_S = 60.0
-OUTAGES = (CannotReachError, ConnectionLostError, ShuttingDownError, StoreUnavailableError)
+OUTAGES = (
+    CannotReachError,
+    ConnectionLostError,
+    ForwardingError,
+    NoLeaderError,
+    ShuttingDownError,
+    StoreUnavailableError,
+)
 """What a client is told while the control plane is away. Asking again is the answer to each."""
 
 
@@ -46,7 +55,7 @@ async def insist(call: Callable[[], Awaitable[Value]]) -> Value:
         except OUTAGES:
             return None
 
-    answer = await eventually(attempt, DEADLINE_S)
+    answer = await eventually(attempt, PROCESS_S)
     assert answer is not None
     return answer[0]
 
@@ -64,6 +73,16 @@ async def hops(client: Client, _: Path) -> dict[str, str]:
     return {f"{name}-{number}": "completed" for name in ("double", "flaky") for number in range(6)}
 
 
+async def looked_at(client: Client, _: Path) -> dict[str, str]:
+    """Tasks that are asked about over HTTP: so many that each of two control planes leads some."""
+    task_ids = [f"looked-at-{number}" for number in range(16)]
+    for task_id in task_ids:
+        assert await _run(client, "double", task_id, number=3) == 6
+        view = await insist(lambda task_id=task_id: client.get_task(task_id))  # type: ignore[misc]
+        assert view.state.value == "completed"
+    return dict.fromkeys(task_ids, "completed")
+
+
 async def slow(client: Client, _: Path) -> dict[str, str]:
     """Tasks whose step takes longer than a moment."""
     await asyncio.gather(*(_run(client, "double", f"slow-{number}", number=1, seconds=0.4) for number in range(3)))
@@ -74,21 +93,39 @@ async def streams(client: Client, folder: Path) -> dict[str, str]:
     """A task that streams, followed while it runs and read again afterwards."""
     events = 40
     (folder / "open").touch()
+    await _streamed(client, folder, "stream", events)
+    return {"stream": "completed"}
+
+
+async def many_streams(client: Client, folder: Path) -> dict[str, str]:
+    """Tasks that stream at the same time: so many that each of two control planes leads some."""
+    (folder / "open").touch()
+    task_ids = [f"stream-{number}" for number in range(16)]
+    await asyncio.gather(*(_streamed(client, folder, task_id, 20) for task_id in task_ids))
+    return dict.fromkeys(task_ids, "completed")
+
+
+async def _streamed(client: Client, folder: Path, task_id: str, events: int) -> None:
+    """Follow a stream through outages: it is what is read again, and the last attempt's part is whole."""
     task = {"events": events, "folder": str(folder)}
-    await insist(lambda: client.submit("tell", input=task, task_id="stream", wait_for_service=True))
+    await insist(lambda: client.submit("tell", input=task, task_id=task_id, wait_for_service=True))
     seen: list[StreamEvent] = []
+    read: list[StreamEvent] = []
 
     async def follow() -> None:
-        async for event in client.stream("stream", first=len(seen)):
+        async for event in client.stream(task_id, first=len(seen)):
             seen.append(event)  # noqa: PERF401 - what was seen before an outage counts
+
+    async def read_again() -> None:
+        read[:] = [event async for event in client.stream(task_id)]
 
     await insist(follow)
     assert [event.index for event in seen] == list(range(len(seen)))
-    assert [event async for event in client.stream("stream")] == seen
+    await insist(read_again)
+    assert read == seen
     last = max(event.data["attempt"] for event in seen)
     told = [event.data["number"] for event in seen if event.data["attempt"] == last and "number" in event.data]
     assert told == list(range(events))
-    return {"stream": "completed"}
 
 
 async def people(client: Client, _: Path) -> dict[str, str]:
@@ -111,7 +148,7 @@ async def _answered(client: Client, service: str, task_id: str, text: str) -> ob
                 return False  # it was taken before, and nobody heard
         return view.ended_at is not None
 
-    await eventually(lambda: insist(ended), DEADLINE_S)
+    await eventually(lambda: insist(ended), PROCESS_S)
     return await insist(lambda: client.result(task_id))
 
 
@@ -169,14 +206,14 @@ async def recurs(client: Client, folder: Path) -> dict[str, str]:
             except (*OUTAGES, TaskNotFoundError):
                 return None
 
-        return (await eventually(once, DEADLINE_S))[0]
+        return (await eventually(once, PROCESS_S))[0]
 
     assert await asyncio.gather(*(result_of(task_id) for task_id in task_ids)) == [8] * 4
 
     async def over() -> bool:
         return (await insist(lambda: client.get_schedule("recurs"))).next_at is None
 
-    assert await eventually(over, DEADLINE_S)
+    assert await eventually(over, PROCESS_S)
     assert (await insist(lambda: client.get_schedule("recurs"))).submitted == 4
     return dict.fromkeys(task_ids, "completed")
 
@@ -188,8 +225,25 @@ async def held(client: Client, folder: Path) -> dict[str, str]:
     return {"held": "completed"}
 
 
+HELD = 16
+"""How many tasks `all_held` has: by chance, none of two control planes leads all of them."""
+
+
+async def all_held(client: Client, folder: Path) -> dict[str, str]:
+    """Tasks that an instance holds until everything has been restarted: so many that each of two leads some."""
+    task_ids = [f"held-{number}" for number in range(HELD)]
+
+    async def one(task_id: str) -> None:
+        later = str(folder / "later")
+        await insist(lambda: client.submit("gate", folder=later, task_id=task_id, wait_for_service=True))
+        assert await insist(lambda: client.result(task_id)) == "went through"
+
+    await asyncio.gather(*(one(task_id) for task_id in task_ids))
+    return dict.fromkeys(task_ids, "completed")
+
+
 def open_gate(folder: Path) -> None:
-    """Let what `held` submitted go through."""
+    """Let what `held` or `all_held` submitted go through."""
     (folder / "later").mkdir(exist_ok=True)
     (folder / "later" / "open").touch()
 
@@ -215,7 +269,7 @@ async def calls(client: Client, folder: Path) -> dict[str, str]:
     async def called() -> list[str]:
         return [entry.child async for entry in client.history("stopped") if entry.child is not None]
 
-    (gated,) = await eventually(lambda: insist(called), DEADLINE_S)
+    (gated,) = await eventually(lambda: insist(called), PROCESS_S)
     await insist(lambda: client.cancel("stopped"))
 
     async def gated_is_canceled() -> bool:
@@ -224,7 +278,7 @@ async def calls(client: Client, folder: Path) -> dict[str, str]:
         except TaskNotFoundError:  # it was not submitted before its caller was canceled
             return True
 
-    await eventually(lambda: insist(gated_is_canceled), DEADLINE_S)
+    await eventually(lambda: insist(gated_is_canceled), PROCESS_S)
     children = await insist(lambda: _children(client))
     assert len(children) in {3, 4}
     states = {task_id: "canceled" if task_id == gated else "completed" for task_id in children}
@@ -245,7 +299,7 @@ async def erases(client: Client, _: Path) -> dict[str, str]:
             await client.erase_session("erased")
         return all(erasure.scrubbed for erasure in await client.list_erasures())
 
-    await eventually(lambda: insist(gone), DEADLINE_S)
+    await eventually(lambda: insist(gone), PROCESS_S)
     records = await insist(client.list_erasures)
     assert all(record.erased and record.session_id == "erased" for record in records)
     assert any(record.tasks == 1 for record in records)
@@ -256,6 +310,26 @@ async def erases(client: Client, _: Path) -> dict[str, str]:
     raise AssertionError("the session is there")
 
 
+async def again(client: Client, folder: Path) -> dict[str, str]:
+    """A task that fails, retried; one whose input is wrong, replayed with another one; a fork of what came of that."""
+    soon = TaskOptions(run_timeout_s=0.2, retry=RetryPolicy(max_retries=0))
+    shut = {"folder": str(folder / "shut")}
+    await insist(lambda: client.submit("gate", input=shut, task_id="stuck", options=soon, wait_for_service=True))
+    assert (await insist(lambda: client.wait("stuck"))).status == "failed"
+    await insist(lambda: client.retry("stuck", new_task_id="retried"))
+    assert (await insist(lambda: client.wait("retried"))).status == "failed"
+    letters = (await insist(client.list_dead)).items
+    assert {letter.task_id: letter.redriven for letter in letters} == {"stuck": "retried", "retried": None}
+    await insist(lambda: client.submit("double", input={"number": "one"}, task_id="wrong", wait_for_service=True))
+    assert (await insist(lambda: client.wait("wrong"))).status == "failed"
+    await insist(lambda: client.replay("wrong", input={"number": 4}, new_task_id="replayed"))
+    assert await insist(lambda: client.result("replayed")) == 8
+    await insist(lambda: client.fork("replayed", 1, new_task_id="forked"))
+    assert await insist(lambda: client.result("forked")) == 8
+    failed, well = ("stuck", "retried", "wrong"), ("replayed", "forked")
+    return dict.fromkeys(failed, "failed") | dict.fromkeys(well, "completed")
+
+
 async def ages(client: Client, _: Path) -> dict[str, str]:
     """Tasks that are removed soon after they have ended."""
     await asyncio.gather(*(_run(client, "double", f"old-{number}", number=number) for number in range(4)))
@@ -263,13 +337,29 @@ async def ages(client: Client, _: Path) -> dict[str, str]:
     async def removed() -> bool:
         return [task async for task in client.list_tasks(service="double")] == []
 
-    await eventually(lambda: insist(removed), DEADLINE_S)
+    await eventually(lambda: insist(removed), PROCESS_S)
     return {}
 
 
 WORKS: dict[str, Work] = {
     work.__name__: work
-    for work in (hops, slow, streams, people, cancels, sessions, held, remembers, calls, erases, ages)
+    for work in (
+        hops,
+        looked_at,
+        slow,
+        streams,
+        many_streams,
+        people,
+        cancels,
+        sessions,
+        held,
+        all_held,
+        remembers,
+        calls,
+        erases,
+        again,
+        ages,
+    )
 }
 
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from llama_deploy.runtime.logs import configure, get_logger
+from llama_deploy.runtime.logs import configure, get_logger, leave_out
 
 log = get_logger("llama_deploy.test")
 
@@ -28,6 +28,24 @@ def test_what_is_below_the_level_is_not_logged(caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO, logger="llama_deploy.test")
     log.info("loud")
     assert caplog.messages == ["loud"]
+
+
+def test_lines_pass_all_who_leave_something_out_for_as_long_as_they_want(caplog: pytest.LogCaptureFixture) -> None:
+    class Owner:
+        pass
+
+    one, two = Owner(), Owner()
+    leave_out(one, lambda text: text.replace("one", "[1]"))
+    leave_out(two, lambda text: text.replace("two", "[2]"))
+    log.warning("one and two")
+    leave_out(one, None)
+    log.error("one and two", exc_info=ValueError("two again"))
+    del two
+    log.warning("one and two")
+    messages = [message.splitlines() for message in caplog.messages]
+    assert messages[0] == ["[1] and [2]"]
+    assert (messages[1][0], messages[1][-1]) == ("one and [2]", "ValueError: [2] again")
+    assert messages[2] == ["one and two"]
 
 
 def test_failures_bring_their_traceback(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,11 +6,15 @@ import ctypes
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
+from llama_deploy.errors import NonRetryableError
 from llama_deploy.services import ServiceContext, service
 from llama_deploy.types import RetryPolicy
+from llama_deploy.types.artifacts import Artifact, File
 
 AGAIN = RetryPolicy(initial_s=0.0, jitter=0.0)
 
@@ -27,6 +31,8 @@ def work(what: str, context: ServiceContext) -> Any:
         kept = context.blocking.once("k", lambda: context.attempt)
         doubled = context.blocking.call("double", number=4)
         return [kept, doubled, os.getpid()]
+    if what == "ask":
+        return [context.blocking.ask("first?"), context.blocking.ask("second?")]
     if what == "exit" and context.attempt == 1:
         sys.stderr.write("goodbye\n")
         sys.stderr.flush()
@@ -51,6 +57,33 @@ def spin(file: str) -> None:
         time.sleep(1)
 
 
+@service(process=True, concurrency=1, retry=AGAIN)
+def files(given: Artifact, what: str, context: ServiceContext) -> Any:
+    """Reads a file, writes others: in a thread of a worker."""
+    with given.open() as file:
+        head = file.read(4)
+        file.seek(0)
+        content = file.read()
+    if what == "path":
+        path = Path(tempfile.mkdtemp()) / "twice.bin"
+        path.write_bytes(content * 2)
+        return {"made": File(path, media_type="application/x-twice"), "head": head.decode("latin-1")}
+    if what == "die" and context.attempt == 1:
+        context.save_from_thread(content * 3)
+        os._exit(1)
+    if what == "missing":
+        context.save_from_thread("/nothing/here")
+    made = context.save_from_thread(iter([content, content]), name="twice.txt")
+    context.stream({"made": made})
+    return [made, content[:3]]
+
+
+@service(process=True)
+async def size_of(data: bytes) -> int:
+    """How much it was given."""
+    return len(data)
+
+
 @service(process=True)
 async def waits(context: ServiceContext) -> Any:
     """A coroutine in a worker."""
@@ -61,3 +94,13 @@ async def waits(context: ServiceContext) -> Any:
 async def double(number: int) -> int:
     """Runs in the instance itself."""
     return number * 2
+
+
+@service(process=True, memory="session")
+async def notes(text: str, context: ServiceContext) -> list[str]:
+    """Says everything that it was told in this session, from a process of its own."""
+    said: list[str] = context.memory.setdefault("said", [])
+    said.append(text)
+    if text == "fail":
+        raise NonRetryableError("no")
+    return said

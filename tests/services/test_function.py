@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from tests.services.attempts import Attempt
-from tests.support.waiting import eventually
+from tests.support import DEADLINE_S, eventually
 
 from llama_deploy.errors import ArgumentsError, ResultNotSerialisableError, SettingError
 from llama_deploy.services import FunctionService, Service, ServiceContext, as_service, service
@@ -253,7 +253,7 @@ async def test_no_more_threads_than_the_concurrency() -> None:
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        both.wait(5)
+        both.wait(DEADLINE_S)
         with lock:
             now[0] -= 1
 

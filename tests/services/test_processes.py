@@ -7,14 +7,19 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.control_plane.harness import LinkedRunner, World, history, outcome, stream, submit, until, world
-from tests.services.process_services import double, spin, waits, work
+from tests.control_plane.test_contents import Slow, keep_all, read
+from tests.services.process_services import double, files, size_of, spin, waits, work
 
+from llama_deploy.apiserver import Deployment
 from llama_deploy.control_plane import EngineSettings
+from llama_deploy.control_plane.tasks import TaskEntry
 from llama_deploy.errors import ServiceStartError, SettingError
 from llama_deploy.services import FunctionService, service
 from llama_deploy.types import TaskOptions
@@ -45,6 +50,11 @@ def pids_in(file: str) -> list[int]:
     return [int(pid) for pid in Path(file).read_text().split()]
 
 
+def asks(made: World, entry: TaskEntry, prompt: str) -> bool:
+    shown = made.plane.views.task(entry).prompt
+    return shown is not None and shown["prompt"] == prompt
+
+
 async def test_the_code_runs_in_processes_that_are_used_again() -> None:
     async with running(work) as (made, _):
         pids = [(await outcome(made.plane, await submit(made.plane, "work", "pid"))).value for _ in range(3)]
@@ -64,6 +74,11 @@ async def test_it_can_do_what_other_code_can() -> None:
         await until(lambda: made.plane.views.task(asked).prompt)
         await made.plane.signals.send_input(asked.row.task_id, 3)
         assert (await outcome(made.plane, asked)).value == 3
+        asked = await submit(made.plane, "work", "ask")
+        for prompt, answer in (("first?", "a"), ("second?", "b")):
+            await until(partial(asks, made, asked, prompt))
+            await made.plane.signals.send_input(asked.row.task_id, answer)
+        assert (await outcome(made.plane, asked)).value == ["a", "b"]
 
 
 async def test_its_own_failure_has_its_class_and_traceback() -> None:
@@ -163,3 +178,75 @@ async def test_a_module_that_breaks_is_told_at_the_start(tmp_path: Path) -> None
     finally:
         made.function.__qualname__ = before
     assert "nothing_of_the_kind" in refused.value.why
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+BIG = bytes(range(251)) * 3000
+"""Three parts, nearly."""
+
+
+async def test_files_go_in_and_out_of_a_worker(tmp_path: Path) -> None:
+    async with Deployment([files, size_of], store=tmp_path / "s.db", quiet=True) as deployment:
+        client = deployment.client
+        given = await client.upload(BIG, name="big.bin")
+        result = await client.run("files", given=given, what="path")
+        assert result["head"] == BIG[:4].decode("latin-1")
+        assert (result["made"].name, result["made"].media_type) == ("twice.bin", "application/x-twice")
+        assert await client.read(result["made"]) == BIG * 2
+        task_id = await client.submit("files", given=given, what="iterator")
+        made, first = await client.result(task_id)
+        assert (made.name, made.size_bytes) == ("twice.txt", 2 * len(BIG))
+        assert made.hash == result["made"].hash
+        assert await client.read(first) == BIG[:3], "bytes in a result are stored, too"
+        assert [event.data["made"].hash async for event in client.stream(task_id)] == [made.hash]
+        assert await client.run("size_of", data=given) == len(BIG)
+
+
+async def test_what_goes_wrong_with_files_of_a_worker_harms_nobody(tmp_path: Path) -> None:
+    async with Deployment([files], store=tmp_path / "s.db", quiet=True) as deployment:
+        client = deployment.client
+        given = await client.upload(BIG)
+        died = await client.wait(await client.submit("files", given=given, what="die"))
+        assert (died.status, died.attempt) == ("completed", 2)
+        missing = await client.wait(await client.submit("files", given=given, what="missing", options=ONCE))
+        assert missing.error is not None
+        assert missing.error.type == "FileNotFoundError"
+        _, first = await client.run("files", given=await client.upload(b"abcdef"), what="x")
+        assert await client.read(first) == b"abc"
+
+
+async def test_a_file_of_a_worker_goes_on_after_the_connection_was_lost() -> None:
+    store = Slow()
+    async with world(store) as made:
+        local = LinkedRunner([files])
+        await local.connect(made.plane)
+        given = await keep_all(made.plane, store, BIG)
+        store.asked, store.let = 0, asyncio.Event()
+        text = msgspec.json.encode({"given": given, "what": "path"}).decode()
+        entry = await submit(made.plane, "files", text)
+        await until(lambda: store.asked > 1)
+        local.drop()
+        store.let.set()
+        await local.connect(made.plane)
+        found = (await outcome(made.plane, entry)).value["made"]
+        assert await read(made.plane, found) == BIG * 2
+        await local.stop()
+
+
+async def test_a_worker_that_saves_when_its_task_is_canceled_works_on() -> None:
+    store = Slow()
+    async with world(store) as made:
+        local = LinkedRunner([files])
+        await local.connect(made.plane)
+        given = await keep_all(made.plane, store, BIG)
+        text = msgspec.json.encode({"given": given, "what": "path"}).decode()
+        store.asked, store.let = 0, asyncio.Event()
+        entry = await submit(made.plane, "files", text)
+        await until(lambda: store.asked > 0)
+        await made.plane.signals.cancel(entry.row.task_id)
+        await until(lambda: made.plane.views.service("files").running == 0)
+        store.let.set()
+        again = await submit(made.plane, "files", text)
+        assert (await outcome(made.plane, again)).status == "completed"
+        await local.stop()

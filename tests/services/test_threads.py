@@ -8,7 +8,7 @@ import sys
 import threading
 
 import pytest
-from tests.support.waiting import eventually
+from tests.support import DEADLINE_S, PROCESS_S, eventually
 
 from llama_deploy.services.threads import WorkerThreads
 
@@ -42,7 +42,7 @@ async def test_what_is_raised_is_raised_here() -> None:
 async def test_a_call_that_was_cancelled_before_it_began_never_begins() -> None:
     threads = WorkerThreads(name="t", count=1)
     release, begun = threading.Event(), []
-    first = asyncio.create_task(threads.call(lambda: release.wait(5)))
+    first = asyncio.create_task(threads.call(lambda: release.wait(DEADLINE_S)))
     second = asyncio.create_task(threads.call(lambda: begun.append(2)))
     await asyncio.sleep(0)
     second.cancel()
@@ -61,7 +61,7 @@ async def test_a_thread_that_never_returns_takes_no_place_away() -> None:
 
     def get_stuck() -> None:
         begun.release()
-        release.wait(30)
+        release.wait(DEADLINE_S)
 
     for stuck in range(1, 4):
         call = asyncio.create_task(threads.call(get_stuck))
@@ -94,14 +94,16 @@ from llama_deploy.services.threads import WorkerThreads
 async def main():
     threads = WorkerThreads(name="t", count=1)
     begun = threading.Event()
-    call = asyncio.create_task(threads.call(lambda: (begun.set(), threading.Event().wait(60))))
+    call = asyncio.create_task(threads.call(lambda: (begun.set(), threading.Event().wait(3600))))
     while not begun.is_set():
         await asyncio.sleep(0)
     call.cancel()
 asyncio.run(main())
 print("over")
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PROCESS_S, check=True
+    )
     assert ended.stdout == "over\n"
 
 

@@ -13,12 +13,14 @@ import pytest
 from pydantic import Field
 from tests.services.attempts import Attempt
 from tests.services.flows import Again, Between, Echo, Hello, Writer
+from tests.support import PROCESS_S
 from workflows import Context, Workflow, step
 from workflows.events import Event, StartEvent, StopEvent
 
 from llama_deploy.errors import ArgumentsError, RunTimeoutError, SettingError
 from llama_deploy.messages.stream_events import published_event
 from llama_deploy.services import WorkflowService, as_service, error_from_exception
+from llama_deploy.services.workflow import PlainWorkflowService
 from llama_deploy.types import TaskResult
 
 
@@ -279,8 +281,8 @@ def test_the_definition() -> None:
 
 
 def test_as_service_recognises_workflows() -> None:
-    assert isinstance(as_service(Hello()), WorkflowService)
-    assert isinstance(as_service(Hello), WorkflowService)
+    assert isinstance(as_service(Hello()), PlainWorkflowService)
+    assert isinstance(as_service(Hello), PlainWorkflowService)
     assert as_service(Hello(), name="other", run_timeout_s=5).definition.run_timeout_s == 5
 
 
@@ -319,4 +321,4 @@ assert "workflows" not in sys.modules
 s.WorkflowService
 assert "workflows" in sys.modules
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PROCESS_S)

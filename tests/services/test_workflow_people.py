@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.services.attempts import Attempt
 from tests.services.flows import Again, Agent, Approve, Between, Early, Name, Quiet, Survey, Typed, Unsaved, question
-from tests.support.waiting import eventually
+from tests.support import PROCESS_S, eventually
 from workflows import Context, Workflow, step
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
@@ -66,7 +66,9 @@ async def test_it_goes_on_in_another_process(tmp_path: Path) -> None:
     saved = tmp_path / "parked.json"
     saved.write_text(json.dumps({"snapshot": parked.snapshot.decode(), "inputs": ["Bob"]}))
     command = [sys.executable, "-m", "tests.services.flows", str(saved)]
-    ended = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    ended = await asyncio.to_thread(
+        subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=PROCESS_S
+    )
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["result"] == "hello Bob"
 

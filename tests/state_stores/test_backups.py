@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.support import eventually
+from tests.support import DEADLINE_S, eventually
 
 from llama_deploy import Deployment
 from llama_deploy.errors import BackupError, StoreExistsError, StoreLockedError, StoreUnavailableError
@@ -220,7 +220,10 @@ async def test_a_restored_deployment_carries_on(tmp_path: Path, kind: str) -> No
     assert _hidden(tmp_path) == [], "nothing is left beside it"
     backups.restore(tmp_path / "backup.db", tmp_path / "second.db")
     gate.set()
-    async with asyncio.timeout(20), Deployment([echo, hold], store=tmp_path / "second.db", quiet=True) as second:
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        Deployment([echo, hold], store=tmp_path / "second.db", quiet=True) as second,
+    ):
         assert [await second.client.result(task_id) for task_id in held] == [str(number) for number in range(10)]
         assert {await second.client.result(task_id) for task_id in before} == {"x"}
         assert await second.run("echo", text="new") == "new"

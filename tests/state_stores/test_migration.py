@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.state_stores.files.earlier_system import Gate, Tally, services
+from tests.support import DEADLINE_S
 
 from llama_deploy import Deployment
 from llama_deploy.errors import TaskFailed
@@ -19,7 +20,6 @@ from llama_deploy.state_stores.base import TaskFilter
 from llama_deploy.testing.recording import dead, record, submission
 
 FILES = Path(__file__).parent / "files"
-DEADLINE_S = 20.0
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support import PROCESS_S
 
 from llama_deploy.errors import CommitConflictError, StoreLockedError, StoreReadOnlyError, StoreVersionError
 from llama_deploy.runtime.failpoints import EXIT_CODE
@@ -94,7 +96,7 @@ def _run(program: str, *arguments: str, **options: object) -> subprocess.Popen[s
 def _answer(program: str, *arguments: str, **options: object) -> str:
     """What the program says; it ends by itself or by the end of its input."""
     with _run(program, *arguments, **options) as process:
-        said, _ = process.communicate("\n", timeout=30)
+        said, _ = process.communicate("\n", timeout=PROCESS_S)
     return said
 
 
@@ -305,7 +307,7 @@ async def test_a_killed_process_leaves_everything_that_was_settled(tmp_path: Pat
 async def test_a_crash_around_a_commit_leaves_everything_that_was_settled(tmp_path: Path, failpoint: str) -> None:
     path = tmp_path / "store.db"
     with _run("write_until_killed.py", str(path), env={**os.environ, "LLAMA_DEPLOY_FAILPOINT": failpoint}) as process:
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=PROCESS_S)
     assert process.returncode == EXIT_CODE
     said = _lines(output)
     if failpoint.endswith(":1"):
@@ -323,7 +325,7 @@ async def test_after_the_commit_it_is_recorded_though_nobody_was_told(tmp_path: 
     path = tmp_path / "store.db"
     environment = {**os.environ, "LLAMA_DEPLOY_FAILPOINT": "store.after_commit:1"}
     with _run("write_until_killed.py", str(path), env=environment) as process:
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=PROCESS_S)
     assert (process.returncode, output) == (EXIT_CODE, "")
     store = SQLiteStore(path)
     await store.open()
@@ -353,3 +355,26 @@ async def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
     await record(store, **submission("t"))
     assert _modes(tmp_path) <= {0o600}
     await store.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_of_what_is_erased_no_copy_stays_in_pages_that_rows_have_left(tmp_path: Path, seed: int) -> None:
+    """Rows move between pages as these fill and empty, and nothing overwrites what they leave behind there."""
+    path = tmp_path / "store.db"
+    store = SQLiteStore(path, synchronous="NORMAL")
+    await store.open()
+    chance = random.Random(seed)
+    left: list[str] = []
+    for number in range(700):
+        name = f"{chance.choice('aez')}-{number:05}"
+        data = b"x" * chance.choice([50, 200, 600, 3_000, 5_000])
+        if name[0] == "e":
+            data = f"secret-{number:05} ".encode() * chance.randrange(3, 40)
+            left.append(name)
+        await store.import_task(task_row(name, state="completed"), [entry_row(name, data=data)], [])
+        if len(left) > 20:
+            await store.delete_tasks([left.pop(chance.randrange(len(left)))], erase=True)
+    await store.delete_tasks(left, erase=True)
+    assert await store.scrub()
+    await store.close()
+    assert b"secret-" not in path.read_bytes()

@@ -65,13 +65,24 @@ class Receiver:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
+    def answer_to(self, request: Received) -> int | str | tuple[int, dict[str, str]]:
+        """What a request is answered with."""
+        self.received.append(request)
+        return self.answers.pop(0) if self.answers else 204
+
+    async def serve(self, host: str = "127.0.0.1", port: int = 0) -> asyncio.Server:
+        """Listen from now on, until the server is closed."""
+        server = await asyncio.start_server(self._serve, host, port)
+        self.port = server.sockets[0].getsockname()[1]
+        self.url = f"http://{host}:{self.port}/hook"
+        return server
+
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         method, path, _ = head[0].split(" ")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-        self.received.append(Received(method, path, headers, body))
-        answer = self.answers.pop(0) if self.answers else 204
+        answer = self.answer_to(Received(method, path, headers, body))
         if answer == "break":
             return False
         if answer == "hang":
@@ -92,9 +103,7 @@ class Receiver:
 async def receiving(port: int = 0) -> AsyncIterator[Receiver]:
     """A receiver that listens for as long as the block runs."""
     receiver = Receiver()
-    server = await asyncio.start_server(receiver._serve, "127.0.0.1", port)
-    receiver.port = server.sockets[0].getsockname()[1]
-    receiver.url = f"http://127.0.0.1:{receiver.port}/hook"
+    server = await receiver.serve(port=port)
     try:
         yield receiver
     finally:

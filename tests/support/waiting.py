@@ -12,24 +12,29 @@ from typing import Any, TypeVar, overload
 
 Value = TypeVar("Value")
 
+DEADLINE_S = 60.0
+"""How long a test waits for what must come, before it counts as failed. It only bounds how long a failing test takes:
+a machine that is slow, or stands still for some seconds, must never reach it."""
+PROCESS_S = 180.0
+"""The same where whole programs are started and run to their end, which a busy machine takes many times as long for."""
 LOOK_AGAIN_S = 0.005
 """How soon the condition is looked at again when no event tells that something changed."""
 
 
 @overload
 async def eventually(
-    condition: Callable[[], Awaitable[Value]], deadline_s: float = 5.0, *, changed: asyncio.Event | None = None
+    condition: Callable[[], Awaitable[Value]], deadline_s: float = DEADLINE_S, *, changed: asyncio.Event | None = None
 ) -> Value: ...
 
 
 @overload
 async def eventually(
-    condition: Callable[[], Value], deadline_s: float = 5.0, *, changed: asyncio.Event | None = None
+    condition: Callable[[], Value], deadline_s: float = DEADLINE_S, *, changed: asyncio.Event | None = None
 ) -> Value: ...
 
 
 async def eventually(
-    condition: Callable[[], Any], deadline_s: float = 5.0, *, changed: asyncio.Event | None = None
+    condition: Callable[[], Any], deadline_s: float = DEADLINE_S, *, changed: asyncio.Event | None = None
 ) -> Any:
     """Wait until `condition()` is true, and return its value.
 

@@ -15,6 +15,7 @@ from llama_deploy.types import (
     SessionDefinition,
     TaskDefinition,
     TaskError,
+    TaskResult,
     generate_id,
 )
 
@@ -127,3 +128,37 @@ def test_ids_are_unique_and_sort_by_time() -> None:
     assert len(set(ids)) == len(ids)
     assert ids == sorted(ids)
     assert CONTROL_PLANE_NAME == "control_plane"
+
+
+RESULTS = [
+    {"result": "text"},
+    {"result": "", "kind": "json"},
+    {"result": "[1]", "kind": "json", "value": [1, {"a": None}]},
+    {"result": "no", "status": "failed", "error": {"message": "no", "retry_after_s": 1.5}},
+    {"result": "x", "history": [{"role": "user", "content": "hello"}], "data": {"more": [1]}},
+    {"result": "x", "step_id": "t:1", "service": "echo", "attempt": 3, "tag": "a"},
+]
+
+
+@pytest.mark.parametrize("fields", RESULTS)
+def test_a_dumped_result_is_what_pydantic_dumps(fields: dict[str, Any]) -> None:
+    result = TaskResult.model_validate({"task_id": "t", "history": [], **fields})
+    copied = result.model_copy(update={"tag": "later", "attempt": 2})
+    for one in (result, copied):
+        assert json.dumps(one.dumped()) == json.dumps(one.model_dump())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"agent_id": "a", "metadata": {"k": "v"}}, {"options": {"priority": 3, "delay_s": 2.0}}, {"session_id": "s"}],
+)
+def test_a_dumped_task_is_what_pydantic_dumps(fields: dict[str, Any]) -> None:
+    task = TaskDefinition.model_validate({"input": "x", **fields})
+    assert list(task.dumped().items()) == list(task.model_dump().items())
+
+
+def test_a_model_of_ones_own_is_dumped_whole() -> None:
+    class Priced(TaskResult):
+        price: TaskError = TaskError(message="none")
+
+    assert Priced(task_id="t", history=[], result="x").dumped()["price"]["message"] == "none"

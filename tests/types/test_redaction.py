@@ -50,6 +50,8 @@ def test_values_at_any_depth_and_in_texts_of_json() -> None:
     ("text", "shown"),
     [
         ("password=hunter2 user=ada", "password=[redacted] user=ada"),
+        ("password=[redacted] user=ada", "password=[redacted] user=ada"),
+        ('{"api_key":  [redacted]}', '{"api_key":  [redacted]}'),
         ("{'password': 'hunter 2', 'user': 'ada'}", "{'password': [redacted], 'user': 'ada'}"),
         ('got "api_key": "a b", "x": 1', 'got "api_key": [redacted], "x": 1'),
         ("call(db_password='x', y=1)", "call(db_password=[redacted], y=1)"),

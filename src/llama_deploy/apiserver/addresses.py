@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 
+from llama_deploy.errors import SettingError
 
-def url_of(host: str, port: int) -> str:
+
+def url_of(host: str, port: int, *, tls: bool = False) -> str:
     """The URL of a server that listens there."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def local_url(url: str) -> str:
@@ -23,3 +26,19 @@ def local_url(url: str) -> str:
         if address.is_unspecified:
             host = "127.0.0.1" if address.version == 4 else "[::1]"  # noqa: PLR2004 - the version of IP
     return f"{scheme}://{host}:{port}"
+
+
+def reached_at(public_url: str | None, url: str) -> str:
+    """Where others reach a control plane that listens at `url`: what was said, else there.
+
+    Raises `SettingError` where nothing was said, and it listens on every address: that is no place to connect to.
+    """
+    if public_url:
+        return public_url.rstrip("/")
+    if local_url(url) != url:
+        raise SettingError(
+            f"nobody can be told to connect to {url}",
+            why="the control plane listens on every address, and others that share its store have to reach it",
+            fix="say where they do: public-url of `control-plane`, or --public-url",
+        )
+    return url

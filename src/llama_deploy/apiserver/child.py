@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llama_deploy.runtime.lifeline import SUPERVISOR_PID, Guard
+from llama_deploy.runtime.credentials import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE
+from llama_deploy.runtime.lifeline import READY_DESCRIPTOR, RETIRE, SUPERVISOR_PID, Guard
 from llama_deploy.state_stores.keys import KEY_FILE_VARIABLE, KEY_VARIABLE
 
 LINE_BYTES_MAX = 65_536
@@ -40,17 +41,31 @@ class ChildSpec:
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of this process."""
+    without: frozenset[str] = frozenset()
+    """Variables of this process that the child does not get."""
     service: str = ""
     """The service that the child is an instance of."""
     version: str = ""
     """Whatever else the child depends on: another text makes another child."""
+    inherited: tuple[int, ...] = ()
+    """Descriptors that stay open in the child, under the same numbers; they have to outlive every start of it."""
+    tells_ready: bool = False
+    """Whether the child says that it is ready, by `runtime.lifeline.tell_ready`."""
 
 
 class ChildProcess:
     """A running child. Created by `start`; `on_exit` is called once on the event loop, after its last output."""
 
-    def __init__(self, process: subprocess.Popen[bytes], spec: ChildSpec, guard: Guard, output: Output) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        spec: ChildSpec,
+        guard: Guard,
+        output: Output,
+        ready: Ready | None = None,
+    ) -> None:
         self.pid = process.pid
+        self._ready = ready
         self._process = process
         self._name = spec.name
         self._guard = guard
@@ -59,14 +74,24 @@ class ChildProcess:
 
     @classmethod
     def start(
-        cls, spec: ChildSpec, *, guard: Guard, write: Callable[[str], None], on_exit: Callable[[int], None]
+        cls,
+        spec: ChildSpec,
+        *,
+        guard: Guard,
+        write: Callable[[str], None],
+        on_exit: Callable[[int], None],
+        on_ready: Callable[[], None] = lambda: None,
     ) -> ChildProcess:
         """Start the process. Raises `OSError` when the program or the folder is not there.
 
-        `on_exit` gets the exit code, negative for a signal, once the whole group is gone. Call it on the thread of
-        the event loop: when that thread ends, the kernel takes the supervisor for dead.
+        `on_exit` gets the exit code, negative for a signal, once the whole group is gone; `on_ready` is called when
+        the child says so. Call it on the thread of the event loop: when that thread ends, the kernel takes the
+        supervisor for dead.
         """
         reading, writing = os.pipe()
+        ready = Ready(on_ready) if spec.tells_ready else None
+        told = {READY_DESCRIPTOR: str(ready.writing)} if ready is not None else {}
+        inherited = (*spec.inherited, ready.writing) if ready is not None else spec.inherited
         try:
             process = subprocess.Popen(  # noqa: S603 - the command is ours: this interpreter and this package
                 spec.command,
@@ -74,16 +99,21 @@ class ChildProcess:
                 stdout=writing,
                 stderr=writing,
                 cwd=spec.folder,
-                env=_environment(spec),
+                env=_environment(spec) | told,
                 process_group=0,
+                pass_fds=inherited,
             )
         except OSError:
             os.close(reading)
+            if ready is not None:
+                ready.close()
             raise
         finally:
             os.close(writing)
+            if ready is not None:
+                ready.started()
         guard.watch(process.pid)
-        child = cls(process, spec, guard, Output(reading, spec.name, write))
+        child = cls(process, spec, guard, Output(reading, spec.name, write), ready)
         loop = asyncio.get_running_loop()
         waiting = threading.Thread(target=child._wait, args=(loop, on_exit), name=f"child {spec.name}", daemon=True)
         waiting.start()
@@ -97,6 +127,10 @@ class ChildProcess:
     def terminate(self) -> None:
         """Ask the child to end (SIGTERM); it drains and stops what it started itself."""
         self._signal(os.kill, signal.SIGTERM)
+
+    def retire(self) -> None:
+        """Ask the child to finish all that it holds, and then to end (`RETIRE`); `terminate` may follow."""
+        self._signal(os.kill, RETIRE)
 
     def kill(self) -> None:
         """End the child and all that it started, now (SIGKILL to its group)."""
@@ -123,8 +157,42 @@ class ChildProcess:
         self._guard.forget(self.pid)
         exit_code = self._process.wait()
         self._output.finish()
+        if self._ready is not None:
+            self._ready.close()
         self._ended.set()
         on_exit(exit_code)
+
+
+class Ready:
+    """The pipe by which a child says once that it is ready: the first byte counts, its end says nothing."""
+
+    def __init__(self, on_ready: Callable[[], None]) -> None:
+        self._reading, self.writing = os.pipe()
+        self._on_ready = on_ready
+        self._open = True
+        os.set_blocking(self._reading, False)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._reading, self._read)
+
+    def started(self) -> None:
+        """The child has the writing end now; nobody else keeps it."""
+        os.close(self.writing)
+
+    def close(self) -> None:
+        """Hear nothing more. Repeating it does nothing."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._reading)
+            os.close(self._reading)
+
+    def _read(self) -> None:
+        try:
+            said = os.read(self._reading, 1)
+        except BlockingIOError:
+            return
+        self.close()
+        if said:
+            self._on_ready()
 
 
 class Output:
@@ -179,13 +247,14 @@ class Output:
                 self._rest = b""
 
 
-_NOT_FOR_SERVICES = frozenset({KEY_VARIABLE, KEY_FILE_VARIABLE})
-"""The control plane's alone: the code of services has no use for the keys of the store."""
+_NOT_FOR_SERVICES = frozenset({KEY_VARIABLE, KEY_FILE_VARIABLE, TOKEN_VARIABLE, TOKEN_FILE_VARIABLE})
+"""The control plane's alone: the code of services has no use for the keys of the store, and tokens of its own."""
 
 
 def _environment(spec: ChildSpec) -> dict[str, str]:
     """This process's environment for a child that works in another folder, and the child's own variables."""
-    environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_SERVICES}
+    hidden = _NOT_FOR_SERVICES | spec.without
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
     path = environment.get("PYTHONPATH")
     if path:
         environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in path.split(os.pathsep))

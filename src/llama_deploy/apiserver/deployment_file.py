@@ -7,27 +7,35 @@ exclude each other). Reading imports no code of the user and starts nothing.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llama_deploy.apiserver.access_keys import ACCESS, access_of
+from llama_deploy.apiserver.access_spec import AccessSpec
 from llama_deploy.apiserver.deployment_keys import FILE_KEYS, IMPORT_PATH
 from llama_deploy.apiserver.limits import engine_settings
 from llama_deploy.apiserver.loader import DESCRIBED, orchestrator_names
+from llama_deploy.apiserver.queue_keys import message_queue_of
+from llama_deploy.apiserver.reference import Reference
+from llama_deploy.apiserver.reference_keys import reference_of, text_or_reference
 from llama_deploy.apiserver.schedule_keys import schedules_of
 from llama_deploy.apiserver.shapes import Section
+from llama_deploy.apiserver.source_keys import check_dependencies, source_of
 from llama_deploy.apiserver.specs import (
     ControlPlaneSpec,
     DeploymentFile,
     OrchestratorSpec,
-    Reference,
     ServiceSpec,
     WebhooksSpec,
 )
+from llama_deploy.apiserver.ui_keys import page_of
 from llama_deploy.apiserver.wording import did_you_mean, listed
 from llama_deploy.apiserver.yaml_source import Findings, compose, kind
 from llama_deploy.errors import DeploymentFileError, SettingError
+from llama_deploy.state_stores.postgres_connection import is_postgres, is_store
 from llama_deploy.types.redaction import Redaction
 
 __all__ = [
@@ -58,7 +66,8 @@ def find_deployment_file(path: str | os.PathLike[str] | None = None) -> Path:
         f"there is no deployment file in {place.resolve()}",
         why="It is called " + " or ".join(DEFAULT_NAMES) + ".",
         fix="llamactl init               write a deployment file and two services to start from\n"
-        "llamactl dev path/to/FILE   use a file with another name",
+        "llamactl dev path/to/FILE   use a file with another name\n"
+        "llamactl apiserver          run a server that is sent deployments",
         problems=[],
     )
 
@@ -91,6 +100,22 @@ def parse_deployment_file(source: bytes, path: Path) -> DeploymentFile:
     return deployment
 
 
+def load_access_file(path: str | os.PathLike[str]) -> AccessSpec:
+    """Read and check a file with what stands under `access` in a deployment file. Raises `DeploymentFileError`."""
+    place = Path(path)
+    try:
+        source = place.read_bytes()
+    except OSError as error:
+        raise DeploymentFileError(f"cannot read {place}", why=str(error.strerror), problems=[]) from error
+    findings = Findings()
+    root = compose(source, findings)
+    section = ACCESS.read(root, findings) if root is not None else None
+    spec = access_of(section, findings)
+    if findings.problems:
+        raise _refusal(place, findings)
+    return spec
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of deployment files, for editors that complete and check YAML by one."""
     return {
@@ -111,6 +136,41 @@ def _refusal(path: Path, findings: Findings) -> DeploymentFileError:
     )
 
 
+def _control_plane(section: Section | None, store: str | None, findings: Findings) -> ControlPlaneSpec:
+    if section is None:
+        return ControlPlaneSpec()
+    given = section.given()
+    shared = given.get("shared") == "true"
+    if shared and store is not None and not is_postgres(store):
+        findings.problem(
+            section.nodes["shared"], "several control planes can share a PostgreSQL store only: `store: postgresql://…`"
+        )
+    public_url = given.get("public-url")
+    if public_url is not None and not public_url.startswith(("http://", "https://")):
+        findings.problem(section.nodes["public-url"], "expected a URL like http://host:8000")
+    place = {key: given[key] for key in ("host", "port") if key in given}
+    return ControlPlaneSpec(**place, shared=shared, public_url=public_url)
+
+
+def _store(section: Section, control_plane: Section | None, findings: Findings) -> str | None:
+    """Where the data lives, by either word for it."""
+    given = [(section, "store"), (control_plane, "state-store-uri")]
+    said = [(place[key], place.nodes[key]) for place, key in given if place is not None and place[key] is not None]
+    for store, node in said:
+        if not is_store(store):
+            findings.problem(node, f"`{store}` is no store: give a path, `:memory:`, or `postgresql://…`")
+    if len(said) > 1:
+        findings.problem(said[1][1], "`state-store-uri` is the published word for `store`; say it once")
+    return said[0][0] if said else None
+
+
+def _access(section: Section, control_plane: Section | None, findings: Findings) -> AccessSpec:
+    """Who is let in, with the origins that stand at their published place."""
+    access = access_of(section["access"], findings)
+    origins = (control_plane["cors-origins"] or ()) if control_plane is not None else ()
+    return replace(access, cors_origins=(*access.cors_origins, *(origin.lower() for origin in origins)))
+
+
 def _deployment(section: Section, path: Path, findings: Findings) -> DeploymentFile:
     services: Section | None = section["services"]
     specs = []
@@ -122,19 +182,21 @@ def _deployment(section: Section, path: Path, findings: Findings) -> DeploymentF
             hint = did_you_mean(default, services.values) or f"; the services are {listed(services.values)}"
             findings.problem(section.nodes["default-service"], f"there is no service `{default}`{hint}")
     control_plane: Section | None = section["control-plane"]
-    given = control_plane.given() if control_plane is not None else {}
+    store = _store(section, control_plane, findings)
     return DeploymentFile(
         path=path.absolute(),
         name=section["name"] or "",
-        control_plane=ControlPlaneSpec(**{key: given[key] for key in ("host", "port") if key in given}),
+        message_queue=message_queue_of(section["message-queue"], findings),
+        control_plane=_control_plane(control_plane, store, findings),
         orchestrator=_orchestrator(section["orchestrator"], section.nodes.get("orchestrator"), findings),
         orchestrators=_orchestrators(section["orchestrators"], findings),
         default_service=section["default-service"],
         limits=engine_settings(section["limits"], findings),
-        store=section["store"],
+        store=store,
         redact=_redact(section, findings),
         encryption_key_file=section["encryption-key-file"],
         services=tuple(specs),
+        page=page_of(section["ui"], path, findings),
         schedules=schedules_of(
             section["schedules"],
             services=services.values if services is not None else (),
@@ -142,6 +204,7 @@ def _deployment(section: Section, path: Path, findings: Findings) -> DeploymentF
             findings=findings,
         ),
         webhooks=_webhooks(section["webhooks"], findings),
+        access=_access(section, control_plane, findings),
         notices=tuple(notice.render(str(path)) for notice in sorted(set(findings.notices))),
     )
 
@@ -162,7 +225,7 @@ def _webhooks(section: Section | None, findings: Findings) -> WebhooksSpec:
     url: str | Section | None = section["url"]
     table: Section | None = section["secrets"]
     given = table.given() if table is not None else {}
-    secrets = {name: _reference(reference, findings) for name, reference in given.items()}
+    secrets = {name: reference_of(reference, findings) for name, reference in given.items()}
     secret = section["secret"]
     if secret is not None and secret not in secrets:
         hint = did_you_mean(secret, secrets) or "; name it in `secrets`"
@@ -170,18 +233,11 @@ def _webhooks(section: Section | None, findings: Findings) -> WebhooksSpec:
     if secret is not None and url is None:
         findings.problem(section.nodes["secret"], "`secret` belongs to `url`, which is not given")
     return WebhooksSpec(
-        url=_reference(url, findings) if isinstance(url, Section) else url,
+        url=text_or_reference(url, findings),
         secret=secret,
         hosts=section["hosts"] or (),
         secrets=secrets,
     )
-
-
-def _reference(section: Section, findings: Findings) -> Reference:
-    if (section["env"] is None) == (section["file"] is None):
-        findings.problem(section.node, "a reference has one of `env` and `file`")
-    file = section["file"]
-    return Reference(env=section["env"], file=Path(file) if file is not None else None)
 
 
 def _service(name: str, section: Section, path: Path, findings: Findings) -> ServiceSpec:
@@ -198,10 +254,13 @@ def _service(name: str, section: Section, path: Path, findings: Findings) -> Ser
     env: Section | None = section["env"]
     retry: Section | None = section["retry"]
     limits: Section | None = section["limits"]
+    source_folder, source = source_of(section["source"], path, findings)
     return ServiceSpec(
         name=name,
         import_path=import_path or "",
-        source_folder=_source_folder(section["source"], path, findings),
+        source_folder=source_folder,
+        source=source,
+        python_dependencies=check_dependencies(section, findings),
         path=Path(folder) if folder is not None else None,
         title=section["name"],
         description=section["description"],
@@ -209,10 +268,17 @@ def _service(name: str, section: Section, path: Path, findings: Findings) -> Ser
         run_timeout_s=section["run-timeout-s"],
         retry=_python_names(retry),
         limits=_python_names(limits),
+        memory=section["memory"],
         replicas=section["replicas"] or 1,
-        env=env.given() if env is not None else {},
+        process_memory_mb_max=section["process-memory-mb-max"],
+        env=_variables(env, findings) if env is not None else {},
         env_files=tuple(Path(env_file) for env_file in section["env-files"] or ()),
     )
+
+
+def _variables(section: Section, findings: Findings) -> dict[str, str | Reference]:
+    found = {name: text_or_reference(value, findings) for name, value in section.given().items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _python_names(section: Section | None) -> dict[str, Any]:
@@ -223,20 +289,6 @@ def _python_names(section: Section | None) -> dict[str, Any]:
         key.replace("-", "_"): _python_names(value) if isinstance(value, Section) else value
         for key, value in section.given().items()
     }
-
-
-def _source_folder(section: Section | None, path: Path, findings: Findings) -> Path | None:
-    if section is None:
-        return None
-    if section["name"] is not None and section["location"] is not None:
-        findings.problem(section.nodes["location"], "`name` and `location` say the same; leave one out")
-    folder = section["name"] or section["location"]
-    if folder is None:
-        return None
-    if section["type"] == "local" and not (path.parent / folder).is_dir():
-        key = "name" if section["name"] is not None else "location"
-        findings.problem(section.nodes[key], f"there is no folder `{folder}` beside the deployment file")
-    return Path(folder)
 
 
 def _orchestrators(section: Section | None, findings: Findings) -> dict[str, OrchestratorSpec]:
@@ -274,7 +326,8 @@ def _orchestrator(value: str | Section | None, node: yaml.Node | None, findings:
 
 def _check_description(name: str, parameters: dict[str, Any], node: yaml.Node, findings: Findings) -> None:
     """Make the orchestrator that is described, to see whether it can be made; a mistake is told at its place."""
-    from llama_deploy.orchestrators.described import DescriptionError, build
+    from llama_deploy.orchestrators.described import build
+    from llama_deploy.orchestrators.described_errors import DescriptionError
 
     try:
         build(name, parameters)

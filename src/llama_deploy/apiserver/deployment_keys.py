@@ -1,13 +1,16 @@
-"""The keys of a deployment file: how each is spelled, what it holds, and which published ones are not used (yet).
+"""The keys of a deployment file: how each is spelled, what it holds, and which published ones are not used.
 
 This is the one table that the reader, its messages and the JSON Schema come from. Published keys keep their spelling.
-A published key is *ignored*, with a notice, where serving without it gives the same answers, and *refused* where it
-would not.
+A published key is *ignored*, with a notice, where serving without it gives the same answers.
 """
 
 from __future__ import annotations
 
+from llama_deploy.apiserver.access_keys import ACCESS, ORIGIN
 from llama_deploy.apiserver.limits import LIMITS
+from llama_deploy.apiserver.queue_keys import MESSAGE_QUEUE
+from llama_deploy.apiserver.rate_keys import RATE_KEYS
+from llama_deploy.apiserver.reference_keys import REFERENCE
 from llama_deploy.apiserver.schedule_keys import RETRY_KEYS, SCHEDULE_KEYS
 from llama_deploy.apiserver.shapes import (
     Choice,
@@ -21,8 +24,10 @@ from llama_deploy.apiserver.shapes import (
     Text,
     TextOrRecord,
 )
+from llama_deploy.apiserver.source_keys import PYTHON_DEPENDENCIES, SOURCE_KEYS
 from llama_deploy.apiserver.specs import CONTROL_PLANE
-from llama_deploy.types.limits import RATE_COUNT_MOST, RATE_SECONDS_MOST, RUNNING_MAX_MOST
+from llama_deploy.apiserver.ui_keys import UI_KEYS
+from llama_deploy.types.limits import RUNNING_MAX_MOST
 
 IMPORT_PATH = Text(
     r"[^:\s][^:]*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "an import path (`module:variable` or `folder/file.py:variable`)"
@@ -33,14 +38,19 @@ _NAME_WORDS = "1 to 100 letters, digits, `_`, `-` or `.`"
 _OFF = ("false", "False", "FALSE", "no", "No", "off", "Off")
 
 _HOUSEKEEPING = "the store and the queue are part of this program"
-_CARRIER = "the queue that is built in carries the messages; it has no address and no login"
-_QUEUE_HINT = "leave `message-queue` out; the queue that is built in keeps its messages in the store"
 _CONNECTS = "a service connects to the control plane and listens nowhere"
 
 CONTROL_PLANE_KEYS = Record(
     {
         "host": Key(shape=Text(), doc="Address to listen on."),
         "port": Key(shape=PORT, doc="Port to listen on; 0 means any free one."),
+        "shared": Key(
+            shape=Choice(("true", "false")),
+            doc="Other control planes share the store, a PostgreSQL database: each leads its part of the sessions.",
+        ),
+        "public-url": Key(
+            shape=Text(), doc="Where services and the other control planes reach this one, if not where it listens."
+        ),
         "internal-host": Key(shape=Text(), doc="Published key.", ignored="there is one address only"),
         "internal-port": Key(shape=PORT, doc="Published key.", ignored="there is one address only"),
         "step-interval": Key(shape=Number(minimum=0), doc="Published key.", ignored="nothing polls here"),
@@ -49,34 +59,16 @@ CONTROL_PLANE_KEYS = Record(
         "tasks-store-key": Key(shape=Text(), doc="Published key.", ignored=_HOUSEKEEPING),
         "session-store-key": Key(shape=Text(), doc="Published key.", ignored=_HOUSEKEEPING),
         "topic-namespace": Key(shape=Text(), doc="Published key.", ignored=_HOUSEKEEPING),
-        "cors-origins": Key(shape=Free(), doc="Published key.", refused="serve the page and the API from one origin"),
-        "state-store-uri": Key(shape=Text(), doc="Published key.", refused="say where the data lives with `store`"),
-        "use-tls": Key(shape=Free(), doc="Published key.", refused="put a proxy that ends TLS in front", harmless=_OFF),
+        "cors-origins": Key(shape=ListOf(ORIGIN), doc="The published word for `cors-origins` of `access`."),
+        "state-store-uri": Key(shape=Text(), doc="The published word for `store`."),
+        "use-tls": Key(
+            shape=Free(),
+            doc="Published key.",
+            ignored="it said how clients reach a proxy in front; to speak TLS here, see `tls` of `access`",
+            harmless=_OFF,
+        ),
     },
     "`control-plane`",
-    underscores=True,
-)
-
-# fmt: off
-_BROKER_KEYS = (
-    "host", "port", "internal-host", "internal-port", "url", "username", "password", "vhost", "secure", "db", "ssl",
-    "use-ssl", "exclusive-mode", "exchange-name", "client-kwargs", "raise-exceptions",
-    "aws-region", "aws-access-key-id", "aws-secret-access-key",
-)
-# fmt: on
-
-MESSAGE_QUEUE_KEYS = Record(
-    {
-        "type": Key(
-            shape=Choice(
-                ("simple",),
-                dict.fromkeys(("redis", "rabbitmq", "kafka", "apache_kafka", "aws", "solace"), _QUEUE_HINT),
-            ),
-            doc="Which queue carries the messages.",
-        ),
-        **{name: Key(shape=Free(), doc="Published key.", ignored=_CARRIER) for name in _BROKER_KEYS},
-    },
-    "`message-queue`",
     underscores=True,
 )
 
@@ -95,21 +87,6 @@ ORCHESTRATOR = TextOrRecord(
     ),
 )
 
-RATE_KEYS = Record(
-    {
-        "count": Key(
-            shape=Number(integer=True, minimum=1, maximum=RATE_COUNT_MOST),
-            doc="How many attempts may begin.",
-            required=True,
-        ),
-        "seconds": Key(shape=Number(above=0, maximum=RATE_SECONDS_MOST), doc="Within how many seconds; 1 by default."),
-        "burst": Key(
-            shape=Number(integer=True, minimum=1, maximum=RATE_COUNT_MOST), doc="How many of them may begin at once."
-        ),
-    },
-    "`rate`",
-)
-
 _PLACES = Number(integer=True, minimum=1, maximum=RUNNING_MAX_MOST)
 
 SERVICE_LIMIT_KEYS = Record(
@@ -122,25 +99,6 @@ SERVICE_LIMIT_KEYS = Record(
     "`limits`",
 )
 
-SOURCE_KEYS = Record(
-    {
-        "type": Key(
-            shape=Choice(
-                ("local",),
-                {
-                    "git": "clone the repository yourself and use `type: local`",
-                    "docker": "run the image with `llamactl serve --only` in it",
-                },
-            ),
-            doc="Where the code comes from.",
-            required=True,
-        ),
-        "name": Key(shape=Text(), doc="The folder of the code, relative to this file."),
-        "location": Key(shape=Text(), doc="Another word for `name`."),
-    },
-    "`source`",
-)
-
 SERVICE_KEYS = Record(
     {
         "name": Key(shape=Text(), doc="A title for people; the service is called by its key."),
@@ -151,35 +109,36 @@ SERVICE_KEYS = Record(
         "concurrency": Key(shape=Number(integer=True, minimum=1), doc="Steps that one instance works on at once."),
         "run-timeout-s": Key(shape=Number(above=0), doc="Seconds that one attempt of a step may take."),
         "retry": Key(shape=RETRY_KEYS, doc="How failed steps are tried again."),
+        "memory": Key(
+            shape=Choice(("none", "session", "task")), doc="What its steps remember together: nothing, or of what."
+        ),
         "limits": Key(shape=SERVICE_LIMIT_KEYS, doc="How much of it runs at once over all instances, and how often."),
         "replicas": Key(shape=Number(integer=True, minimum=1, maximum=100), doc="Processes that run this service."),
+        "process-memory-mb-max": Key(
+            shape=Number(integer=True, minimum=128, maximum=1_048_576),
+            doc="Memory of one process in MiB; the kernel refuses more. Where deployments run on an API server.",
+        ),
         "env": Key(
-            shape=Table(Scalar(), "variable", r"[A-Za-z_]\w*", "a name of letters, digits and `_`"),
-            doc="Environment variables of the service's process.",
+            shape=Table(
+                TextOrRecord(Scalar(), REFERENCE), "variable", r"[A-Za-z_]\w*", "a name of letters, digits and `_`"
+            ),
+            doc="Variables of the service's process; `${NAME}` and `${NAME:-default}` stand for those of its starter.",
         ),
         "env-files": Key(shape=ListOf(Text()), doc="Files of environment variables, relative to this file."),
         "host": Key(shape=Text(), doc="Published key.", ignored=_CONNECTS),
         "port": Key(shape=PORT, doc="Published key.", ignored=_CONNECTS),
         "python-dependencies": Key(
-            shape=ListOf(Text()),
-            doc="Published key.",
-            ignored="nothing is installed; install them into the environment that runs llamactl",
+            shape=PYTHON_DEPENDENCIES, doc="Packages of an environment of the service's own, on an API server."
         ),
-        "ui": Key(shape=Free(), doc="Published key.", ignored="start the page yourself; the services do not need it"),
+        "ui": Key(
+            shape=Free(), doc="Published key.", ignored="a page belongs to the deployment: `ui` beside `services`"
+        ),
     },
     "a service",
 )
 
 SERVICES = Table(
     SERVICE_KEYS, "service name", NAME_PATTERN, _NAME_WORDS, reserved=(CONTROL_PLANE, "control_plane"), needs_one=True
-)
-
-REFERENCE = Record(
-    {
-        "env": Key(shape=Text(), doc="A variable of the environment."),
-        "file": Key(shape=Text(), doc="A file with nothing else in it, relative to this file."),
-    },
-    "a reference",
 )
 
 WEBHOOK_KEYS = Record(
@@ -203,7 +162,7 @@ FILE_KEYS = Record(
         "name": Key(shape=Text(NAME_PATTERN, f"a name of {_NAME_WORDS}"), doc="The deployment's name.", required=True),
         "control-plane": Key(shape=CONTROL_PLANE_KEYS, doc="Where the control plane listens."),
         "message-queue": Key(
-            shape=MESSAGE_QUEUE_KEYS, doc="What carries the messages; the built-in queue if left out."
+            shape=MESSAGE_QUEUE, doc="What carries the messages, or its URL; the built-in queue if left out."
         ),
         "default-service": Key(shape=Text(), doc="The service of a task that names none."),
         "orchestrator": Key(shape=ORCHESTRATOR, doc="What decides where messages go: a name or an import path."),
@@ -219,14 +178,18 @@ FILE_KEYS = Record(
         "encryption-key-file": Key(
             shape=Text(), doc="A file of keys, the newest first, with which the content of the store is encrypted."
         ),
-        "store": Key(shape=Text(), doc="Where the data lives: a path, or `:memory:`. By default `.llama_deploy/`."),
+        "store": Key(
+            shape=Text(),
+            doc="Where the data lives: a path, `:memory:`, or `postgresql://…`. By default `.llama_deploy/`.",
+        ),
         "services": Key(shape=SERVICES, doc="The services by name.", required=True),
         "schedules": Key(
             shape=Table(SCHEDULE_KEYS, "schedule's name", NAME_PATTERN, _NAME_WORDS),
             doc="Tasks that are submitted at times, by name.",
         ),
+        "access": Key(shape=ACCESS, doc="Who is let in: tokens, TLS, origins of pages, the audit log."),
         "webhooks": Key(shape=WEBHOOK_KEYS, doc="Who is told over HTTP of the end of tasks, and who may be."),
-        "ui": Key(shape=Free(), doc="Published key.", ignored="start the page yourself; the services do not need it"),
+        "ui": Key(shape=UI_KEYS, doc="A page for people, served by an API server below /deployments/NAME/ui."),
     },
     "a deployment file",
 )

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from llama_deploy.apiserver.wording import did_you_mean, listed
-from llama_deploy.errors import ImportPathError, LlamaDeployError
+from llama_deploy.errors import ImportPathError, LlamaDeployError, SourceError
 
 if TYPE_CHECKING:
     from llama_deploy.apiserver.specs import DeploymentFile, OrchestratorSpec, ServiceSpec
@@ -55,6 +55,12 @@ def load_service(definition: ServiceSpec, base_folder: Path) -> Service:
     from llama_deploy.services import as_service
     from llama_deploy.types import RetryPolicy, ServiceLimits
 
+    if definition.source is not None and definition.source_folder is None and definition.image is None:
+        raise _unusable(
+            definition.import_path,
+            f"The source of {definition.name} is of the type {definition.source.type}, and has not been fetched.",
+            "llamactl apiserver FILE   an API server fetches it",
+        )
     code_folder = definition.code_folder(base_folder)
     found = load_object(definition.import_path, code_folder, extra_path=definition.path)
     try:
@@ -65,6 +71,7 @@ def load_service(definition: ServiceSpec, base_folder: Path) -> Service:
             concurrency=definition.concurrency,
             run_timeout_s=definition.run_timeout_s,
             limits=ServiceLimits.model_validate(definition.limits) if definition.limits else None,
+            memory=definition.memory,
         )
     except LlamaDeployError as error:
         raise _unusable(definition.import_path, str(error), error.fix) from error
@@ -103,7 +110,8 @@ def load_orchestrator(spec: OrchestratorSpec, base_folder: Path) -> BaseOrchestr
 
 
 def _described(name: str, parameters: Mapping[str, Any]) -> BaseOrchestrator:
-    from llama_deploy.orchestrators.described import DescriptionError, build
+    from llama_deploy.orchestrators.described import build
+    from llama_deploy.orchestrators.described_errors import DescriptionError
 
     try:
         return build(name, parameters)
@@ -129,11 +137,30 @@ def _named(word: str) -> Any:
 
 
 def check_deployment(file: DeploymentFile) -> None:
-    """Import the orchestrators and every service of the file. Raises `ImportPathError` for the first that fails."""
+    """Import the orchestrators and every service of the file, except those whose code is in images of their own.
+
+    Raises `ImportPathError` for the first that fails.
+    """
     for spec in (file.orchestrator, *file.orchestrators.values()):
         load_orchestrator(spec, file.folder)
     for service in file.services:
-        load_service(service, file.folder)
+        if service.image is None:
+            load_service(service, file.folder)
+
+
+def check_no_images(file: DeploymentFile) -> None:
+    """Raise `SourceError` for a file with services that only run in their images: there is nothing that runs those."""
+    images = {service.name: service.image for service in file.services if service.image is not None}
+    if images:
+        name, image = next(iter(images.items()))
+        raise SourceError(
+            f"the code of {listed(images)} is in container images, which are not run here",
+            why=f"{name} is {image}",
+            fix="llamactl deployments render FILE --kubernetes   values for the Helm chart, whose pods run them\n"
+            f"llamactl serve FILE --only {name}               within the image, where something else runs it\n"
+            "or name a source of the type `local`, `git` or `package`",
+            services=list(images),
+        )
 
 
 def load_object(import_path: str, folder: Path, *, extra_path: Path | None = None) -> Any:

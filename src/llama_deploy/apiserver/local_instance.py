@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from llama_deploy.control_plane.gateway import Port
 from llama_deploy.errors import ServiceStartError
 from llama_deploy.messages.frames import decode_deliver
 from llama_deploy.services import Runner
+from llama_deploy.services.link import Link
 from llama_deploy.services.webhook import WebhookService
 
 
@@ -32,37 +34,49 @@ async def own_services(plane: ControlPlane, *, drain_timeout_s: float) -> AsyncI
         await instance.stop(drain_timeout_s)
 
 
+class LinkedInstance:
+    """A service instance in this process that is connected like any other: to every control plane on the store."""
+
+    def __init__(self, services: Sequence[Any], url: str) -> None:
+        self.runner = Runner(services)
+        self.runner.stays = True
+        self._url = url
+        self._link: Link | None = None
+
+    async def start(self) -> None:
+        """Start the services and wait until they are registered. Raises `ServiceStartError` where they are refused."""
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.runner.refused = partial(_refused, settled)
+        await self.runner.start()
+        self._link = Link(self.runner, self._url)
+        self._link.start()
+        await _registered(self.runner, settled)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Finish what runs, or hand it back after `timeout_s`."""
+        if self._link is not None:
+            await self.runner.drain(timeout_s)
+            await self._link.stop()
+
+
 class LocalInstance:
     """A service instance in the control plane's own process: the runner and its port, without a socket between."""
 
     def __init__(self, plane: ControlPlane, services: Sequence[Any]) -> None:
         self.runner = Runner(services, clock=plane.engine.clock)
+        self.runner.mesh = False
         self._plane = plane
         self._port: Port | None = None
 
     async def start(self) -> None:
         """Start the services and wait until they are registered. Raises `ServiceStartError` where they are refused."""
         settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def refused(problem: dict[str, Any]) -> None:
-            if not settled.done():
-                settled.set_exception(ServiceStartError(problem["what"], why=problem["why"], fix=problem["fix"]))
-
-        self.runner.refused = refused
+        self.runner.refused = partial(_refused, settled)
         await self.runner.start()
         port = self._port = self._plane.gateway.attach(self._receive, close=self.runner.disconnected, in_process=True)
         self.runner.send = port.receive
         port.receive([self.runner.hello()])
-        ready = asyncio.ensure_future(self.runner.ready.wait())
-        answers: list[asyncio.Future[Any]] = [ready, settled]
-        try:
-            await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
-            if settled.done():
-                await self.runner.drain(0.0)
-                await settled
-        finally:
-            for answer in answers:
-                answer.cancel()
+        await _registered(self.runner, settled)
 
     def _receive(self, operations: list[Any]) -> None:
         self.runner.receive([decode_deliver(op) if isinstance(op, msgspec.Raw) else op for op in operations])
@@ -73,3 +87,22 @@ class LocalInstance:
             await self.runner.drain(timeout_s)
             await asyncio.sleep(0)  # the goodbye is on its way with this turn of the loop
             self._port.closed()
+
+
+def _refused(settled: asyncio.Future[None], problem: dict[str, Any]) -> None:
+    if not settled.done():
+        settled.set_exception(ServiceStartError(problem["what"], why=problem["why"], fix=problem["fix"]))
+
+
+async def _registered(runner: Runner, settled: asyncio.Future[None]) -> None:
+    """Wait until an instance is registered; raises with what it was refused."""
+    ready = asyncio.ensure_future(runner.ready.wait())
+    answers: list[asyncio.Future[Any]] = [ready, settled]
+    try:
+        await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+        if settled.done():
+            await runner.drain(0.0)
+            await settled
+    finally:
+        for answer in answers:
+            answer.cancel()

@@ -11,6 +11,7 @@ from pathlib import Path
 from llama_deploy.apiserver.loader import load_service
 from llama_deploy.apiserver.ready_file import ReadyFile
 from llama_deploy.apiserver.specs import ServiceSpec
+from llama_deploy.runtime.credentials import Credentials
 from llama_deploy.runtime.failpoints import arm_from_environment
 from llama_deploy.services import serve_services
 
@@ -22,12 +23,14 @@ async def serve_service(
     control_plane_url: str,
     drain_timeout_s: float,
     ready_file: ReadyFile,
+    credentials: Credentials | None = None,
+    release: str = "",
 ) -> None:
     """Serve one service of a deployment in this process until SIGTERM or SIGINT; it keeps trying to connect.
 
     Sets the service's environment variables in this process. When it is asked to end it finishes what it holds within
     `drain_timeout_s` seconds, and hands the rest back. `ready_file` is written when it is registered. Raises
-    `ImportPathError` when its code does not load.
+    `ImportPathError` when its code does not load, and what the control plane refuses the credentials with.
     """
     arm_from_environment()
     os.environ.update(spec.environment(base_folder))
@@ -37,5 +40,7 @@ async def serve_service(
             [service],
             control_plane_url=control_plane_url,
             drain_timeout_s=drain_timeout_s,
+            credentials=credentials,
+            release=release,
             on_ready=lambda: ready_file.write(url=control_plane_url, service=spec.name),
         )

@@ -16,21 +16,29 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-from llama_deploy.apiserver.addresses import local_url, url_of
-from llama_deploy.apiserver.loader import load_orchestrator
+from llama_deploy.apiserver.access_spec import AccessSpec
+from llama_deploy.apiserver.addresses import local_url, reached_at, url_of
+from llama_deploy.apiserver.deployment_file import load_deployment_file
+from llama_deploy.apiserver.loader import check_no_images, load_orchestrator
 from llama_deploy.apiserver.local_instance import own_services
+from llama_deploy.apiserver.queues import open_queue, relocated
 from llama_deploy.apiserver.ready_file import ReadyFile
 from llama_deploy.apiserver.reload import Change, FileChanged, Refused, changes
+from llama_deploy.apiserver.served_access import OwnTokens, ServedAccess
+from llama_deploy.apiserver.served_log import logged, written_to
 from llama_deploy.apiserver.specs import ControlPlaneSpec, DeploymentFile, ServiceSpec
 from llama_deploy.apiserver.stores import open_store
 from llama_deploy.apiserver.supervisor import ChildSpec, ChildState, ChildStatus, Supervisor
 from llama_deploy.control_plane import ControlPlane
 from llama_deploy.control_plane.http.listener import bind
+from llama_deploy.control_plane.leadership import Sharing
 from llama_deploy.control_plane.registry import is_reserved
 from llama_deploy.errors import ServiceStartError
 from llama_deploy.runtime.failpoints import arm_from_environment
+from llama_deploy.runtime.line_log import LineLog
 
 STOP_GRACE_S = 5.0
 """How much longer than its drain a service process may take to end before it is killed."""
@@ -49,28 +57,43 @@ class ServingOptions:
     port: int | None = None
     store: str | None = None
     """A path relative to the current folder, or `:memory:`."""
+    message_queue: str | None = None
+    """The URL of the carrier, or `simple` for the queue that is built in."""
     allow_remote: bool = False
-    """Listen beyond loopback although there is no authentication."""
+    """Listen beyond loopback although no token is asked for."""
     drain_timeout_s: float = 30.0
     """How long a service may finish what it holds when it is stopped; the rest is handed back."""
+    shared: bool = False
+    """Share the store with other control planes."""
+    public_url: str | None = None
+    """Where services and other control planes reach this one."""
+    release: str | None = None
+    """The release that the code of the services is of, current once all of it is ready."""
     ready_file: Path | None = None
     """Written once everything is ready, removed when it stops."""
+    listener_descriptor: int | None = None
+    """A socket that listens already and that somebody else keeps open, in the place of `host` and `port`."""
+    own_tokens: OwnTokens | None = None
+    """Those of an API server that this control plane belongs to; nobody else is let in then, whatever the file says."""
+    on_ready: Callable[[], None] = lambda: None
+    """Called when a control plane that runs alone is ready."""
 
 
 async def serve_control_plane(file: DeploymentFile, options: ServingOptions, report: Report) -> None:
     """Run the control plane of a deployment alone until SIGTERM or SIGINT; its services connect to it by themselves."""
     arm_from_environment()
     ready_file = ReadyFile(options.ready_file, report)
-    async with _control_plane(file, options) as plane:
-        report(f"{file.name}: control plane at {plane.url}, data in {plane.store_location}")
-        await _tell_schedules(plane, report)
-        _Instances(plane, file, report, tell_gone=True)
-        stop = asyncio.Event()
-        async with plane.serving():
-            with _signals(stop.set), ready_file:
-                ready_file.write(url=local_url(plane.url), store=plane.store_location)
-                await stop.wait()
-            report("stopping")
+    with logged(report) as (log, told):
+        async with _control_plane(file, options, told, log=log) as plane:
+            await _tell_schedules(plane, told)
+            _Instances(plane, file, told, tell_gone=True)
+            stop = asyncio.Event()
+            async with plane.serving():
+                with on_signals(stop.set), plane.served.reloading(), ready_file:
+                    ready_file.write(url=local_url(plane.url), store=plane.store_location)
+                    options.on_ready()
+                    await stop.wait()
+                told("stopping")
 
 
 async def serve_deployment(
@@ -80,14 +103,16 @@ async def serve_deployment(
 
     A second signal kills the children without waiting and raises `KeyboardInterrupt`. With `watch`, services start
     again when their code changes; true is returned when the control plane itself has to start again, which takes a
-    new process. Without, `ServiceStartError` is raised when a service cannot be started.
+    new process. Without, `ServiceStartError` is raised when a service cannot be started, `SourceError` for services
+    that only run in images.
     """
     arm_from_environment()
+    check_no_images(file)
     ready_file = ReadyFile(options.ready_file, report)
-    async with _control_plane(file, options) as plane:
-        report(f"{file.name}: control plane at {plane.url}, data in {plane.store_location}")
-        await _tell_schedules(plane, report)
-        return await _Serving(plane, file, options, report, ready_file, watch=watch).run()
+    with logged(report) as (log, told):
+        async with _control_plane(file, options, told, log=log, own_services_apart=True) as plane:
+            await _tell_schedules(plane, told)
+            return await _Serving(plane, file, options, told, ready_file, watch=watch).run()
 
 
 class _Serving:
@@ -112,6 +137,7 @@ class _Serving:
         self._supervisor = Supervisor(
             self._children(file),
             on_event=self._child_changed,
+            write=written_to(plane.log),
             stop_timeout_s=options.drain_timeout_s + STOP_GRACE_S,
         )
         self._instances = _Instances(plane, file, report, on_ready=self._ready, on_served=self._supervisor.proved)
@@ -122,7 +148,7 @@ class _Serving:
 
     async def run(self) -> bool:
         """Run until something ends it, and stop every child then."""
-        with _signals(self._signaled):
+        with on_signals(self._signaled), contextlib.nullcontext() if self._watch else self._plane.served.reloading():
             self._watching = asyncio.create_task(self._follow_changes()) if self._watch else None
             try:
                 await self._supervisor.start()
@@ -144,6 +170,10 @@ class _Serving:
         await self._supervisor.stop()
 
     def _ready(self) -> None:
+        release = self._options.release
+        if release is not None:  # what comes from here on begins with the code that runs here
+            engine = self._plane.control_plane.engine
+            engine.spawn(engine.releases.begin(release))
         self._ready_file.write(url=local_url(self._plane.url), store=self._plane.store_location)
 
     def _signaled(self) -> None:
@@ -161,7 +191,8 @@ class _Serving:
                 name=service.name if service.replicas == 1 else f"{service.name}/{number}",
                 command=self._command(file, service),
                 folder=file.folder,
-                environment=service.environment(file.folder),
+                environment=service.environment(file.folder) | self._plane.served.own_environment,
+                without=file.access.variables,
                 service=service.name,
                 version=repr(service),
             )
@@ -173,7 +204,8 @@ class _Serving:
         # -P: the folder that the child works in holds the user's modules, and none of them may stand in for ours.
         program = (sys.executable, "-P", "-m", "llama_deploy.cli", "serve", str(file.path), "--only", service.name)
         drain = f"{self._options.drain_timeout_s:g}"
-        return (*program, "--control-plane", local_url(self._plane.url), "--drain-timeout", drain)
+        release = () if self._options.release is None else ("--release", self._options.release)
+        return (*program, "--control-plane", self._plane.own_url, "--drain-timeout", drain, *release)
 
     def _child_changed(self, status: ChildStatus) -> None:
         if status.state is ChildState.BACKOFF:
@@ -214,9 +246,11 @@ class _Serving:
         before, self._file = self._file, file
         for notice in file.notices:
             self._report(notice)
-        if _of_control_plane(before) != _of_control_plane(file):
+        if control_plane_settings(before) != control_plane_settings(file):
             return await self._can_start_again()
         self._report(f"changed: {file.path.name}")
+        if file.access != before.access:
+            self._plane.served.reload()
         self._instances.expect(file)
         await self._supervisor.replace(self._children(file))
         return False
@@ -288,7 +322,7 @@ class _Instances:
 
 
 @contextlib.contextmanager
-def _signals(received: Callable[[], None]) -> Iterator[None]:
+def on_signals(received: Callable[[], None]) -> Iterator[None]:
     """Within the block, SIGTERM and SIGINT call `received`, each time they arrive."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -307,22 +341,40 @@ class _Listening:
     control_plane: ControlPlane
     listener: socket.socket
     url: str
+    served: ServedAccess
+    log: LineLog
+    own_listener: socket.socket | None = None
+    """Where the server's own services connect when the other one speaks TLS; only this machine reaches it."""
+
+    @property
+    def own_url(self) -> str:
+        """Where the services that this process starts reach it."""
+        if self.own_listener is None:
+            return local_url(self.url)
+        return url_of("127.0.0.1", self.own_listener.getsockname()[1])
 
     @property
     def store_location(self) -> str:
         """Where the data lives."""
         return self.control_plane.store.location
 
-    def serving(self) -> contextlib.AbstractAsyncContextManager[None]:
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
         """Serve it for as long as the block runs. The web framework is imported now, while services start."""
         from llama_deploy.control_plane.http.server import serving
 
-        return serving(self.control_plane, self.listener)
+        async with contextlib.AsyncExitStack() as stack:
+            for listener, tls in ((self.listener, self.served.tls), (self.own_listener, None)):
+                if listener is not None:
+                    access = self.served.access
+                    await stack.enter_async_context(serving(self.control_plane, listener, access=access, tls=tls))
+            yield
 
 
 async def _tell_schedules(plane: _Listening, report: Report) -> None:
-    """One line for each schedule."""
-    for view in await plane.control_plane.schedules.list():
+    """One line for each schedule, where this control plane is the one that looks after them."""
+    schedules = plane.control_plane.schedules
+    for view in await schedules.list() if schedules.in_charge else ():
         if view.paused:
             report(f"schedule {view.name}: paused {view.paused_because}".rstrip())
         elif view.next_at is not None:
@@ -333,17 +385,32 @@ async def _tell_schedules(plane: _Listening, report: Report) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _control_plane(file: DeploymentFile, options: ServingOptions) -> AsyncIterator[_Listening]:
-    """The control plane of a deployment, without services of its own."""
-    key_file = file.folder / file.encryption_key_file if file.encryption_key_file is not None else None
-    if options.store is not None:
-        store = open_store(options.store, key_file=key_file)
-    elif file.store is None or file.store == ":memory:":
-        store = open_store(file.store, name=file.name, folder=file.folder, key_file=key_file)
+async def _control_plane(
+    file: DeploymentFile, options: ServingOptions, report: Report, *, log: LineLog, own_services_apart: bool = False
+) -> AsyncIterator[_Listening]:
+    """The control plane of a deployment, and the sockets that it listens on.
+
+    With `own_services_apart` services are started that connect to it.
+    """
+    host = options.host or file.control_plane.host
+    if options.own_tokens is None:
+        read = partial(_access_of_file, file.path)
+        served = ServedAccess(
+            file.access, file.folder, file.name, host=host, allow_remote=options.allow_remote, report=report, read=read
+        )
     else:
-        store = open_store(file.folder / file.store, key_file=key_file)
+        served = ServedAccess.between(options.own_tokens, report=report)
+    key_file = file.folder / file.encryption_key_file if file.encryption_key_file is not None else None
+    shared = options.shared or file.control_plane.shared
+    if options.store is not None:
+        store = open_store(options.store, key_file=key_file, shared=shared)
+    else:
+        store = open_store(file.store, name=file.name, folder=file.folder, key_file=key_file, shared=shared)
+    sharing = Sharing() if shared else None
     control_plane = ControlPlane(
         store=store,
+        sharing=sharing,
+        queue=open_queue(relocated(file.message_queue.settings(file.folder), options.message_queue)),
         orchestrator=load_orchestrator(file.orchestrator, file.folder),
         orchestrators={name: load_orchestrator(spec, file.folder) for name, spec in file.orchestrators.items()},
         default_service=file.default_service or (file.services[0].name if len(file.services) == 1 else None),
@@ -353,19 +420,43 @@ async def _control_plane(file: DeploymentFile, options: ServingOptions) -> Async
         redact=file.redact,
         schedules=file.schedules,
     )
-    host = options.host or file.control_plane.host
+    control_plane.log = log
     port = file.control_plane.port if options.port is None else options.port
-    with bind(host, port, allow_remote=options.allow_remote) as listener:
+    with contextlib.ExitStack() as stack:
+        stack.callback(served.close)
+        listener = stack.enter_context(_listener(host, port, options, tokens=served.asks_for_tokens))
+        own = stack.enter_context(bind("127.0.0.1", 0)) if served.tls is not None and own_services_apart else None
+        shown_host = host if options.listener_descriptor is None else listener.getsockname()[0]
+        url = url_of(shown_host, listener.getsockname()[1], tls=served.tls is not None)
+        if sharing is not None:
+            sharing.url = reached_at(options.public_url or file.control_plane.public_url, url)
         await control_plane.start()
         try:
-            url = url_of(host, listener.getsockname()[1])
+            report(f"{file.name}: control plane at {url}, data in {control_plane.store.location}")
+            served.tell()
             async with own_services(control_plane, drain_timeout_s=OWN_DRAIN_S):
-                yield _Listening(control_plane=control_plane, listener=listener, url=url)
+                yield _Listening(
+                    control_plane=control_plane, listener=listener, url=url, served=served, own_listener=own, log=log
+                )
         finally:
             await control_plane.stop()
 
 
-def _of_control_plane(file: DeploymentFile) -> tuple[object, ...]:
+def _listener(host: str, port: int, options: ServingOptions, *, tokens: bool) -> socket.socket:
+    """The socket to serve: a new one, or the one that was handed down."""
+    if options.listener_descriptor is None:
+        return bind(host, port, allow_remote=options.allow_remote or tokens)
+    listener = socket.socket(fileno=options.listener_descriptor)
+    listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    return listener
+
+
+def _access_of_file(path: Path) -> AccessSpec:
+    """What a deployment file says now of who is let in."""
+    return load_deployment_file(path).access
+
+
+def control_plane_settings(file: DeploymentFile) -> tuple[object, ...]:
     """What of a deployment file only a new control plane takes notice of."""
     return (
         file.name,
@@ -375,10 +466,12 @@ def _of_control_plane(file: DeploymentFile) -> tuple[object, ...]:
         file.default_service,
         file.limits,
         file.store,
+        file.message_queue,
         file.redact,
         file.encryption_key_file,
         file.webhooks,
         file.schedules,
+        file.access.tls is None,
     )
 
 

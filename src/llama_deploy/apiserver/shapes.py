@@ -41,10 +41,8 @@ class Key:
     required: bool = False
     ignored: str = ""
     """Why the key is read without effect; the file stays valid and a notice says so."""
-    refused: str = ""
-    """Why a file that sets the key cannot be served yet, and what to do instead."""
     harmless: tuple[str, ...] = ()
-    """Values, as written, that ask for nothing beyond the default, so that no notice or refusal is due."""
+    """Values, as written, that ask for nothing beyond the default, so that no notice is due."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,8 @@ class Choice(Shape):
         return None
 
     def json_schema(self) -> dict[str, Any]:
-        return {"enum": list(self.words)}
+        plain = {"true": True, "false": False}  # what YAML makes of these words before a schema sees them
+        return {"enum": [*self.words, *(plain[word] for word in self.words if word in plain)]}
 
 
 @dataclass(frozen=True)
@@ -230,15 +229,14 @@ class Record(Shape):
         return Section(node, values, nodes)
 
     def json_schema(self) -> dict[str, Any]:
-        usable = {name: key for name, key in self.keys.items() if not key.refused}
         properties = {}
-        for name, key in usable.items():
+        for name, key in self.keys.items():
             properties[name] = {**key.shape.json_schema(), "description": key.doc}
             if key.ignored:
                 properties[name]["deprecated"] = True
                 properties[name]["description"] += f" Not used: {key.ignored}."
         schema = {"type": "object", "properties": properties, "additionalProperties": False}
-        required = [name for name, key in usable.items() if key.required]
+        required = [name for name, key in self.keys.items() if key.required]
         return schema | ({"required": required} if required else {})
 
 
@@ -285,7 +283,7 @@ class Table(Shape):
 class TextOrRecord(Shape):
     """Either a word, or a mapping that says more."""
 
-    text: Text
+    text: Text | Scalar
     record: Record
 
     def read(self, node: yaml.Node, findings: Findings) -> str | Section | None:
@@ -304,10 +302,6 @@ def _read_key(key: Key, entry: Entry, findings: Findings) -> Any:
             findings.problem(entry.key_node, f"`{entry.key}` needs a value: {key.doc}")
         return None
     harmless = isinstance(value, yaml.ScalarNode) and value.value in key.harmless
-    if key.refused:
-        if not harmless:
-            findings.problem(entry.key_node, f"`{entry.key}` is not supported yet: {key.refused}")
-        return None
     if key.ignored and not harmless:
         findings.notice(entry.key_node, f"`{entry.key}` is not used: {key.ignored}")
     return key.shape.read(value, findings)

@@ -7,11 +7,15 @@ for: the files and variables that a deployment refers to are looked at when it s
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from llama_deploy.apiserver.access_spec import AccessSpec
+from llama_deploy.apiserver.queue_spec import MessageQueueSpec
+from llama_deploy.apiserver.reference import Reference
 from llama_deploy.control_plane.settings import EngineSettings
 from llama_deploy.errors import SettingError
 from llama_deploy.types import Webhook, WebhookSettings
@@ -28,6 +32,10 @@ class ControlPlaneSpec:
     host: str = "127.0.0.1"
     port: int = 8000
     """0 means any free port."""
+    shared: bool = False
+    """Whether other control planes share the store."""
+    public_url: str | None = None
+    """Where services and the others reach it; `None` means where it listens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,31 +46,6 @@ class OrchestratorSpec:
     import_path: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of its constructor, as the file spells them (`max-retries` stands for `max_retries`)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reference:
-    """Where a value is that does not stand in the file: a variable of the environment, or a file."""
-
-    env: str | None = None
-    file: Path | None = None
-    """Relative to the deployment file's folder; its text without the spaces and line ends around it."""
-
-    def read(self, base_folder: Path) -> str:
-        """The value. Raises `SettingError` where there is none."""
-        try:
-            if self.file is not None:
-                return (base_folder / self.file).read_text(encoding="utf-8").strip()
-            return os.environ[self.env or ""]
-        except KeyError:
-            raise SettingError(
-                f"the variable {self.env} is not set",
-                why="the deployment file's `webhooks` refer to it",
-                fix=f"export {self.env}=...",
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise SettingError(f"cannot read {self.file}", why=str(why)) from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +69,25 @@ class WebhooksSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SourceSpec:
+    """A source that has to be fetched, or an image that has to run."""
+
+    type: Literal["git", "package", "docker"]
+    location: str
+    """The address of the repository, without credentials; the requirement of the package; the name of the image."""
+    branch: str | None = None
+    tag: str | None = None
+    commit: str | None = None
+    """One of these three, or none: the default branch."""
+    token: Reference | None = None
+    """What gets into a private repository over https."""
+    ssh_key: Reference | None = None
+    """The private key that gets into one over ssh."""
+    host_key: str | None = None
+    """The public key of the ssh server: its kind, a space, and the key."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceSpec:
     """One service of a deployment. `None` means that the file says nothing and the code's own value stands."""
 
@@ -94,6 +96,10 @@ class ServiceSpec:
     """`module:variable`, `folder/module:variable` or `folder/file.py:variable`, seen from the source's folder."""
     source_folder: Path | None = None
     """The folder of the service's code, relative to the deployment file's; `None` means that folder itself."""
+    source: SourceSpec | None = None
+    """What has to be fetched before the service can run; `source_folder` is where it is then."""
+    python_dependencies: tuple[str, ...] = ()
+    """Requirements of an environment of the service's own."""
     path: Path | None = None
     """A folder that is put on `sys.path`, relative to the folder of the service's code."""
     title: str | None = None
@@ -104,13 +110,26 @@ class ServiceSpec:
     """The fields of `RetryPolicy` that the file sets; the others keep the code's values."""
     limits: Mapping[str, Any] = field(default_factory=dict)
     """The fields of `ServiceLimits` that the file sets; they take the place of all that the code says."""
+    memory: Literal["none", "session", "task"] | None = None
     replicas: int = 1
-    env: Mapping[str, str] = field(default_factory=dict)
+    process_memory_mb_max: int | None = None
+    """Memory of one process in MiB, beyond which the kernel refuses more."""
+    env: Mapping[str, str | Reference] = field(default_factory=dict)
     env_files: tuple[Path, ...] = ()
     """Files in the format of `.env`, relative to the deployment file; a later one wins, and `env` wins over all."""
 
+    @property
+    def image(self) -> str | None:
+        """The container image that has its code and nothing else has; `None` where it runs without one."""
+        return self.source.location if self.source is not None and self.source.type == "docker" else None
+
     def code_folder(self, base_folder: Path) -> Path:
-        """Where import paths of this service start, given the folder of the deployment file."""
+        """Where import paths of this service start, given the folder of the deployment file.
+
+        In an image that is the folder that its processes begin in.
+        """
+        if self.image is not None:
+            return Path.cwd()
         return base_folder / self.source_folder if self.source_folder is not None else base_folder
 
     def watched_folders(self, base_folder: Path) -> tuple[Path, ...]:
@@ -121,7 +140,8 @@ class ServiceSpec:
     def environment(self, base_folder: Path) -> dict[str, str]:
         """The variables that the service's process gets on top of its parent's, given the deployment file's folder.
 
-        Reads the `.env` files now, so a restart sees what they say by then. Raises `OSError` when one is gone.
+        Reads the `.env` files and follows references now, so a restart sees what they say by then. Raises `OSError`
+        when a file is gone, and `SettingError` for a variable that is not set.
         """
         variables: dict[str, str] = {}
         if self.env_files:
@@ -131,7 +151,50 @@ class ServiceSpec:
                 with (base_folder / env_file).open(encoding="utf-8") as stream:
                     found = dotenv_values(stream=stream)
                 variables |= {key: value for key, value in found.items() if value is not None}
-        return variables | dict(self.env)
+        return variables | {name: _value(name, value, base_folder) for name, value in self.env.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageSpec:
+    """The page of a deployment."""
+
+    source_folder: Path | None = None
+    """Relative to the deployment file's folder; `None` where it has to be fetched."""
+    source: SourceSpec | None = None
+    build: tuple[tuple[str, ...], ...] | None = None
+    """Commands that build it; `None` means the usual ones."""
+    command: tuple[str, ...] | None = None
+    """What serves it."""
+    strips: bool = False
+    """Whether it is asked for paths without what stands before its own."""
+    env: Mapping[str, str | Reference] = field(default_factory=dict)
+
+    def variables(self, base_folder: Path) -> dict[str, str]:
+        """The variables that the file sets. Raises `SettingError`."""
+        return {name: _value(name, value, base_folder) for name, value in self.env.items()}
+
+
+def _value(name: str, value: str | Reference, base_folder: Path) -> str:
+    """What a variable is set to: a reference followed, or a text in which `${NAME}` stands for another variable."""
+    if isinstance(value, Reference):
+        return value.read(base_folder)
+
+    def other(found: re.Match[str]) -> str:
+        if found["escaped"]:
+            return found.group()[1:]
+        known = os.environ.get(found["name"])
+        if known is None and found["default"] is None:
+            raise SettingError(
+                f"the variable {found['name']} is not set",
+                why=f"the deployment file refers to it in `{name}`",
+                fix=f"export {found['name']}=...\nor write ${{{found['name']}:-what it is otherwise}}",
+            )
+        return known if known is not None else found["default"]
+
+    return _OTHER_VARIABLE.sub(other, value)
+
+
+_OTHER_VARIABLE = re.compile(r"(?P<escaped>\$)?\$\{(?P<name>[A-Za-z_]\w*)(:-(?P<default>[^}]*))?\}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +217,10 @@ class DeploymentFile:
     """A file of keys with which the content of the store is encrypted; relative to the file's folder."""
     """A path relative to the file's folder, or `:memory:`; `None` means the default place beside the file."""
     services: tuple[ServiceSpec, ...] = ()
+    page: PageSpec | None = None
+    message_queue: MessageQueueSpec = field(default_factory=MessageQueueSpec)
     webhooks: WebhooksSpec = WebhooksSpec()
+    access: AccessSpec = field(default_factory=AccessSpec)
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     """What the file says and this program reads without using it, each as `file:line:column: text`."""

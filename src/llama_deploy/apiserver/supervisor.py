@@ -21,7 +21,7 @@ from llama_deploy.apiserver.child import ChildProcess, ChildSpec
 from llama_deploy.runtime import Clock, SystemClock, Timer
 from llama_deploy.runtime.lifeline import Guard
 
-__all__ = ["ChildSpec", "ChildState", "ChildStatus", "RestartPolicy", "Supervisor"]
+__all__ = ["ChildSpec", "ChildState", "ChildStatus", "RestartPolicy", "Supervisor", "write_to_stderr"]
 
 
 class ChildState(str, Enum):
@@ -66,6 +66,8 @@ class ChildStatus:
     service: str
     state: ChildState
     pid: int | None = None
+    ready: bool = False
+    """Whether its process has said that it is ready; one that is to say so (`ChildSpec.tells_ready`) is not before."""
     restarts: int = 0
     """Restarts since the supervisor started it, or since it was last restarted on request."""
     ended: str = ""
@@ -80,7 +82,8 @@ class Supervisor:
     """Runs and restarts children. Its methods are for the thread of one event loop.
 
     `on_event` gets a child's status at each change of its state; `write` gets the children's output, line by line,
-    each with the child's name in front (standard error by default).
+    each with the child's name in front (standard error by default). A `guard` that several share is stopped by whoever
+    made it.
     """
 
     def __init__(
@@ -92,15 +95,18 @@ class Supervisor:
         stop_timeout_s: float = 30.0,
         write: Callable[[str], None] | None = None,
         clock: Clock | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self._on_event = on_event or (lambda _status: None)
         self._house = _House(
             tell=self._tell,
-            write=write or _write_to_stderr,
+            write=write or write_to_stderr,
             policy=policy or RestartPolicy(),
             stop_timeout_s=stop_timeout_s,
             clock=clock or SystemClock(),
+            guard=guard or Guard(),
         )
+        self._own_guard = guard is None
         self._changed = asyncio.Event()
         self._children: dict[str, _Child] = {}
         for spec in specs:
@@ -110,6 +116,11 @@ class Supervisor:
     def statuses(self) -> tuple[ChildStatus, ...]:
         """How every child stands now."""
         return tuple(child.status for child in self._children.values())
+
+    @property
+    def specs(self) -> tuple[ChildSpec, ...]:
+        """What every child runs."""
+        return tuple(child.spec for child in self._children.values())
 
     async def start(self) -> None:
         """Start every child. Returns once the processes exist; whether they are ready is not known here."""
@@ -127,7 +138,8 @@ class Supervisor:
         try:
             await asyncio.gather(*(child.stop() for child in list(self._children.values())))
         finally:
-            self._house.guard.stop()
+            if self._own_guard:
+                self._house.guard.stop()
 
     def kill(self) -> None:
         """Kill every child now; `stop` then returns at once."""
@@ -141,6 +153,29 @@ class Supervisor:
         What makes them end may be one input, which a control plane gives up in the end; it has to find them for that.
         """
         self._house.proved.add(service)
+
+    async def add(self, spec: ChildSpec) -> None:
+        """Supervise one more child, and start it. Raises `ValueError` for a name that another one has."""
+        self._house.guard.start()
+        await self._add(spec).start()
+
+    async def remove(self, name: str) -> None:
+        """Stop a child and forget it; does nothing where there is none of that name, or none any more."""
+        child = self._children.get(name)
+        if child is not None:
+            await child.stop()
+            self._children.pop(name, None)
+
+    async def retire(self, name: str, timeout_s: float) -> None:
+        """Have a child finish all that it holds, and forget it when it has ended, which it has after `timeout_s`.
+
+        It is not started again, however it ends. Canceling it leaves the child as it is, for `remove` or `stop`. Does
+        nothing where there is none of that name any more.
+        """
+        child = self._children.get(name)
+        if child is not None:
+            await child.retire(timeout_s)
+            self._children.pop(name, None)
 
     async def restart(self, name: str) -> None:
         """Stop a child and start it again, with a new restart budget; also one that has failed or was stopped.
@@ -194,7 +229,7 @@ class _House:
     policy: RestartPolicy
     stop_timeout_s: float
     clock: Clock
-    guard: Guard = field(default_factory=Guard)
+    guard: Guard
     closed: bool = False
     """The supervisor is stopping: nothing is started any more."""
     proved: set[str] = field(default_factory=set)
@@ -215,6 +250,7 @@ class _Child:
         self._restarts = 0
         self._pause_s = 0.0
         self._ended = ""
+        self._ready = False
 
     @property
     def status(self) -> ChildStatus:
@@ -224,6 +260,7 @@ class _Child:
             service=self.spec.service,
             state=self.state,
             pid=self._process.pid if self._process is not None and running else None,
+            ready=self._ready and self.state is ChildState.RUNNING,
             restarts=self._restarts,
             ended=self._ended,
             last_lines=self._process.last_lines if self._process is not None else (),
@@ -246,6 +283,22 @@ class _Child:
                 self._become(ChildState.STOPPED)
             elif self.state in {ChildState.RUNNING, ChildState.STOPPING}:
                 await self._end()
+
+    async def retire(self, timeout_s: float) -> None:
+        told = self.spec.tells_ready and self._ready  # whoever says that it is ready knows how to retire
+        if self.state is not ChildState.RUNNING or self._process is None or not told:
+            await self.stop()  # it holds nothing
+            return
+        process, clock = self._process, self._house.clock
+        self._become(ChildState.STOPPING)
+        process.retire()
+        deadline = clock.call_at(clock.now() + timeout_s, process.terminate)
+        killing = clock.call_at(clock.now() + timeout_s + self._house.stop_timeout_s, process.kill)
+        try:
+            await process.ended()
+        finally:
+            deadline.cancel()
+            killing.cancel()
 
     def kill(self) -> None:
         if self._process is not None:
@@ -272,13 +325,20 @@ class _Child:
         if house.closed:
             self._become(ChildState.STOPPED)
             return
+        self._ready = not self.spec.tells_ready
         try:
-            self._process = ChildProcess.start(self.spec, guard=house.guard, write=house.write, on_exit=self._exited)
+            self._process = ChildProcess.start(
+                self.spec, guard=house.guard, write=house.write, on_exit=self._exited, on_ready=self._is_ready
+            )
         except OSError as error:
             self._ended = f"cannot start: {error}"
             self._again()
             return
         self._become(ChildState.RUNNING)
+
+    def _is_ready(self) -> None:
+        self._ready = True
+        self._house.tell(self.status)
 
     def _exited(self, exit_code: int) -> None:
         self._ended = _in_words(exit_code)
@@ -318,7 +378,8 @@ def _in_words(exit_code: int) -> str:
         return f"killed by signal {-exit_code}"
 
 
-def _write_to_stderr(line: str) -> None:
+def write_to_stderr(line: str) -> None:
+    """Write a line of a child where this process writes its own; nobody minds where it cannot be written."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(line)
         sys.stderr.flush()

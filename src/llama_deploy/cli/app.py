@@ -16,11 +16,14 @@ import click
 
 from llama_deploy._version import __version__
 from llama_deploy.cli.lazy import LazyGroup
+from llama_deploy.cli.profiles import CONFIG_FILE
 from llama_deploy.cli.settings import common_options
-from llama_deploy.errors import EXIT_CODE, LlamaDeployError
+from llama_deploy.errors import EXIT_CODE, LlamaDeployError, OutputError, WrongUsageError
 
 INTERRUPTED = 130
 USAGE = 2
+COMPLETION_VARIABLE = "_LLAMACTL_COMPLETE"
+"""Set by the shell that asks for words."""
 PIPE_CLOSED = 141
 """What a shell reports for a program that SIGPIPE ended: the reader of our output has gone."""
 
@@ -32,15 +35,27 @@ COMMANDS = {
     "dev": ("llama_deploy.cli.serve:dev", "Run a deployment here, and again whenever its code changes."),
     "serve": ("llama_deploy.cli.serve:serve", "Run a deployment, its control plane alone, or one service."),
     "run": ("llama_deploy.cli.run:run", "Submit a task and wait for its result."),
+    "graph": ("llama_deploy.cli.graphs:graph", "Draw the orchestrator of a deployment, before anything runs."),
     "status": ("llama_deploy.cli.status:status", "How the control plane stands."),
+    "apiserver": ("llama_deploy.cli.apiserver:apiserver", "Run many deployments on one server."),
+    "deploy": ("llama_deploy.cli.deploy:deploy", "Run a deployment file on an API server."),
+    "deployments": ("llama_deploy.cli.deployments:deployments", "List, update, scale, stop, remove deployments."),
+    "open": ("llama_deploy.cli.open:open_", "Open the page of a deployment."),
+    "logs": ("llama_deploy.cli.logs:logs", "What the processes of a deployment print."),
     "tasks": ("llama_deploy.cli.tasks:tasks", "List, watch, answer and cancel tasks; have them done again."),
     "services": ("llama_deploy.cli.services:services", "List the services; pause, limit and drain them."),
+    "releases": ("llama_deploy.cli.releases:releases", "Which release new tasks begin with, and which ones finish."),
     "schedules": ("llama_deploy.cli.schedules:schedules", "Submit tasks at times, again and again."),
     "queues": ("llama_deploy.cli.queues:queues", "See what waits for each service, and why."),
     "sessions": ("llama_deploy.cli.sessions:sessions", "List the sessions, look into one, erase one."),
     "backup": ("llama_deploy.cli.backup:backup", "Copy everything that is recorded to a file."),
     "restore": ("llama_deploy.cli.backup:restore", "Make a store of a backup."),
     "artifacts": ("llama_deploy.cli.artifacts:artifacts", "Store files for tasks, and fetch what tasks have made."),
+    "config": ("llama_deploy.cli.config:config", "Keep profiles of servers, and see what is in force."),
+    "completion": ("llama_deploy.cli.completion:completion", "Have a shell complete commands and options."),
+    "doctor": ("llama_deploy.cli.doctor:doctor", "Look for what keeps things from working."),
+    "tokens": ("llama_deploy.cli.tokens:tokens", "Make tokens, and their hashes for the deployment file."),
+    "schema": ("llama_deploy.cli.schema:schema", "The deployment file as JSON Schema, for editors."),
     "explain": ("llama_deploy.cli.explain:explain", "What an error code means."),
     "version": ("llama_deploy.cli.version:version", "The version of this program."),
 }
@@ -54,9 +69,23 @@ COMMANDS = {
     epilog="Every command has --help. An error's code is explained by: llamactl explain CODE",
 )
 @common_options
+@click.option("--timeout", "published_timeout", type=click.FloatRange(min=0, min_open=True), hidden=True)
+@click.option(
+    "-c",
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Where the profiles are [$LLAMACTL_CONFIG].",
+)
+@click.pass_context
 @click.version_option(__version__, prog_name="llamactl")
-def root(**_common: Any) -> None:
+def root(ctx: click.Context, /, published_timeout: float | None, config_file: str | None, **_common: Any) -> None:
     """Submit tasks to services, watch them, and run the deployments that do them."""
+    if published_timeout is not None and ctx.params.get("request_timeout") is None:
+        ctx.params["request_timeout"] = published_timeout
+    if config_file is not None:
+        ctx.meta[CONFIG_FILE] = config_file
 
 
 def run_command(args: Sequence[str]) -> int:
@@ -64,16 +93,17 @@ def run_command(args: Sequence[str]) -> int:
     try:
         value = root.main(list(args), prog_name="llamactl", standalone_mode=False)
         sys.stdout.flush()
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        return USAGE if isinstance(error, click.UsageError) else error.exit_code
+        return USAGE
+    except click.ClickException as error:
+        return _told(_wrong_usage(error))
     except LlamaDeployError as error:
-        click.echo(error.render(), err=True)
-        return EXIT_CODE[error.category]
+        return _told(error)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except SystemExit:  # what click makes of a closed pipe, and of nothing else
-        return PIPE_CLOSED
+    except SystemExit as error:  # what click makes of a closed pipe, and of the words that a shell completes with
+        return PIPE_CLOSED if COMPLETION_VARIABLE not in os.environ else int(error.code or 0)
     except BrokenPipeError:
         _leave_output()
         return PIPE_CLOSED
@@ -81,9 +111,24 @@ def run_command(args: Sequence[str]) -> int:
         if error.errno not in _UNWRITABLE:
             raise
         _leave_output()
-        click.echo(f"Error: the output cannot be written: {error.strerror}", err=True)
-        return USAGE
+        fix = "make room, or send the output elsewhere; what was asked for has been done"
+        return _told(OutputError("the output cannot be written", why=error.strerror or "", fix=fix))
     return value if isinstance(value, int) else 0
+
+
+def _told(error: LlamaDeployError) -> int:
+    """Tell an error on standard error; the exit code that it means."""
+    click.echo(error.render(), err=True)
+    return EXIT_CODE[error.category]
+
+
+def _wrong_usage(error: click.ClickException) -> WrongUsageError:
+    """What click says of a command line, as every error is told."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    what, _, why = error.format_message().partition("\n")
+    usage = context.get_usage() if context is not None else ""
+    command = context.command_path if context is not None else "llamactl"
+    return WrongUsageError(what, why=why or usage, fix=f"{command} --help   says what it takes")
 
 
 def leave_closed_errors() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from llama_deploy.cli.settings import Settings, with_settings
+
+if TYPE_CHECKING:
+    from llama_deploy.state_stores.backups import BackupFacts
 
 
 @click.command()
@@ -35,18 +39,39 @@ def backup(settings: Settings, file: Path, *, replace: bool) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--store", "place", required=True, type=click.Path(path_type=Path), help="Where the store is to be.")
+@click.option("--store", "place", metavar="PATH|URL", required=True, help="Where the store is to be.")
 @click.option("--replace", is_flag=True, help="Replace the store that is there.")
 @with_settings
-def restore(settings: Settings, file: Path, place: Path, *, replace: bool) -> None:
+def restore(settings: Settings, file: Path, place: str, *, replace: bool) -> None:
     """Make a store of a backup. Nobody may have the store open; no control plane is asked.
 
     A control plane that is started on it carries on with what was unfinished when the backup was made.
     """
     from llama_deploy.cli.output import Printer
     from llama_deploy.state_stores import backups
+    from llama_deploy.state_stores.postgres_connection import is_postgres
 
-    facts = backups.restore(file, place, replace=replace)
+    if is_postgres(place):
+        facts, place = _into_database(file, place, replace=replace)
+    else:
+        facts = backups.restore(file, Path(place), replace=replace)
     printer = Printer(settings)
-    printer.record({"store": str(place), **asdict(facts)}, name=str(place))
+    printer.record({"store": place, **asdict(facts)}, name=place)
     printer.progress(f"llamactl serve FILE --store {place}   carries on with it")
+
+
+def _into_database(file: Path, url: str, *, replace: bool) -> tuple[BackupFacts, str]:
+    """Put a backup into a schema that holds nothing; returns the URL without a password, too."""
+    import asyncio
+
+    from llama_deploy.errors import SettingError
+    from llama_deploy.state_stores.postgres import PostgresStore
+    from llama_deploy.state_stores.postgres_copy import restore_into
+
+    store = PostgresStore(url)
+    if replace:
+        raise SettingError(
+            "--replace replaces files, no schema of a database",
+            fix="drop the schema first, or name another one with ?schema=NAME",
+        )
+    return asyncio.run(restore_into(file, store)), store.location

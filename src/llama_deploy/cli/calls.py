@@ -11,18 +11,30 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from llama_deploy.cli.credentials import credentials_of
 from llama_deploy.cli.settings import Settings
 from llama_deploy.client import Client
+from llama_deploy.connections.http_requests import REQUEST_TIMEOUT_S
 from llama_deploy.errors import InvalidRequestError
 
 Value = TypeVar("Value")
 
 
-def with_client(settings: Settings, work: Callable[[Client], Awaitable[Value]]) -> Value:
-    """Run `work` with a client of the server that the settings name. Ctrl-C cancels it and raises."""
+def with_client(
+    settings: Settings, work: Callable[[Client], Awaitable[Value]], *, timeout_s: float = REQUEST_TIMEOUT_S
+) -> Value:
+    """Run `work` with a client of the server that the settings name. Ctrl-C cancels it and raises.
+
+    `timeout_s` is how long a request may go without an answer where the settings say nothing.
+    """
 
     async def main() -> Value:
-        async with Client(settings.server, wait_when_full=False) as client:
+        async with Client(
+            settings.server,
+            wait_when_full=False,
+            credentials=credentials_of(settings),
+            request_timeout_s=settings.timeout_s or timeout_s,
+        ) as client:
             return await work(client)
 
     return asyncio.run(main())

@@ -158,7 +158,7 @@ def _each(settings: Settings, step_ids: tuple[str, ...], one: Change) -> None:
 def _print(settings: Settings, items: list[dict[str, Any]]) -> None:
     """What was done; the first refusal is raised, so that the exit code tells it."""
     from llama_deploy.cli.output import Column, Printer
-    from llama_deploy.client.problems import error_from_problem
+    from llama_deploy.connections.problems import error_from_problem
 
     columns = [Column("step_id", "STEP")]
     if any(item.get("task_id") for item in items):

@@ -136,7 +136,7 @@ class PlainFollower:
         since = entry.at - (self.hops.submitted_at or entry.at)
         for hop in changed if entry.kind != "paused" else ():
             self._write(f"+{duration(since)}  {_line(hop, sent=hop.step_id not in new, task_id=self._task_id)}")
-        if entry.kind in {"paused", "resumed"}:
+        if entry.kind in {"paused", "resumed", "migrated", "moved"}:
             by = f" by {entry.by}" if entry.by and not entry.step_id else ""
             self._write(f"+{duration(since)}  {entry.kind}{by}{f': {entry.reason}' if entry.reason else ''}")
         elif entry.outcome is not None or (entry.kind == "canceled" and not changed):

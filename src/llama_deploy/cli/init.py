@@ -11,85 +11,53 @@ import click
 
 from llama_deploy.cli.settings import Settings, with_settings
 
-DEPLOYMENT = """\
-# What runs, and where. Check it with: llamactl serve --check
-name: {name}
+TEMPLATES = {
+    "function": "two plain functions",
+    "workflow": "a llama-index workflow that can ask a person",
+    "agents": "three agents that hand questions on",
+}
+"""What there is to start from: folders of `templates`."""
 
-control-plane:
-  port: 8000
-
-orchestrator:
-  name: simple # each task goes to the service that it names
-  parameters:
-    max-retries: 3 # how often a step that failed is tried again
-
-services:
-  shout:
-    import-path: services:shout
-  researcher:
-    import-path: services:researcher
-    concurrency: 4 # tasks that one process works on at once
-"""
-
-SERVICES = '''\
-"""The services of this deployment: plain functions. `llamactl dev` starts them again when this file changes."""
-
-from __future__ import annotations
-
-import asyncio
-
-from llama_deploy import ServiceContext, service
-
-
-@service
-async def shout(text: str) -> str:
-    """Says it louder."""
-    return text.upper() + "!"
-
-
-@service
-async def researcher(topic: str, context: ServiceContext) -> dict[str, object]:
-    """Looks into a topic, and tells on the way what it is doing."""
-    questions = [f"What is known about {topic}?", f"Who disagrees about {topic}?", f"What comes next for {topic}?"]
-    for question in questions:
-        context.stream({"looking_into": question})
-        await asyncio.sleep(0.2)  # where a model, a search or a database would be asked
-    return {"topic": topic, "questions": questions}
-'''
-
-README = """\
-# {name}
-
-    llamactl dev                                          # control plane and services, started again on change
-    llamactl run shout -a text hello
-    llamactl run researcher -i '{{"topic": "tides"}}' --stream
-    llamactl tasks list
-
-`deployment.yml` says what runs, `services.py` is what it does. Data lives in `.llama_deploy/`.
-"""
+FOLDER = Path(__file__).resolve().parent / "templates"
+NAME = "NAME"
+"""Stands in the files for the deployment's name."""
 
 GITIGNORE = """\
 .llama_deploy/
 __pycache__/
 """
 
+NEXT = {
+    "function": "llamactl run shout -a text hello",
+    "workflow": "llamactl run report -a topic tides --stream",
+    "agents": "llamactl run desk -i '\"Was invoice 1042 paid?\"'",
+}
+"""A first task for each."""
+
 
 @click.command()
 @click.argument("folder", required=False, default=Path(), type=click.Path(file_okay=False, path_type=Path))
 @click.option("--name", help="The deployment's name [the folder's].")
+@click.option(
+    "--template",
+    type=click.Choice(list(TEMPLATES)),
+    default="function",
+    show_default=True,
+    help="; ".join(f"{name}: {what}" for name, what in TEMPLATES.items()) + ".",
+)
 @with_settings
-def init(settings: Settings, folder: Path, name: str | None) -> None:
-    """Write a deployment file and two services into FOLDER (this one by default), to start from."""
+def init(settings: Settings, folder: Path, name: str | None, template: str) -> None:
+    """Write a deployment file and its services into FOLDER (this one by default), to start from."""
     from llama_deploy.cli.output import Printer
     from llama_deploy.errors import ProjectExistsError
 
     named = name or _name_of(folder)
     files = {
-        "deployment.yml": DEPLOYMENT.format(name=named),
-        "services.py": SERVICES,
-        "README.md": README.format(name=named),
-        ".gitignore": GITIGNORE,
+        path.name: path.read_text(encoding="utf-8").replace(NAME, named)
+        for path in sorted((FOLDER / template).iterdir())
+        if path.is_file()
     }
+    files[".gitignore"] = GITIGNORE
     existing = [file for file in files if (folder / file).exists()]
     if existing:
         raise ProjectExistsError(
@@ -103,7 +71,7 @@ def init(settings: Settings, folder: Path, name: str | None) -> None:
     document = {"name": named, "folder": str(folder.resolve()), "files": list(files)}
     printer.record(document, name=named, text=lambda: "\n".join(str(folder / file) for file in files))
     enter = "" if folder == Path() else f"cd {folder} && "
-    printer.progress(f"Next: {enter}llamactl dev   and, beside it: llamactl run shout -a text hello")
+    printer.progress(f"Next: {enter}llamactl dev   and, beside it: {NEXT[template]}")
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:

@@ -84,8 +84,12 @@ class Printer:
         wide: Sequence[Column] = (),
         cursor: str | None = None,
         empty: str = "",
+        beside: Mapping[str, Any] | None = None,
     ) -> None:
-        """A list of documents. `name` is the key that the form `name` prints, `cursor` that of the next page."""
+        """A list of documents. `name` is the key that the form `name` prints, `cursor` that of the next page.
+
+        `beside` is what programs find beside the list.
+        """
         documents = list(items)
         if self.form == "name":
             for document in documents:
@@ -94,7 +98,7 @@ class Printer:
             for document in documents:
                 self.line(compact(document))
         elif self.form in {"json", "yaml"}:
-            self.line(self._encoded({"items": documents, "next": cursor}))
+            self.line(self._encoded({"items": documents, "next": cursor, **(beside or {})}))
         elif documents:
             self.line(_grid(documents, [*columns, *(wide if self.form == "wide" else ())]))
             if cursor is not None:

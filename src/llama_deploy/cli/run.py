@@ -27,16 +27,22 @@ TICK_S = 0.1
 
 
 @click.command()
-@click.argument("service")
+@click.argument("service", required=False)
 @click.argument("source", required=False, metavar="[-]")
+@click.option("-d", "--deployment", metavar="NAME", help="A deployment of the API server; its default service is run.")
 @click.option(
     "-i", "--input", "input_json", metavar="JSON", help="The input as JSON: an object of arguments, or a value."
 )
-@click.option("-a", "--argument", "arguments", nargs=2, multiple=True, metavar="KEY VALUE", help="One argument.")
+@click.option(
+    "-a", "--argument", "--arg", "arguments", nargs=2, multiple=True, metavar="KEY VALUE", help="One argument."
+)
 @click.option(
     "-f", "--file", "files", nargs=2, multiple=True, metavar="KEY PATH", help="One argument: a file, stored and passed."
 )
-@click.option("--session", "session_id", metavar="ID", help="Run in this session; it is created if need be.")
+@click.option("--service", "named", metavar="SERVICE", help="The same as SERVICE, as the published program has it.")
+@click.option(
+    "--session", "--session-id", "session_id", metavar="ID", help="Run in this session; it is created if need be."
+)
 @click.option("--no-wait", is_flag=True, help="Print the task's id and leave.")
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer; the task goes on."
@@ -46,11 +52,20 @@ TICK_S = 0.1
 @click.option("--idempotency-key", metavar="KEY", help="Submitting again under this key finds the first task.")
 @with_task_options()
 @with_settings
-def run(settings: Settings, service: str, **options: Any) -> None:
+def run(settings: Settings, service: str | None, named: str | None, deployment: str | None, **options: Any) -> None:
     """Submit a task to SERVICE and wait for its result.
 
     The input is -i JSON, or -a KEY VALUE for each argument, or - for text from standard input.
     """
+    if named is not None:
+        if service is not None and service != named:
+            raise click.UsageError(f"Name the service once: '{service}' or --service '{named}'.")
+        service = named
+    if deployment is not None:
+        settings, service = _of_deployment(settings, deployment, service)
+        _take_published_session(options)
+    elif service is None:
+        raise click.UsageError("Missing argument 'SERVICE'.")
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Printer
 
@@ -59,10 +74,36 @@ def run(settings: Settings, service: str, **options: Any) -> None:
     with_client(settings, lambda client: _run(client, Printer(settings), service, **options))
 
 
+def _of_deployment(settings: Settings, name: str, service: str | None) -> tuple[Settings, str | None]:
+    """The control plane of a deployment, and the service: `-s` after `run` names it, as published, if it is no URL."""
+    from llama_deploy.cli.api_calls import at_deployment
+    from llama_deploy.cli.settings import without_own_server
+
+    said = click.get_current_context().params["server"]
+    if said is not None and "://" not in said:
+        if service is not None and service != said:
+            raise click.UsageError(f"Name the service once: '{service}' or -s '{said}'.")
+        settings, service = without_own_server(), said
+    return at_deployment(settings, name), service
+
+
+def _take_published_session(options: dict[str, Any]) -> None:
+    """With `-d`, the published command line means a session by `-i`: what is no JSON is its id."""
+    import json
+
+    given = options["input_json"]
+    if given is None or options["session_id"] is not None:
+        return
+    try:
+        json.loads(given)
+    except ValueError:
+        options["input_json"], options["session_id"] = None, given
+
+
 async def _run(
     client: Client,
     printer: Printer,
-    service: str,
+    service: str | None,
     *,
     no_wait: bool,
     timeout_s: float | None,
@@ -105,7 +146,12 @@ async def _run(
 
 
 async def input_of(
-    client: Client, service: str, *, source: str | None, input_json: str | None, arguments: tuple[tuple[str, str], ...]
+    client: Client,
+    service: str | None,
+    *,
+    source: str | None,
+    input_json: str | None,
+    arguments: tuple[tuple[str, str], ...],
 ) -> Any:
     """The task's input from whichever option gave it; `None` for none. Raises `click.UsageError` for two."""
     from llama_deploy.cli.calls import parse_json, read_stdin
@@ -133,13 +179,13 @@ async def _with_files(client: Client, given: Any, files: tuple[tuple[str, str], 
     return {**(given or {}), **{key: await client.upload(readable(path)) for key, path in files}}
 
 
-async def _typed(client: Client, service: str, arguments: dict[str, str]) -> dict[str, Any]:
+async def _typed(client: Client, service: str | None, arguments: dict[str, str]) -> dict[str, Any]:
     """Arguments by the service's schema: text where it says text, else JSON where it is JSON."""
     from llama_deploy.cli.calls import json_or_text
     from llama_deploy.errors import ServiceNotFoundError
 
     typed = {key: json_or_text(value) for key, value in arguments.items()}
-    if all(isinstance(value, str) for value in typed.values()):
+    if service is None or all(isinstance(value, str) for value in typed.values()):
         return dict(arguments)
     try:
         schema = (await client.get_service(service)).definition.input_schema or {}

@@ -9,6 +9,7 @@ import click
 from llama_deploy.cli.lazy import CommandGroup
 from llama_deploy.cli.settings import Settings, with_settings
 from llama_deploy.cli.task_options import DURATION, TIME, taken_options, with_task_options
+from llama_deploy.cli.who import who
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -100,7 +101,7 @@ def delete(settings: Settings, names: tuple[str, ...]) -> None:
 @with_settings
 def pause(settings: Settings, names: tuple[str, ...], reason: str | None) -> None:
     """Submit nothing of these schedules until they are resumed."""
-    _each(settings, names, lambda client, name: client.pause_schedule(name, reason=reason))
+    _each(settings, names, lambda client, name: client.pause_schedule(name, reason=reason, by=who()))
 
 
 @schedules.command()

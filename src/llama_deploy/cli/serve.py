@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from llama_deploy.cli.serving_options import drain_option, ready_file_option
 from llama_deploy.cli.settings import Settings, with_settings
 
 if TYPE_CHECKING:
     from llama_deploy.apiserver.specs import DeploymentFile
+    from llama_deploy.runtime.credentials import Credentials
 
 Value = TypeVar("Value")
 
@@ -27,27 +29,30 @@ DEV_DRAIN_TIMEOUT_S = 5.0
 def _place_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Where the control plane listens and keeps its data; each wins over the deployment file."""
     for option in (
-        click.option("--allow-remote", is_flag=True, help="Listen beyond loopback although anyone can then use it."),
-        click.option("--store", metavar="PATH", help="Where the data lives; `:memory:` keeps none [.llama_deploy/]."),
+        click.option("--allow-remote", is_flag=True, help="Listen beyond loopback without asking for tokens."),
+        click.option(
+            "--store",
+            metavar="PATH|URL",
+            help="Where the data lives; `postgresql://…` in a database, `:memory:` keeps none [.llama_deploy/].",
+        ),
+        click.option(
+            "--message-queue", metavar="URL", help="What carries the messages; `simple` for the queue that is built in."
+        ),
         click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one."),
         click.option("--host", metavar="ADDRESS", help="Address to listen on."),
+        click.option("--shared", is_flag=True, help="Share the store with other control planes (PostgreSQL)."),
+        click.option(
+            "--public-url", metavar="URL", help="Where services and other control planes reach this one, with --shared."
+        ),
     ):
         function = option(function)
     return function
 
 
-_ready_file_option = click.option(
-    "--ready-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="PATH",
-    help="Write url, pid and store there as JSON once all is ready; it is removed when it stops.",
-)
-
-
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @_place_options
-@_ready_file_option
+@ready_file_option
 @with_settings
 def dev(settings: Settings, file: Path | None, **options: Any) -> None:
     """Run the deployment in FILE on this machine, and again whenever its code changes.
@@ -58,9 +63,9 @@ def dev(settings: Settings, file: Path | None, **options: Any) -> None:
     from llama_deploy.apiserver.serving import ServingOptions, serve_deployment
 
     deployment = load_deployment_file(file)
-    report = _reporter(settings, deployment.notices)
+    report = reporter(settings, _notices(deployment))
     serving = ServingOptions(**options, drain_timeout_s=DEV_DRAIN_TIMEOUT_S)
-    if _run(serve_deployment(deployment, serving, report, watch=True), log_level="WARNING"):
+    if run_until_done(serve_deployment(deployment, serving, report, watch=True), log_level="WARNING"):
         import os
 
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very program again
@@ -76,16 +81,14 @@ def dev(settings: Settings, file: Path | None, **options: Any) -> None:
     help="Where the control plane is, for --only NAME [-s, else where FILE has it listen].",
 )
 @_place_options
+@drain_option
 @click.option(
-    "--drain-timeout",
-    "drain_timeout_s",
-    type=click.FloatRange(min=0),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long services may finish what they hold when they are stopped.",
+    "--release",
+    envvar="LLAMA_DEPLOY_RELEASE",
+    metavar="NAME",
+    help="The release that the code of the services is of; tasks finish on the one that they began with.",
 )
-@_ready_file_option
+@ready_file_option
 @click.option("--check", is_flag=True, help="Read FILE and import what it names, and start nothing.")
 @with_settings
 def serve(
@@ -124,7 +127,7 @@ def serve(
         from llama_deploy.apiserver.serving import ServingOptions, serve_control_plane, serve_deployment
 
         work = serve_deployment if only is None else serve_control_plane
-        _run(work(deployment, ServingOptions(**options), _reporter(settings, deployment.notices)))
+        run_until_done(work(deployment, ServingOptions(**options), reporter(settings, _notices(deployment))))
 
 
 def _given_url(control_plane_url: str | None, settings: Settings) -> str | None:
@@ -149,13 +152,35 @@ def _serve_one(
         )
     spec = deployment.service(name)
     url = url or _url_in_file(deployment)
-    ready_file = ReadyFile(options["ready_file"], _reporter(settings))
+    ready_file = ReadyFile(options["ready_file"], reporter(settings))
     drain_timeout_s = options["drain_timeout_s"]
-    _run(
+    run_until_done(
         serve_service(
-            spec, deployment.folder, control_plane_url=url, drain_timeout_s=drain_timeout_s, ready_file=ready_file
+            spec,
+            deployment.folder,
+            control_plane_url=url,
+            drain_timeout_s=drain_timeout_s,
+            ready_file=ready_file,
+            credentials=_credentials(settings),
+            release=options["release"] or "",
         )
     )
+
+
+def _credentials(settings: Settings) -> Credentials:
+    """What a service shows to the control plane: what its parent gave it, else what a person says.
+
+    The parent's is taken out of the environment, which is the service's code's as well.
+    """
+    import os
+    from dataclasses import replace
+
+    from llama_deploy.cli.credentials import credentials_of
+    from llama_deploy.runtime.credentials import INSTANCE_TOKEN_VARIABLE
+
+    given = os.environ.pop(INSTANCE_TOKEN_VARIABLE, None)
+    said = credentials_of(settings)
+    return said if given is None else replace(said, token=given, token_file=None)
 
 
 def _url_in_file(deployment: DeploymentFile) -> str:
@@ -173,7 +198,17 @@ def _url_in_file(deployment: DeploymentFile) -> str:
     return local_url(url_of(place.host, place.port))
 
 
-def _reporter(settings: Settings, notices: Sequence[str] = ()) -> Callable[[str], None]:
+def _notices(deployment: DeploymentFile) -> list[str]:
+    """What the file says in vain where there is no API server to act on it, after all else that it says in vain."""
+    here = [
+        f"{service.name}: its python-dependencies are installed by an API server; here, into {sys.prefix} by yourself"
+        for service in deployment.services
+        if service.python_dependencies
+    ]
+    return [*deployment.notices, *here]
+
+
+def reporter(settings: Settings, notices: Sequence[str] = ()) -> Callable[[str], None]:
     """Writes progress to standard error, beginning with the notices: what the file says in vain."""
 
     def report(text: str) -> None:
@@ -186,7 +221,8 @@ def _reporter(settings: Settings, notices: Sequence[str] = ()) -> Callable[[str]
     return report
 
 
-def _run(work: Coroutine[Any, Any, Value], *, log_level: str = "INFO") -> Value:
+def run_until_done(work: Coroutine[Any, Any, Value], *, log_level: str = "INFO") -> Value:
+    """Run what serves until it has ended, with logs on standard error."""
     import asyncio
 
     import uvloop

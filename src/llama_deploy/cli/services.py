@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llama_deploy.cli.lazy import CommandGroup
+from llama_deploy.cli.planes import beside, tell_missing, which_plane
 from llama_deploy.cli.settings import Settings, with_settings
 from llama_deploy.cli.who import who
 
@@ -21,18 +22,22 @@ def services() -> None:
 
 
 @services.command("list")
+@which_plane
 @with_settings
-def list_services(settings: Settings) -> None:
+def list_services(settings: Settings, control_plane: str | None) -> None:
     """List the services that were ever registered."""
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Column, Printer
 
-    views = with_client(settings, lambda client: client.list_services())
+    page = with_client(settings, lambda client: client.list_services_page(control_plane=control_plane))
+    views = page.items
     columns = [Column("name", "SERVICE"), Column("state", "STATE"), Column("instance_count", "INSTANCES")]
     columns += [Column("running", "RUNNING"), Column("waiting", "WAITING"), Column("oldest_waiting_s", "OLDEST", age)]
     wide = [Column("kind", "KIND"), Column("limits", "LIMITS", limits_text), Column("description", "DESCRIPTION")]
     printer = Printer(settings)
-    printer.table([_document(view) for view in views], columns, wide=wide, name="name", empty="No services yet.")
+    documents = [_document(view) for view in views]
+    printer.table(documents, columns, wide=wide, name="name", empty="No services yet.", beside=beside(page.missing))
+    tell_missing(printer, page.missing)
     for view in views:
         advice = waiting_advice(view)
         if view.paused is not None:
@@ -43,17 +48,18 @@ def list_services(settings: Settings) -> None:
 
 @services.command("get")
 @click.argument("name")
+@which_plane
 @with_settings
-def get_service(settings: Settings, name: str) -> None:
+def get_service(settings: Settings, name: str, control_plane: str | None) -> None:
     """One service: what it takes, what it answers, and its instances."""
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Printer, fields
 
-    view = with_client(settings, lambda client: client.get_service(name))
+    view = with_client(settings, lambda client: client.get_service(name, control_plane=control_plane))
     document = _document(view)
 
     def text() -> str:
-        shown = {key: value for key, value in document.items() if key not in {"definition", "instances"}}
+        shown = {key: value for key, value in document.items() if key not in {"definition", "instances", "missing"}}
         shown["limits"] = limits_text(document["limits"])
         if view.limits_set is not None:
             shown["limits"] += f" (set by {view.limits_set.by or 'nobody known'}, {document['limits_set']['at']})"
@@ -67,6 +73,7 @@ def get_service(settings: Settings, name: str) -> None:
 
     printer = Printer(settings)
     printer.record(document, name=name, text=text)
+    tell_missing(printer, view.missing)
     advice = waiting_advice(view)
     if advice and printer.for_people:
         printer.progress(advice)
@@ -189,6 +196,7 @@ def change_pause(settings: Settings, name: str, *, paused: bool, reason: str) ->
     waits = f"{view.waiting} waiting, {view.running} running"
     text = pause_advice(name, view.paused) if view.paused is not None else f"{name} goes on"
     printer.record(_document(view), name=name, text=lambda: f"{text} ({waits})")
+    tell_missing(printer, view.missing)
 
 
 def pause_advice(name: str, pause: PauseView) -> str:

@@ -36,20 +36,49 @@ def list_sessions(settings: Settings, limit: int, cursor: str | None) -> None:
     Printer(settings).table(items, columns, wide=wide, name="session_id", cursor=page.next, empty="No sessions yet.")
 
 
+@sessions.command("create")
+@click.argument("session_id", required=False)
+@click.option("-d", "--deployment", metavar="NAME", help="In this deployment of the API server.")
+@with_settings
+def create_session(settings: Settings, session_id: str | None, deployment: str | None) -> None:
+    """Create a session; one that exists is shown as it is."""
+    from llama_deploy.cli.api_calls import at_deployment
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Printer, document_of
+
+    settings = at_deployment(settings, deployment) if deployment is not None else settings
+    view = with_client(settings, lambda client: client.create_session(session_id))
+    Printer(settings).record(document_of(view), name=view.session_id)
+
+
 @sessions.command("get")
 @click.argument("session_id")
 @with_settings
 def get_session(settings: Settings, session_id: str) -> None:
-    """One session, with the state that its tasks share."""
+    """One session, with the state that its tasks share and what services remember of it."""
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Printer, document_of
     from llama_deploy.client import Client
 
     async def work(client: Client) -> dict[str, Any]:
         view = await client.get_session(session_id)
-        return {**document_of(view), "state": await client.get_session_state(session_id)}
+        state = await client.get_session_state(session_id)
+        return {**document_of(view), "state": state, "memory": await client.get_session_memory(session_id)}
 
     Printer(settings).record(with_client(settings, work), name=session_id)
+
+
+@sessions.command("forget")
+@click.argument("session_id")
+@click.option("--service", metavar="NAME", help="What this service remembers, and no other one.")
+@with_settings
+def forget_session(settings: Settings, session_id: str, *, service: str | None) -> None:
+    """Clear what services remember of a session; its tasks and its state stay."""
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Printer
+
+    names = with_client(settings, lambda client: client.clear_session_memory(session_id, service))
+    Printer(settings).record({"session_id": session_id, "cleared": names}, name=session_id)
 
 
 @sessions.command("erase")

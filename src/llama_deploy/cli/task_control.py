@@ -77,13 +77,19 @@ def cancel(client: Client, task_id: str, *, reason: str | None) -> Awaitable[Tas
 @_many("pause", "Hold tasks back: no step of them is handed out until they are resumed; what runs finishes.", REASON)
 def pause(client: Client, task_id: str, *, reason: str | None) -> Awaitable[TaskView]:
     """Pause one."""
-    return client.pause(task_id, reason=reason)
+    return client.pause(task_id, reason=reason, by=who())
 
 
 @_many("resume", "Have paused tasks go on.", REASON)
 def resume(client: Client, task_id: str, *, reason: str | None) -> Awaitable[TaskView]:
     """Resume one."""
-    return client.resume(task_id, reason=reason)
+    return client.resume(task_id, reason=reason, by=who())
+
+
+@_many("migrate", "Have the deployed version of their orchestrators go on with tasks that began with another.", REASON)
+def migrate(client: Client, task_id: str, *, reason: str | None) -> Awaitable[TaskView]:
+    """Move one."""
+    return client.migrate(task_id, reason=reason, by=who())
 
 
 @_many("delete", "Remove ended tasks for good: history, stream and outcome.")
@@ -177,7 +183,7 @@ def _print_matches(printer: Printer, found: BulkAnswer) -> None:
 def _print_answer(printer: Printer, answer: BulkAnswer) -> None:
     """What was done, item by item; the first refusal is raised, so that the exit code tells it."""
     from llama_deploy.cli.output import Column
-    from llama_deploy.client.problems import error_from_problem
+    from llama_deploy.connections.problems import error_from_problem
 
     items = [item.model_dump(exclude_none=True) for item in answer.done]
     columns = [Column("task_id", "TASK")]
@@ -231,6 +237,17 @@ def replay(client: Client, task_id: str, *, step_id: str | None, **given: str | 
     return client.replay(task_id, step_id=step_id, **_edit(**given))
 
 
+@_many(
+    "redrive",
+    "Send steps again that were given up, of tasks that are named or of all that fit. Each task goes on from just "
+    "before the failure, as a new one; one that paused because of it goes on itself.",
+    WAIT,
+)
+def redrive(client: Client, task_id: str) -> Awaitable[TaskView]:
+    """Redrive all dead letters of one."""
+    return client.redrive_task(task_id)
+
+
 @click.command()
 @click.argument("task_id")
 @click.option("--at", "seq", type=click.IntRange(1), required=True, metavar="ENTRY", help="After this history entry.")
@@ -257,25 +274,47 @@ COMMANDS.append(fork)
 @click.command("export")
 @click.argument("task_id", required=False)
 @click.option("--filter", "filter_text", metavar="FILTER", help="All that fit, as in `tasks list`.")
-@click.option("-f", "--file", "path", type=click.Path(dir_okay=False), required=True, metavar="FILE", help="Where to.")
+@click.option("-f", "--file", "path", type=click.Path(dir_okay=False), metavar="FILE", help="Where to.")
+@click.option("--dry-run", is_flag=True, help="Only say how many tasks match.")
+@click.option("--limit", type=click.IntRange(1), metavar="COUNT", help="At most so many, the newest first.")
 @click.option("--replace", is_flag=True, help="Replace FILE if it exists.")
 @click.option("--unredacted", is_flag=True, help="With the values that are left out elsewhere.")
 @with_settings
-def export(settings: Settings, task_id: str | None, filter_text: str | None, path: str, **options: bool) -> None:
+def export(  # noqa: PLR0917 - the options of a command
+    settings: Settings,
+    task_id: str | None,
+    filter_text: str | None,
+    path: str | None,
+    dry_run: bool,  # noqa: FBT001
+    limit: int | None,
+    **options: bool,
+) -> None:
     """Write all that is recorded of a task to FILE, or of all that fit: history, stream, contents."""
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Printer
 
     if (task_id is None) == (filter_text is None):
         raise click.UsageError("Name a task, or choose tasks with --filter.")
+    if filter_text is None and (dry_run or limit is not None):
+        raise click.UsageError("--dry-run and --limit go with --filter.")
+    if path is None and not dry_run:
+        raise click.UsageError("Missing option '-f' / '--file'.")
+    printer = Printer(settings)
+    if filter_text is not None:
+        found = with_client(settings, lambda client: client.bulk("export", filter_text, dry_run=True))
+        if dry_run:
+            _print_matches(printer, found)
+            return
+        newest = f"; {limit} of them, the newest" if limit is not None and limit < found.matched else ""
+        printer.progress(_match(found.matched) + newest)
 
     async def work(client: Client) -> int:
         if task_id is not None:
-            return await client.export(task_id, path, **options)
-        return await client.export_all(filter_text or "", path, **options)
+            return await client.export(task_id, path or "", **options)
+        return await client.export_all(filter_text or "", path or "", limit=limit, **options)
 
     size = with_client(settings, work)
-    Printer(settings).record({"file": path, "bytes": size}, name=path)
+    printer.record({"file": path, "bytes": size}, name=path or "")
 
 
 @click.command("import")

@@ -76,10 +76,11 @@ _OPTIONS = (
     ),
     click.option("--priority", type=click.IntRange(0, 9), help="What waits goes by it, 9 first; 5 without it."),
     click.option("--key", metavar="KEY", help="Whom the work is for: keys take turns, and may have limits."),
+    click.option("--orchestrator", metavar="NAME", help="Which of the deployment's orchestrators decides."),
 )  # fmt: skip
 _NAMES = (
     "run_at", "delay_s", "total_timeout_s", "queue_timeout_s", "run_timeout_s", "heartbeat_timeout_s", "priority",
-    "key",
+    "key", "orchestrator",
 )  # fmt: skip
 
 

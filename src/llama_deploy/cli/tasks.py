@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llama_deploy.cli import task_control
+from llama_deploy.cli import graphs, task_control
 from llama_deploy.cli.filtering import FilterCommand, filter_text
 from llama_deploy.cli.lazy import CommandGroup
 from llama_deploy.cli.settings import Settings, with_settings
@@ -14,7 +14,8 @@ from llama_deploy.cli.settings import Settings, with_settings
 if TYPE_CHECKING:
     from llama_deploy.cli.output import Printer
     from llama_deploy.client import Client
-    from llama_deploy.types import WebhookView
+    from llama_deploy.types import TaskResult, WebhookView
+    from llama_deploy.types.redaction import Redaction
 
 STATES = (
     "submitted", "working", "input_required", "auth_required", "completed", "failed", "canceled", "rejected",
@@ -62,6 +63,28 @@ def list_tasks(settings: Settings, states: tuple[str, ...], terms: tuple[str, ..
     Printer(settings).table(items, columns, wide=wide, name="task_id", cursor=page.next, empty="No such tasks.")
 
 
+@tasks.command("ledger")
+@click.argument("task_id")
+@click.argument("name", default="transcript")
+@click.option("--first", type=click.IntRange(min=0), default=0, help="The position of the first item.")
+@with_settings
+def show_ledger(settings: Settings, task_id: str, name: str, first: int) -> None:
+    """A list that the orchestrator of a task keeps: `transcript` of a group chat, `done` of a planner."""
+    from llama_deploy.cli.calls import with_client
+    from llama_deploy.cli.output import Printer
+
+    with_client(settings, lambda client: _show_ledger(client, Printer(settings), task_id, name, first))
+
+
+async def _show_ledger(client: Client, printer: Printer, task_id: str, name: str, first: int) -> None:
+    from llama_deploy.cli.output import Column
+
+    items: list[dict[str, Any]] = []
+    async for item in client.ledger(task_id, name, first=first):
+        items.append({"position": first + len(items), "item": item})
+    printer.table(items, [Column("position", "POSITION"), Column("item", "ITEM")], name="position", empty="No items.")
+
+
 @tasks.command("get")
 @click.argument("task_id")
 @with_settings
@@ -83,6 +106,22 @@ def _webhook_in_words(webhook: WebhookView) -> str:
     return f"{words}: {webhook.error}" if webhook.error else words
 
 
+async def _redaction(client: Client) -> Redaction:
+    """What nobody gets to see who looks at tasks here."""
+    from llama_deploy.types.redaction import Redaction
+
+    return Redaction((await client.status()).get("redact") or ())
+
+
+async def _outcome(client: Client, task_id: str) -> TaskResult:
+    """The outcome of a task, once it has one, as people get to see it."""
+    from llama_deploy.types import TaskResult
+
+    result = await client.wait(task_id)
+    redact = await _redaction(client)
+    return TaskResult.model_validate(redact.result(result.model_dump(mode="json"))) if redact else result
+
+
 async def _get(client: Client, printer: Printer, task_id: str) -> None:
     from llama_deploy.cli.hops import PlainFollower
     from llama_deploy.cli.output import answer_text, document_of, fields
@@ -90,7 +129,7 @@ async def _get(client: Client, printer: Printer, task_id: str) -> None:
     from llama_deploy.types import FINAL_STATES
 
     view = await client.get_task(task_id)
-    result = await client.wait(task_id) if view.state in FINAL_STATES else None
+    result = await _outcome(client, task_id) if view.state in FINAL_STATES else None
     document = document_of(view, without={"result"})
     if not printer.for_people:
         document["result"] = document_of(result) if result is not None else None
@@ -134,6 +173,7 @@ def watch(settings: Settings, task_id: str) -> None:
 async def _watch(client: Client, printer: Printer, task_id: str) -> None:
     from llama_deploy.cli.output import document_of
     from llama_deploy.cli.run import follow, print_result
+    from llama_deploy.client.outcomes import failure_of
 
     if printer.form == "jsonl":
         async for entry in client.history(task_id, follow=True):
@@ -143,13 +183,13 @@ async def _watch(client: Client, printer: Printer, task_id: str) -> None:
         printer.table(entries, [], name="seq")
     elif printer.for_people:
         await follow(client, task_id, on_stderr=False)
-    result = await client.wait(task_id)
+    result = await _outcome(client, task_id)
     if printer.for_people:
         print_result(printer, task_id, result)
     elif printer.form == "name":
         printer.line(task_id)
     if result.status != "completed":
-        await client.result(task_id)  # raises what the outcome is
+        raise failure_of(task_id, result)
 
 
 @tasks.command()
@@ -157,8 +197,9 @@ async def _watch(client: Client, printer: Printer, task_id: str) -> None:
 @click.option(
     "--width", type=click.IntRange(min=40), metavar="COLUMNS", help="Columns of the picture [the terminal's, or 100]."
 )
+@click.option("--svg", metavar="FILE|-", help="Write it to FILE as SVG, for a browser or a page.")
 @with_settings
-def timeline(settings: Settings, task_id: str, width: int | None) -> None:
+def timeline(settings: Settings, task_id: str, width: int | None, svg: str | None) -> None:
     """Draw when each step of a task waited and ran, in each of its attempts.
 
     Of a task that has not ended it shows what is known now. Long gaps in which nothing ran are cut short.
@@ -166,10 +207,10 @@ def timeline(settings: Settings, task_id: str, width: int | None) -> None:
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Printer
 
-    with_client(settings, lambda client: _timeline(client, Printer(settings), task_id, width))
+    with_client(settings, lambda client: _timeline(client, Printer(settings), task_id, width, svg))
 
 
-async def _timeline(client: Client, printer: Printer, task_id: str, width: int | None) -> None:
+async def _timeline(client: Client, printer: Printer, task_id: str, width: int | None, svg: str | None) -> None:
     import time
 
     from llama_deploy.cli.timeline import Timeline
@@ -179,7 +220,12 @@ async def _timeline(client: Client, printer: Printer, task_id: str, width: int |
         told.fold(entry)
     view = await client.get_task(task_id)
     told.go_on(time.time(), waits=view.waiting_for is not None)
-    if printer.for_people:
+    if svg is not None:
+        from llama_deploy.cli.graphs import write_drawing
+        from llama_deploy.cli.timeline_svg import timeline_svg
+
+        write_drawing(printer, svg, timeline_svg(told))
+    elif printer.for_people:
         from llama_deploy.cli.output import duration
         from llama_deploy.cli.timeline_picture import print_timeline
 
@@ -202,11 +248,9 @@ def events(settings: Settings, task_id: str, first: int) -> None:
     from llama_deploy.cli.calls import with_client
     from llama_deploy.cli.output import Printer
     from llama_deploy.cli.run import print_events
-    from llama_deploy.types.redaction import Redaction
 
     async def work(client: Client) -> None:
-        redact = Redaction((await client.status()).get("redact") or ())
-        await print_events(client, Printer(settings), task_id, first=first, redact=redact)
+        await print_events(client, Printer(settings), task_id, first=first, redact=await _redaction(client))
 
     with_client(settings, work)
 
@@ -238,5 +282,5 @@ def send(settings: Settings, task_id: str, value: str, step_id: str | None, *, t
     printer.progress(f"Recorded. Follow the task: llamactl tasks watch {task_id}")
 
 
-for _command in task_control.COMMANDS:
+for _command in (graphs.task_graph, *task_control.COMMANDS):
     tasks.add_command(_command)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llama_deploy.cli.output import iso_time
+from llama_deploy.cli.output import duration, iso_time
 from llama_deploy.types import FINAL_STATES, HistoryEntry, TaskState
 from llama_deploy.types.reserved import PERSON_SERVICE, TIMER_SERVICE
 
@@ -87,6 +87,10 @@ class Hop:
         }
 
 
+OF_THE_TASK = frozenset({"paused", "resumed", "migrated", "moved"})
+"""Kinds of entries that are about no step where they name none."""
+
+
 @dataclass(slots=True)
 class Timeline:
     """The hops of one task, in the order in which they were sent."""
@@ -96,6 +100,8 @@ class Timeline:
     began_at: float = 0.0
     ended_at: float = 0.0
     """When the last entry was recorded; the end of the task once its state is final."""
+    notes: list[str] = field(default_factory=list)
+    """What happened to the task as a whole: that it was held, or goes on with another version of its code."""
 
     @property
     def seconds(self) -> float:
@@ -114,6 +120,10 @@ class Timeline:
         hop = self.hops.get(entry.step_id or "")
         if hop is not None:
             _about(hop, entry)
+        elif entry.kind in OF_THE_TASK:
+            to = f" to release {entry.release}" if entry.release else ""
+            why = f" ({entry.reason})" if entry.reason else ""
+            self.notes.append(f"+{duration(entry.at - self.began_at)}  {entry.kind}{to}{why}")
         for message in entry.messages:
             self._sent(message, entry.at)
         if entry.outcome is not None or entry.kind == "canceled":

@@ -102,6 +102,7 @@ def drawn(timeline: Timeline, *, width: int, signs: Signs = UNICODE, paint: Pain
         for number, hop in enumerate(hops):
             yield page.row(hop, tag if number == 0 else None, paint)
     yield from page.legend(paint)
+    yield from (_fit(note, width, signs.ellipsis).rstrip() for note in timeline.notes)
 
 
 class _Page:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from llama_deploy.client.async_client import Client, StreamEvent
     from llama_deploy.client.in_process import ClientPort, InProcessTransport
     from llama_deploy.client.sync_client import SyncClient
-    from llama_deploy.client.transport import Transport
-    from llama_deploy.client.websocket import WebSocketTransport
+    from llama_deploy.connections.transport import Transport
+    from llama_deploy.connections.websocket import WebSocketTransport
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -22,8 +22,8 @@ else:
             "InProcessTransport": "llama_deploy.client.in_process",
             "StreamEvent": "llama_deploy.client.async_client",
             "SyncClient": "llama_deploy.client.sync_client",
-            "Transport": "llama_deploy.client.transport",
-            "WebSocketTransport": "llama_deploy.client.websocket",
+            "Transport": "llama_deploy.connections.transport",
+            "WebSocketTransport": "llama_deploy.connections.websocket",
         },
     )
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from llama_deploy.client.http_calls import HttpCalls
-from llama_deploy.client.problems import error_from_problem, unexpected
+from llama_deploy.connections.problems import error_from_problem, unexpected
 from llama_deploy.errors import CannotReachError, ConnectionLostError, LlamaDeployError, ShuttingDownError
 from llama_deploy.runtime.files import Content, Source, prepare
 from llama_deploy.types import RetryPolicy

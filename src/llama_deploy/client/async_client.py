@@ -1,8 +1,8 @@
 """The client: submit tasks, wait for them, read their streams, look at what there is.
 
 What programs do all the time (run, submit, wait, stream) goes over the one connection of
-`llama_deploy.client.connection`; what they do now and then goes over the HTTP API. `SyncClient` has the same methods
-for programs without an event loop.
+`llama_deploy.connections.connection`; what they do now and then goes over the HTTP API. `SyncClient` has the same
+methods for programs without an event loop.
 """
 
 from __future__ import annotations
@@ -12,25 +12,29 @@ import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 import msgspec
 from msgspec import UNSET
 
+from llama_deploy._lazy import published_names
 from llama_deploy.client.artifact_calls import ArtifactCalls
-from llama_deploy.client.connection import Connection
 from llama_deploy.client.control_calls import ControlCalls
 from llama_deploy.client.data_calls import DataCalls
 from llama_deploy.client.http_calls import segment, view_of
 from llama_deploy.client.outcomes import output_of, result_of
-from llama_deploy.client.problems import unexpected
+from llama_deploy.client.published import PublishedArguments, PublishedParts, settings_of
 from llama_deploy.client.service_calls import ServiceCalls
 from llama_deploy.client.time_calls import TimeCalls
-from llama_deploy.client.transport import Transport
-from llama_deploy.client.websocket import WebSocketTransport
+from llama_deploy.connections.connection import Connection
+from llama_deploy.connections.http_requests import REQUEST_TIMEOUT_S
+from llama_deploy.connections.problems import unexpected
+from llama_deploy.connections.several import transport_to
+from llama_deploy.connections.transport import Transport
 from llama_deploy.errors import InvalidRequestError, LlamaDeployError
 from llama_deploy.messages.submissions import definition, input_text
 from llama_deploy.messages.values import encode_json
+from llama_deploy.runtime.credentials import Credentials, known_by
 from llama_deploy.types import (
     HistoryEntry,
     HistoryPage,
@@ -45,10 +49,6 @@ from llama_deploy.types import (
 )
 from llama_deploy.types.artifacts import MARK_BYTES, revived
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-"""Where a control plane listens by default."""
-WAIT_TIMEOUT_S = 600.0
-"""How long a call waits by default. What it waits for goes on when the time is over."""
 RECONNECT_TIMEOUT_S = 60.0
 """For how long a lost connection is tried to be made again by default."""
 PAGE_ITEMS = 100
@@ -68,7 +68,7 @@ class StreamEvent(msgspec.Struct, frozen=True):
     """The event as JSON types."""
 
 
-class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls, ArtifactCalls):
+class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls, ArtifactCalls, PublishedParts):
     """A client of one control plane, for one event loop.
 
     Use it with `async with`, or call `close`. Nothing connects before the first call that needs it; that call raises
@@ -76,27 +76,45 @@ class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls, ArtifactCalls):
     seconds without a caller noticing: no submission is made twice, no stream event is missed or repeated. When the
     time is over, every call that waits raises `ConnectionLostError`; the tasks go on.
 
-    `timeout_s` is how long calls wait, in seconds, unless they say otherwise; `math.inf` waits for ever. A timeout
-    raises `WaitTimeoutError` that names the task, and never stops it. A submission that is refused because as much
-    waits as may (`QueueFullError`) is repeated when the control plane says, for as long as the call may wait; with
-    `wait_when_full=False` it is raised at once. Calls may raise any error that the control
-    plane refuses with, as the class of `llama_deploy.errors` that it was there.
+    `url` is `$LLAMA_DEPLOY_CONTROL_PLANE_URL` by default, or else http://127.0.0.1:8000. It may name several control
+    planes that share one store: a list, or text with commas between them. The client begins with one of them by chance,
+    and goes on with another one when that is gone or stops.
+
+    `timeout_s` is how long calls wait, in seconds (600), unless they say otherwise; `math.inf` waits for ever. A
+    timeout raises `WaitTimeoutError` that names the task, and never stops it. A submission that is refused because as
+    much waits as may (`QueueFullError`) is repeated when the control plane says, for as long as the call may wait; with
+    `wait_when_full=False` it is raised at once.
+
+    `token` is shown to a control plane that asks for one; `credentials` says more (a file of a token, authorities to
+    believe, a certificate). What neither says comes from the environment (`LLAMA_DEPLOY_TOKEN`, ...).
+    `request_timeout_s` is how long one request over HTTP may go without an answer (`NoAnswerError`).
+
+    Calls may raise any error that the control plane refuses with, as the class of `llama_deploy.errors` that it was
+    there. What programs of the published client give it and find in it is said in `llama_deploy.client.published`.
     """
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | Sequence[str] | None = None,
         *,
-        timeout_s: float = WAIT_TIMEOUT_S,
+        timeout_s: float | None = None,
         reconnect_timeout_s: float = RECONNECT_TIMEOUT_S,
         wait_when_full: bool = True,
+        token: str | None = None,
+        credentials: Credentials | None = None,
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
         transport: Transport | None = None,
+        **published: Unpack[PublishedArguments],
     ) -> None:
-        self._transport: Transport = transport if transport is not None else WebSocketTransport(url)
+        self.settings = settings_of(url, timeout_s, published, own_transport=transport is not None)
+        self.credentials = known_by(token, credentials, verify=self.settings.verify)
+        self._transport: Transport = transport or transport_to(
+            self.settings.url, credentials=self.credentials, request_timeout_s=request_timeout_s
+        )
         self._connection = Connection(
             self._transport, reconnect_timeout_s=reconnect_timeout_s, wait_when_full=wait_when_full
         )
-        self._timeout_s = timeout_s
+        self._timeout_s = self.settings.timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
 
     async def __aenter__(self) -> Self:
@@ -431,9 +449,12 @@ class Client(ControlCalls, DataCalls, ServiceCalls, TimeCalls, ArtifactCalls):
         """One page of what `list_sessions` gives; `next` of a page is the `cursor` of the page after it."""
         return await self._get(SessionPage, "/v1/sessions", limit=limit, cursor=cursor)
 
-    async def status(self) -> dict[str, Any]:
-        """How the control plane stands: what it runs, what waits, where the data lives."""
-        found = await self._ask("GET", "/v1/status")
+    async def status(self, *, control_plane: str | None = None) -> dict[str, Any]:
+        """How the control planes stand: what runs, what waits, where the data lives; of all that share the store.
+
+        `control_plane` is the name or URL of the one that alone is asked.
+        """
+        found = await self._ask("GET", "/v1/status", control_plane=control_plane)
         if not isinstance(found, dict):
             raise unexpected("a status that is not an object", self._transport.address)
         return found
@@ -471,3 +492,7 @@ def _json_value(value: Any) -> Any:
         return _decode_json(encode_json(value))
     except ValueError as error:
         raise InvalidRequestError("the input cannot be sent", why=str(error)) from error
+
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = published_names(__name__)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
+from pydantic import TypeAdapter
 
 from llama_deploy.client.data_calls import save
 from llama_deploy.client.http_calls import HttpCalls, segment, view_of
-from llama_deploy.client.problems import error_from_problem
+from llama_deploy.connections.problems import error_from_problem, unexpected
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.messages.values import encode_json
+from llama_deploy.orchestrators.picture import Picture
 from llama_deploy.runtime.files import prepare
 from llama_deploy.types import TaskPage, TaskView, generate_id
 from llama_deploy.types.control import (
@@ -128,6 +131,17 @@ class ControlCalls(HttpCalls):
                 return answer
             body["cursor"] = answer.next
 
+    async def graph(self, task_id: str) -> Picture:
+        """The graph of the task's orchestrator, and where the task stands on it: nodes and edges, `svg()`, `mermaid()`.
+
+        Raises `TaskNotFoundError`.
+        """
+        answer = await self._ask("GET", f"/v1/tasks/{segment(task_id)}/graph")
+        try:
+            return TypeAdapter(Picture).validate_python(answer)
+        except ValueError as error:
+            raise unexpected(f"what is no picture of a task ({error})") from error
+
     # --- files --------------------------------------------------------------------------------------------------------
 
     async def export(
@@ -143,10 +157,21 @@ class ControlCalls(HttpCalls):
         return await save(self._transport.download(address), path, replace=replace)
 
     async def export_all(
-        self, filter: str, path: str | os.PathLike[str], *, replace: bool = False, unredacted: bool = False
+        self,
+        filter: str,
+        path: str | os.PathLike[str],
+        *,
+        limit: int | None = None,
+        replace: bool = False,
+        unredacted: bool = False,
     ) -> int:
-        """Write all tasks that fit `filter` to one file; returns its size in bytes. Raises as `export` does."""
+        """Write all tasks that fit `filter` to one file, or the newest `limit`; returns its size in bytes.
+
+        `bulk("export", filter, dry_run=True)` counts them first. Raises as `export` does.
+        """
         address = f"/v1/export?filter={segment(filter)}" + ("&unredacted=true" if unredacted else "")
+        if limit is not None:
+            address += f"&limit={limit:d}"
         return await save(self._transport.download(address), path, replace=replace)
 
     async def import_tasks(self, path: str | os.PathLike[str], *, new_task_id: str | None = None) -> list[TaskView]:
@@ -198,6 +223,14 @@ class ControlCalls(HttpCalls):
         """
         return view_of(TaskView, await self._ask("POST", f"/v1/dead/{segment(step_id)}/redrive"))
 
+    async def redrive_task(self, task_id: str) -> TaskView:
+        """Send all steps of a task again that were given up; returns the task in which that happens.
+
+        Raises `TaskNotFoundError`, `DeadLetterNotFoundError` where there is nothing to send, `NotRepeatableError`. For
+        all tasks that fit a filter: `bulk("redrive", filter)`.
+        """
+        return view_of(TaskView, await self._ask("POST", f"/v1/tasks/{segment(task_id)}/redrive"))
+
     async def redrive_all(
         self,
         *,
@@ -225,6 +258,17 @@ class ControlCalls(HttpCalls):
     ) -> DeadLetterAnswer:
         """Remove at most `limit` dead letters for good that fit all that is given."""
         return await self._dead("purge", service, code, older_than_s, dry_run=dry_run, limit=limit)
+
+    async def logs(self, *, last: int = 200, follow: bool = False) -> AsyncIterator[str]:
+        """What `llamactl serve` and the services that it started have printed: `last` lines, and those to come.
+
+        Raises `NotOfferedError` where the control plane keeps no log, because it runs within a program.
+        """
+        rest = b""
+        async for piece in self._transport.download(f"/v1/logs?last={last}&follow={str(follow).lower()}"):
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                yield line.decode("utf-8", "replace")
 
     async def _dead(
         self,

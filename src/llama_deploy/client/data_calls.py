@@ -1,4 +1,4 @@
-"""The client's part about the data itself: copies of all of it, and erasing what belongs to a session."""
+"""The client's part about the data itself: copies of all of it, what orchestrators keep, and erasing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 from llama_deploy.client.http_calls import HttpCalls, segment, view_of
+from llama_deploy.connections.problems import unexpected
 from llama_deploy.errors import InvalidRequestError
-from llama_deploy.types import ErasurePage, ErasureView
+from llama_deploy.types import ErasurePage, ErasureView, LedgerPage
 
 
 class DataCalls(HttpCalls):
@@ -36,6 +38,38 @@ class DataCalls(HttpCalls):
         path = f"/v1/sessions/{segment(session_id)}/data"
         answer = await self._ask("DELETE", path, dry_run="true" if dry_run else None, by=by or None)
         return view_of(ErasureView, answer)
+
+    async def ledger(self, task_id: str, name: str = "transcript", *, first: int = 0) -> AsyncIterator[Any]:
+        """The items of a list that the task's orchestrator keeps and only adds to, from position `first` on, in order.
+
+        `"transcript"` of a group chat; of one that is a node of another, with the path to it: `"debate/transcript"`.
+        Ends with the last item that there is now. Raises `TaskNotFoundError`, `LedgerNotFoundError`.
+        """
+        path = f"/v1/tasks/{segment(task_id)}/ledgers/{'/'.join(map(segment, name.split('/')))}"
+        position: int | None = first
+        while position is not None:
+            page = await self._get(LedgerPage, path, first=position)
+            for item in page.items:
+                yield item
+            position = page.next
+
+    async def get_session_memory(self, session_id: str) -> dict[str, Any]:
+        """What each service remembers of the session, by its name, as recorded. Raises `SessionNotFoundError`."""
+        memory = await self._ask("GET", f"/v1/sessions/{segment(session_id)}/memory")
+        if not isinstance(memory, dict):
+            raise unexpected("a session's memory that is not an object", self._transport.address)
+        return memory
+
+    async def clear_session_memory(self, session_id: str, service: str | None = None) -> list[str]:
+        """Have a service, or every service, forget the session; the names of those that had something to forget.
+
+        It is recorded when this returns, and repeating it is harmless. Raises `SessionNotFoundError`, and
+        `MemoryBusyError` while a step is at work with the memory.
+        """
+        found = await self._ask("DELETE", f"/v1/sessions/{segment(session_id)}/memory", service=service)
+        if not isinstance(found, list):
+            raise unexpected("names that are not a list", self._transport.address)
+        return [str(name) for name in found]
 
     async def list_erasures(self) -> list[ErasureView]:
         """What was ever erased, the latest first."""

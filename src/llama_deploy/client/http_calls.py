@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
-from llama_deploy.client.problems import error_from_problem, unexpected
-from llama_deploy.client.transport import Transport
+from llama_deploy.connections.problems import error_from_problem, unexpected
+from llama_deploy.connections.transport import Transport
 from llama_deploy.errors import InvalidRequestError
 
 View = TypeVar("View", bound=BaseModel)

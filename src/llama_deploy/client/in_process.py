@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
-from llama_deploy.client.http_requests import HttpRequests
 from llama_deploy.client.in_process_download import download
-from llama_deploy.client.transport import Lost, Receive
+from llama_deploy.connections.http_requests import HttpRequests
+from llama_deploy.connections.transport import Lost, Receive
 from llama_deploy.messages.frames import ClientOp, ReplyOp
 
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from llama_deploy.client.problems import error_from_problem, unexpected
+from llama_deploy.connections.problems import error_from_problem, unexpected
 
 PIECES_WAITING_MAX = 4
 

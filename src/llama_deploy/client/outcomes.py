@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llama_deploy.client.problems import unexpected
+from llama_deploy.connections.problems import unexpected
 from llama_deploy.errors import OutputTypeError, TaskFailed
 from llama_deploy.messages.frames import Ended
 from llama_deploy.types import TaskError, TaskResult, TaskState
@@ -66,6 +66,12 @@ def result_of(ended: Ended) -> TaskResult:
         return TaskResult.model_validate_json(ended.result)
     except ValueError as error:
         raise unexpected(f"an outcome of task {ended.task_id} that is no result") from error
+
+
+def failure_of(task_id: str, result: TaskResult) -> TaskFailed:
+    """The error that stands for an outcome that is none of a completed task."""
+    encoded = result.model_dump_json().encode()
+    return _failure(Ended(0, task_id, result.status, encoded), _decode_outcome(encoded))
 
 
 def _failure(ended: Ended, outcome: _Outcome) -> TaskFailed:

@@ -9,25 +9,22 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from msgspec import UNSET
 
-from llama_deploy.client.async_client import (
-    DEFAULT_URL,
-    PAGE_ITEMS,
-    RECONNECT_TIMEOUT_S,
-    WAIT_TIMEOUT_S,
-    Client,
-    StreamEvent,
-)
+from llama_deploy._lazy import published_names
+from llama_deploy.client.async_client import PAGE_ITEMS, RECONNECT_TIMEOUT_S, Client, StreamEvent
 from llama_deploy.client.portal import Portal
+from llama_deploy.client.published import PublishedArguments
 from llama_deploy.client.sync_artifact_calls import SyncArtifactCalls
 from llama_deploy.client.sync_control_calls import SyncControlCalls
 from llama_deploy.client.sync_data_calls import SyncDataCalls
 from llama_deploy.client.sync_service_calls import SyncServiceCalls
 from llama_deploy.client.sync_time_calls import SyncTimeCalls
-from llama_deploy.client.transport import Transport
+from llama_deploy.connections.http_requests import REQUEST_TIMEOUT_S
+from llama_deploy.connections.transport import Transport
+from llama_deploy.runtime.credentials import Credentials
 from llama_deploy.types import (
     HistoryEntry,
     SessionPage,
@@ -51,19 +48,27 @@ class SyncClient(SyncArtifactCalls, SyncControlCalls, SyncDataCalls, SyncService
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | Sequence[str] | None = None,
         *,
-        timeout_s: float = WAIT_TIMEOUT_S,
+        timeout_s: float | None = None,
         reconnect_timeout_s: float = RECONNECT_TIMEOUT_S,
         wait_when_full: bool = True,
+        token: str | None = None,
+        credentials: Credentials | None = None,
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
         transport: Transport | None = None,
+        **published: Unpack[PublishedArguments],
     ) -> None:
         self._client = Client(
             url,
             timeout_s=timeout_s,
             reconnect_timeout_s=reconnect_timeout_s,
             wait_when_full=wait_when_full,
+            token=token,
+            credentials=credentials,
+            request_timeout_s=request_timeout_s,
             transport=transport,
+            **published,
         )
         self._portal = Portal("llama-deploy-client")
         weakref.finalize(self, self._portal.close)
@@ -304,10 +309,14 @@ class SyncClient(SyncArtifactCalls, SyncControlCalls, SyncDataCalls, SyncService
         """One page of what `list_sessions` gives. See `Client.list_sessions_page`."""
         return self._portal.call(self._client.list_sessions_page(limit=limit, cursor=cursor))
 
-    def status(self) -> dict[str, Any]:
-        """How the control plane stands. See `Client.status`."""
-        return self._portal.call(self._client.status())
+    def status(self, *, control_plane: str | None = None) -> dict[str, Any]:
+        """How the control planes stand. See `Client.status`."""
+        return self._portal.call(self._client.status(control_plane=control_plane))
 
     def health(self) -> bool:
         """Whether the control plane takes work now. See `Client.health`."""
         return self._portal.call(self._client.health())
+
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = published_names(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from msgspec import UNSET
@@ -10,6 +11,7 @@ from msgspec import UNSET
 from llama_deploy.client.async_client import Client
 from llama_deploy.client.control_calls import PAGE_TASKS
 from llama_deploy.client.portal import Portal
+from llama_deploy.orchestrators.picture import Picture
 from llama_deploy.types import TaskView
 from llama_deploy.types.control import (
     BulkAction,
@@ -126,6 +128,10 @@ class SyncControlCalls:
         """Send a step again that was given up. See `Client.redrive`."""
         return self._portal.call(self._client.redrive(step_id))
 
+    def redrive_task(self, task_id: str) -> TaskView:
+        """Send all steps of a task again that were given up. See `Client.redrive_task`."""
+        return self._portal.call(self._client.redrive_task(task_id))
+
     def redrive_all(
         self,
         *,
@@ -160,6 +166,10 @@ class SyncControlCalls:
             self._client.purge_all(service=service, code=code, older_than_s=older_than_s, dry_run=dry_run, limit=limit)
         )
 
+    def graph(self, task_id: str) -> Picture:
+        """The graph of a task, and where it stands on it. See `Client.graph`."""
+        return self._portal.call(self._client.graph(task_id))
+
     def export(
         self, task_id: str, path: str | os.PathLike[str], *, replace: bool = False, unredacted: bool = False
     ) -> int:
@@ -167,11 +177,23 @@ class SyncControlCalls:
         return self._portal.call(self._client.export(task_id, path, replace=replace, unredacted=unredacted))
 
     def export_all(
-        self, filter: str, path: str | os.PathLike[str], *, replace: bool = False, unredacted: bool = False
+        self,
+        filter: str,
+        path: str | os.PathLike[str],
+        *,
+        limit: int | None = None,
+        replace: bool = False,
+        unredacted: bool = False,
     ) -> int:
         """Write all tasks that fit to one file. See `Client.export_all`."""
-        return self._portal.call(self._client.export_all(filter, path, replace=replace, unredacted=unredacted))
+        return self._portal.call(
+            self._client.export_all(filter, path, limit=limit, replace=replace, unredacted=unredacted)
+        )
 
     def import_tasks(self, path: str | os.PathLike[str], *, new_task_id: str | None = None) -> list[TaskView]:
         """Take in the tasks of a file. See `Client.import_tasks`."""
         return self._portal.call(self._client.import_tasks(path, new_task_id=new_task_id))
+
+    def logs(self, *, last: int = 200, follow: bool = False) -> Iterator[str]:
+        """What the processes of the deployment have printed. See `Client.logs`."""
+        return self._portal.iterate(lambda: self._client.logs(last=last, follow=follow))

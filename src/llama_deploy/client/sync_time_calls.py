@@ -18,13 +18,17 @@ class SyncTimeCalls:
     _client: Client
     _portal: Portal
 
-    def pause(self, task_id: str, *, reason: str | None = None) -> TaskView:
+    def pause(self, task_id: str, *, reason: str | None = None, by: str | None = None) -> TaskView:
         """Hand out no further step of the task. See `Client.pause`."""
-        return self._portal.call(self._client.pause(task_id, reason=reason))
+        return self._portal.call(self._client.pause(task_id, reason=reason, by=by))
 
-    def resume(self, task_id: str, *, reason: str | None = None) -> TaskView:
+    def resume(self, task_id: str, *, reason: str | None = None, by: str | None = None) -> TaskView:
         """Have a paused task go on. See `Client.resume`."""
-        return self._portal.call(self._client.resume(task_id, reason=reason))
+        return self._portal.call(self._client.resume(task_id, reason=reason, by=by))
+
+    def migrate(self, task_id: str, *, reason: str | None = None, by: str | None = None) -> TaskView:
+        """Have the deployed version of its orchestrator go on with a task. See `Client.migrate`."""
+        return self._portal.call(self._client.migrate(task_id, reason=reason, by=by))
 
     def put_schedule(self, name: str, schedule: Schedule | Mapping[str, Any]) -> ScheduleView:
         """Create a schedule, or replace it. See `Client.put_schedule`."""
@@ -42,9 +46,9 @@ class SyncTimeCalls:
         """Forget a schedule; its tasks stay. See `Client.delete_schedule`."""
         return self._portal.call(self._client.delete_schedule(name))
 
-    def pause_schedule(self, name: str, *, reason: str | None = None) -> ScheduleView:
+    def pause_schedule(self, name: str, *, reason: str | None = None, by: str | None = None) -> ScheduleView:
         """Submit nothing until it is resumed. See `Client.pause_schedule`."""
-        return self._portal.call(self._client.pause_schedule(name, reason=reason))
+        return self._portal.call(self._client.pause_schedule(name, reason=reason, by=by))
 
     def resume_schedule(self, name: str) -> ScheduleView:
         """Go on with the next time. See `Client.resume_schedule`."""

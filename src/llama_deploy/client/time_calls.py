@@ -15,23 +15,33 @@ from llama_deploy.types.schedules import Schedule, SchedulePage, ScheduleTask, S
 
 
 class TimeCalls(HttpCalls):
-    """Methods of `Client` about pauses and schedules."""
+    """Methods of `Client` about pauses, versions and schedules."""
 
-    async def pause(self, task_id: str, *, reason: str | None = None) -> TaskView:
+    async def pause(self, task_id: str, *, reason: str | None = None, by: str | None = None) -> TaskView:
         """Hand out no further step of the task; what runs finishes. It is recorded when this returns.
 
-        Repeating it is harmless. Raises `TaskEndedError`, `TaskNotFoundError`.
+        Why, and who wants it, stand in its history. Repeating it is harmless. Raises `TaskEndedError`,
+        `TaskNotFoundError`.
         """
-        body = {} if reason is None else {"reason": reason}
-        return view_of(TaskView, await self._ask("POST", f"/v1/tasks/{segment(task_id)}/pause", body))
+        path = f"/v1/tasks/{segment(task_id)}/pause"
+        return view_of(TaskView, await self._ask("POST", path, _said(reason, by)))
 
-    async def resume(self, task_id: str, *, reason: str | None = None) -> TaskView:
+    async def resume(self, task_id: str, *, reason: str | None = None, by: str | None = None) -> TaskView:
         """Have a paused task go on. It is recorded when this returns.
 
         Repeating it is harmless. Raises `TaskEndedError`, `TaskNotFoundError`.
         """
-        body = {} if reason is None else {"reason": reason}
-        return view_of(TaskView, await self._ask("POST", f"/v1/tasks/{segment(task_id)}/resume", body))
+        path = f"/v1/tasks/{segment(task_id)}/resume"
+        return view_of(TaskView, await self._ask("POST", path, _said(reason, by)))
+
+    async def migrate(self, task_id: str, *, reason: str | None = None, by: str | None = None) -> TaskView:
+        """Have the deployed version of its orchestrator go on with a task that began with another one.
+
+        It is recorded when this returns. Repeating it is harmless. Raises `OrchestratorError` where that version does
+        not say how it reads the state (the task goes on as it was), `TaskEndedError`, `TaskNotFoundError`.
+        """
+        path = f"/v1/tasks/{segment(task_id)}/migrate"
+        return view_of(TaskView, await self._ask("POST", path, _said(reason, by)))
 
     async def put_schedule(self, name: str, schedule: Schedule | Mapping[str, Any]) -> ScheduleView:
         """Create a schedule, or replace it: `{"cron": "0 3 * * *", "service": "report"}`. It is on record when this
@@ -61,10 +71,9 @@ class TimeCalls(HttpCalls):
         """Forget a schedule, not its tasks; how it stood. Raises `ScheduleNotFoundError`, `ScheduleOfFileError`."""
         return view_of(ScheduleView, await self._ask("DELETE", f"/v1/schedules/{segment(name)}"))
 
-    async def pause_schedule(self, name: str, *, reason: str | None = None) -> ScheduleView:
+    async def pause_schedule(self, name: str, *, reason: str | None = None, by: str | None = None) -> ScheduleView:
         """Submit nothing until it is resumed. Repeating it is harmless. Raises `ScheduleNotFoundError`."""
-        body = {} if reason is None else {"reason": reason}
-        return view_of(ScheduleView, await self._ask("POST", f"/v1/schedules/{segment(name)}/pause", body))
+        return view_of(ScheduleView, await self._ask("POST", f"/v1/schedules/{segment(name)}/pause", _said(reason, by)))
 
     async def resume_schedule(self, name: str) -> ScheduleView:
         """Go on with the next time. Repeating it is harmless. Raises `ScheduleNotFoundError`."""
@@ -78,3 +87,8 @@ class TimeCalls(HttpCalls):
     async def next_times(self, name: str, *, count: int = 5) -> list[datetime]:
         """The next times of a schedule, in its own time zone. Raises `ScheduleNotFoundError`."""
         return (await self._get(ScheduleTimes, f"/v1/schedules/{segment(name)}/next", count=count)).items
+
+
+def _said(reason: str | None, by: str | None) -> dict[str, str]:
+    """Why, and who wants it, as far as that was said."""
+    return {name: said for name, said in (("reason", reason), ("by", by)) if said is not None}

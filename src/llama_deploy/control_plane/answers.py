@@ -19,12 +19,19 @@ from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import failure, too_large
 from llama_deploy.control_plane.retries import Next, after_failure, worn_out
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, paused_because
-from llama_deploy.errors import AttemptsExhaustedError, CommitConflictError, InvalidRequestError, LlamaDeployError
+from llama_deploy.errors import (
+    AttemptsExhaustedError,
+    CommitConflictError,
+    InvalidRequestError,
+    LlamaDeployError,
+    MemoryMovedError,
+)
 from llama_deploy.messages.frames import HEARTBEAT_BYTES_MAX, Answer
 from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import DeliveryMove, StreamChunk, Transition
 from llama_deploy.types import RetryPolicy, TaskResult
 from llama_deploy.types.artifacts import MARK_BYTES, hashes_in
+from llama_deploy.types.retry import asked_for_s
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
@@ -69,6 +76,9 @@ class Answers:
         if step is None:
             self._late(entry, done, again)
             return
+        if op.attempt == step.attempt and entry.is_anothers(step, instance_id):
+            self._late(entry, done, again)  # what that one has streamed is its stream
+            return
         self._engine.statistics.answers += 1
         service = self._engine.registry.services.get(step.service)
         if service is not None:
@@ -89,6 +99,7 @@ class Answers:
             by=instance_id,
             started_at=op.started_at,
             finished_at=op.finished_at,
+            memory=op.memory,
         )
 
     def _read(self, entry: TaskEntry, step: OpenStep, op: Answer, refusal: LlamaDeployError | None) -> TaskResult:
@@ -103,6 +114,8 @@ class Answers:
         error: LlamaDeployError | None = refusal
         if len(op.result) > self._engine.settings.payload_bytes_max:
             error = too_large("result", len(op.result), self._engine.settings.payload_bytes_max)
+        if error is None and op.memory is not None:
+            error = self._engine.memory.refusal(entry, step, op.memory, op.memory_version)
         if error is None and MARK_BYTES in op.result:
             error = self._engine.contents.refusal(entry, hashes_in(op.result))
         if error is None:
@@ -110,7 +123,8 @@ class Answers:
                 return TaskResult.model_validate({"history": [], **msgspec.json.decode(op.result), **about})
             except (ValueError, TypeError) as problem:
                 error = InvalidRequestError("the answer is not a result", why=str(problem))
-        return failure(entry.row.task_id, error).model_copy(update=about)
+        again = isinstance(error, MemoryMovedError)
+        return failure(entry.row.task_id, error, retryable=again).model_copy(update=about)
 
     def recall(self, entry: TaskEntry, step: OpenStep) -> bool:
         """Fold in what a step is known to have answered in the task that this one was made from; true: it will be."""
@@ -136,15 +150,15 @@ class Answers:
         by: str | None = None,
         started_at: float | None = None,
         finished_at: float | None = None,
+        memory: bytes | None = None,
     ) -> None:
         """A step has a result, good or bad: retry it, or fold it into the policy and record what that decides.
 
         `settled` is called after the commit, or with the error where that was refused and all starts over. `chunks`
         takes the stream events that commit with it; it is called when it is recorded, and not before.
         """
-        following: Next = None
-        if result.status == "failed" and not step.notification:
-            following = after_failure(self._engine, entry, step, result)
+        failed = result.status == "failed" and not step.notification
+        following: Next = after_failure(self._engine, entry, step, result) if failed else None
         encoded = encode_result(result)
         record = Record(
             state="",
@@ -190,7 +204,7 @@ class Answers:
                 return
             transition.chunks = chunks()
             if isinstance(decision, Decision):
-                self._record_fold(entry, step, transition, record, decision, result=result)
+                self._record_fold(entry, step, transition, record, decision, result=result, memory=memory)
             else:
                 self._end_by_error(entry, transition, "answered", record, decision, answered=(step.step_id,))
 
@@ -205,8 +219,9 @@ class Answers:
         decision: Decision,
         *,
         result: TaskResult,
+        memory: bytes | None,
     ) -> None:
-        """Record an answer with its decision.
+        """Record an answer with its decision, and what the service remembers from now on.
 
         A message that names the step, for the same service, is the step's next attempt; for another service it is a
         further step.
@@ -231,13 +246,17 @@ class Answers:
                 record.messages.append(sent_message(step, retry.delay_s))
             step.failures += 1
             self._engine.statistics.retries += 1
-            transition.moved = (self._reschedule(step, now, self._engine.jitter(retry.delay_s)),)
+            delay_s = self._engine.jitter(retry.delay_s, least_s=min(retry.delay_s, asked_for_s(result.error)))
+            transition.moved = (self._reschedule(step, now, delay_s),)
             record.due_at = step.due_at
             self._engine.recording.record_decision(entry, transition, "retrying", record, decision, now=now)
             return
         transition.answered = (step.step_id,)
         del entry.open[step.step_id]
-        self._engine.recording.record_decision(entry, transition, "answered", record, decision, now=now)
+        remembers = (step, memory) if result.status == "completed" else None
+        self._engine.recording.record_decision(
+            entry, transition, "answered", record, decision, now=now, remembers=remembers
+        )
 
     def _end_by_attempts(
         self, entry: TaskEntry, step: OpenStep, transition: Transition, record: Record, result: TaskResult
@@ -324,7 +343,8 @@ class Answers:
             delay_s = retry.delay_for(result.error, step.attempt)
             step.trouble = result.error.message if result.error is not None else result.result
             if delay_s is not None:
-                transition.moved = (self._reschedule(step, now, self._engine.jitter(delay_s, retry.jitter)),)
+                pause_s = self._engine.jitter(delay_s, retry.jitter, least_s=asked_for_s(result.error))
+                transition.moved = (self._reschedule(step, now, pause_s),)
                 self._engine.recording.hand_over(transition)
                 return
             transition.dead = dead_letters(entry, step, result, now)
@@ -336,10 +356,10 @@ class Answers:
     def _reschedule(self, step: OpenStep, now: float, delay_s: float) -> DeliveryMove:
         """Make the next attempt of a step due after a delay; the same ticket, one attempt higher."""
         step.attempt += 1
-        step.published = False
+        step.published = step.found = False
         step.claimed_by = None
         step.parked = 0
-        step.prompt = step.resume = step.snapshot = None
+        step.prompt = step.resume = step.snapshot = step.memory = None
         step.due_at = step.due_since = now + delay_s
         step.overdue_s = 0.0
         return DeliveryMove(step.step_id, step.attempt - 1, step.attempt, step.due_at)

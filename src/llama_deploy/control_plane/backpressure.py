@@ -63,10 +63,10 @@ class Backpressure:
         """Raise `QueueFullError` where as much waits for a service as may."""
         engine = self._engine
         most = engine.settings.queue_depth_max
-        waiting = engine.queue.depth(service)
+        waiting = engine.releases.depth(service)
         gate = engine.admission.gates.get(service) if engine.admission.gates else None
         if gate is not None:
-            waiting += len(gate.room)
+            waiting += gate.waiting
         if waiting >= most:
             raise self._full(f"{waiting} steps wait for {service}", "queue_depth_max", most, service=service)
 

@@ -1,14 +1,15 @@
 """Services that call services: a call is a task of its own, and the step that made it waits for its outcome.
 
 The id of a child follows from the step and the call's key, so an attempt after a crash finds the child that an earlier
-one has started. The call is in the parent's history before the child is submitted; when the parent has ended, whatever
-it called and has not ended is canceled, after a crash between the two as well. Places and connections are the
-gateway's.
+one has started; it is such that whoever leads the parent leads the child. The call is in the parent's history before
+the child is submitted; when the parent has ended, whatever it called and has not ended is canceled, after a crash
+between the two as well. Places and connections are the gateway's.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +25,7 @@ from llama_deploy.errors import (
     InvalidRequestError,
     LimitExceededError,
     LlamaDeployError,
+    ShardLostError,
     ShuttingDownError,
     StoreUnavailableError,
     TaskConflictError,
@@ -34,6 +36,7 @@ from llama_deploy.messages.frames import Call, EndCall, Returned
 from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import Condition, TaskFilter, Transition
+from llama_deploy.state_stores.shards import id_beside
 from llama_deploy.types import FINAL_STATES, Origin, TaskDefinition, TaskOptions, TaskState
 
 if TYPE_CHECKING:
@@ -55,11 +58,11 @@ class Caller(Protocol):
     def lend(self, step_id: str, key: str) -> None:
         """The step waits: its place is free for others."""
 
-    def give_back(self, returned: Returned) -> None:
-        """Tell the step the outcome of a call, once it has a place again."""
+    def ask_back(self, step_id: str, key: str, go_on: Callable[[], None]) -> None:
+        """A call has ended; `go_on` is called once the step has a place again, where that was the last one."""
 
-    def refuse_call(self, returned: Returned) -> None:
-        """Tell the step that there is no such call."""
+    def tell(self, returned: Returned) -> None:
+        """Tell the step what came of a call."""
 
 
 class Children:
@@ -91,7 +94,7 @@ class Children:
         if step is None:  # what made it so may be on its way to the store, and may yet be refused there
             self._engine.when_settled(entry, partial(self._not_current, entry, op, caller))
             return
-        child_id = child_of(op.step_id, op.key)
+        child_id = id_beside(child_of(op.step_id, op.key), entry.row.session_id, self._engine.store.shards_count)
         try:
             definition = self._definition(entry, op, child_id)
         except LlamaDeployError as error:
@@ -109,6 +112,7 @@ class Children:
             by=step.claimed_by,
             key=op.key,
             child=child_id,
+            called=definition.agent_id,
             reason=f"calls {definition.agent_id}" if definition.agent_id else None,
         )
 
@@ -215,11 +219,23 @@ class Children:
             entry.children[child.row.task_id] = True
         outcome = child.outcome or b"null"
         returned = Returned(op.step_id, op.attempt, op.key, child.row.task_id, child.row.state, outcome)
+        step = _current(entry, op)
+        if step is not None and step.awaited is not None and op.key in step.awaited:
+            step.awaited[op.key] = ""
+        caller.ask_back(op.step_id, op.key, partial(self._go_on, entry, op, caller, returned))
+
+    def _go_on(self, entry: TaskEntry, op: Call, caller: Caller, returned: Returned) -> None:
+        """The step has its place at the instance; then one at the limit of its service.
+
+        In this order: who has asked a person keeps the former and wants the latter back, so that the other way round
+        two steps could wait for each other.
+        """
+        entry = self._engine.cache.tasks.get(entry.row.task_id, entry)
         step = self._waits_no_more(entry, op)
-        if step is not None and self._engine.admission.gates:  # first a place of the service, then one of the instance
-            self._engine.admission.go_on(entry, step, partial(caller.give_back, returned))
+        if step is not None and self._engine.admission.gates:
+            self._engine.admission.go_on(entry, step, partial(caller.tell, returned))
         else:
-            caller.give_back(returned)
+            caller.tell(returned)
 
     def _waits_no_more(self, entry: TaskEntry, op: Call | EndCall) -> OpenStep | None:
         """The step, where this was the last call that it has waited for."""
@@ -239,7 +255,7 @@ class Children:
 
     def _refuse(self, op: Call, caller: Caller, error: LlamaDeployError) -> None:
         problem = msgspec.json.encode(error.to_problem())
-        caller.refuse_call(Returned(op.step_id, op.attempt, op.key, problem=problem))
+        caller.tell(Returned(op.step_id, op.attempt, op.key, problem=problem))
 
     # --- ending -----------------------------------------------------------------------------------------------------
 
@@ -259,8 +275,8 @@ class Children:
                     if row is None or row.ended_at is not None:
                         return
                 await self._signals.cancel(child_id, reason=reason, by="its caller")
-            except (TaskEndedError, TaskNotFoundError):
-                return
+            except (TaskEndedError, TaskNotFoundError, ShardLostError):
+                return  # whoever leads it by now looks after it
             except LlamaDeployError as error:
                 log.warning("a called task cannot be canceled, trying again", task_id=child_id, error=str(error))
                 await self._engine.sleep(AGAIN_S)
@@ -276,6 +292,8 @@ class Children:
             try:
                 page = await self._engine.store.list_tasks(where, limit=PAGE_TASKS, cursor=cursor)
                 for row in page.rows:
+                    if not self._engine.leadership.keeps(row.session_id):
+                        continue
                     parent_id = row.origin.partition(":")[2]
                     parent = await self._engine.store.load_task(parent_id)
                     if parent is None or parent.ended_at is not None:
@@ -291,7 +309,7 @@ class Children:
 
 
 def child_of(step_id: str, key: str) -> str:
-    """The id of the task that a step calls under a key; the same in every attempt."""
+    """The id of the task that a step calls under a key, before its place; the same in every attempt."""
     return str(uuid.uuid5(NAMESPACE, f"{step_id}\n{key}"))
 
 

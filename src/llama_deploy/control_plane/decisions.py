@@ -84,7 +84,7 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def encode_result(result: TaskResult) -> bytes:
     """JSON of a result, the same bytes as the JSON of its `model_dump()`."""
-    return _encode(result.model_dump())
+    return _encode(result.dumped())
 
 
 async def decide(
@@ -145,7 +145,9 @@ def _interpret(
     for message in messages:
         if not isinstance(message, QueueMessage):
             raise OrchestratorError(f"get_next_messages returned a {type(message).__name__} among its messages")
-        action = ActionTypes.NEW_TASK if message.action is None else ActionTypes(message.action)
+        action: Any = message.action
+        if type(action) is not ActionTypes:
+            action = ActionTypes.NEW_TASK if action is None else ActionTypes(action)
         data = encode_policy_value(message.data, f"the data of a message for {message.type!r}")
         _check_message(message)
         if message.type == STREAM_SERVICE:
@@ -155,7 +157,7 @@ def _interpret(
             decision.taken_back.append(message.tag or "")
             continue
         sending = Sending(
-            message.type, action.value, data, message.tag, message.step_id, message.delay_s, message.options
+            message.type, action._value_, data, message.tag, message.step_id, message.delay_s, message.options
         )
         if action is not ActionTypes.COMPLETED_TASK:
             decision.sendings.append(sending)
@@ -178,23 +180,22 @@ def _event(message: QueueMessage) -> bytes:
 def _check_message(message: QueueMessage) -> None:
     """Raise for what nobody can carry out; models can be filled with anything after they were made."""
     delay_s: Any = message.delay_s
-    if not isinstance(delay_s, int | float) or not 0 <= delay_s <= DELAY_S_MAX:
+    if not isinstance(delay_s, (int, float)) or not 0 <= delay_s <= DELAY_S_MAX:
         raise OrchestratorError(
             f"delay_s of a message for {message.type!r} is {delay_s!r}", why=f"it must be 0 to {DELAY_S_MAX:g} seconds"
         )
-    if not isinstance(message.options, StepOptions | None):
+    if message.options is not None and not isinstance(message.options, StepOptions):
         raise OrchestratorError(f"options of a message for {message.type!r} are no StepOptions")
-    for name in ("type", "tag", "step_id"):
-        text = getattr(message, name)
-        if text is None and name != "type":
-            continue
-        if (
-            not isinstance(text, str)
-            or not text.isprintable()
-            or len(text) > NAME_LENGTH_MAX
-            or not (text or name == "tag")
-        ):
-            raise OrchestratorError(f"{name} of a message is {str(text)[:40]!r}", why="it must be printable text")
+    _check_name("type", message.type, empty=False)
+    if message.tag is not None:
+        _check_name("tag", message.tag, empty=True)
+    if message.step_id is not None:
+        _check_name("step_id", message.step_id, empty=False)
+
+
+def _check_name(name: str, text: Any, *, empty: bool) -> None:
+    if not isinstance(text, str) or not text.isprintable() or len(text) > NAME_LENGTH_MAX or not (text or empty):
+        raise OrchestratorError(f"{name} of a message is {str(text)[:40]!r}", why="it must be printable text")
 
 
 def _outcome(definition: TaskDefinition, data: Any, encoded: bytes) -> Outcome:

@@ -20,20 +20,25 @@ from llama_deploy.control_plane.admission import Admission
 from llama_deploy.control_plane.answers import Answers
 from llama_deploy.control_plane.backpressure import Backpressure
 from llama_deploy.control_plane.claims import Claims
+from llama_deploy.control_plane.common import Common
 from llama_deploy.control_plane.contents import Contents
 from llama_deploy.control_plane.deadlines import heartbeat_timeout_s, run_timeout_s
 from llama_deploy.control_plane.decisions import Decision, decide, drive
 from llama_deploy.control_plane.gate import turn_of
+from llama_deploy.control_plane.leadership import Leadership
+from llama_deploy.control_plane.ledgers import Ledgers
+from llama_deploy.control_plane.memory import Memory
 from llama_deploy.control_plane.memos import Memos
 from llama_deploy.control_plane.policies import Policies
 from llama_deploy.control_plane.recording import Recording
 from llama_deploy.control_plane.refusals import resolve
 from llama_deploy.control_plane.registry import Registry, encode_definition
+from llama_deploy.control_plane.releases import Releases
 from llama_deploy.control_plane.session_state import Delta, SessionState
 from llama_deploy.control_plane.settings import EngineSettings
 from llama_deploy.control_plane.streams import Streams
 from llama_deploy.control_plane.submissions import Submissions
-from llama_deploy.control_plane.task_cache import TaskCache
+from llama_deploy.control_plane.task_cache import TaskCache, not_found
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.control_plane.webhooks import Webhooks
 from llama_deploy.errors import LlamaDeployError, OrchestratorError
@@ -43,6 +48,7 @@ from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.runtime import Clock, SystemClock, failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores import StateStore
+from llama_deploy.state_stores.base import Transition
 from llama_deploy.types import TaskResult
 from llama_deploy.types.redaction import NO_REDACTION
 from llama_deploy.types.reserved import TIMER_SERVICE
@@ -89,8 +95,12 @@ class Engine:
         default_service: str | None = None,
         seed: int | None = None,
         webhooks: WebhookSettings | None = None,
+        leadership: Leadership | None = None,
     ) -> None:
         self.store = store
+        self.leadership = leadership or Leadership(store)
+        self.ready = False
+        """Whether what an earlier run has left was taken up, so that further shards are taken up one by one."""
         self.queue = queue
         self.policies = Policies(orchestrator, orchestrators or {})
         self.settings = settings or EngineSettings()
@@ -105,18 +115,26 @@ class Engine:
         self.answers = Answers(self)
         self.claims = Claims(self)
         self.memos = Memos(self)
+        self.ledgers = Ledgers(self)
+        self.memory = Memory(self)
         self.admission = Admission(self)
+        self.releases = Releases(self)
         self.started_at = self.clock.now()
         self.backpressure = Backpressure(self)
         self.recording = Recording(self)
         self.streams = Streams(self)
         self.contents = Contents(self)
+        self.common = Common(self)
         self.webhooks = Webhooks(self, webhooks or WebhookSettings())
         self.parent_ended: Callable[[TaskEntry], None] = lambda _: None
         """Set by `Children`: a task that has called others has ended."""
         self.arm_sweeper: Callable[[float], None] = lambda _: None
         """Set by the sweeper: something falls due at that time."""
         self.stopping = False
+        self.adopting = 0
+        """How many instances are being asked right now about what they hold: nothing is taken for lost meanwhile."""
+        self.deliveries_from = 0.0
+        """Until then nothing is taken from a queue that an earlier run has published to."""
         self._background: dict[asyncio.Task[None], None] = {}
         self._random = random.Random(seed)  # noqa: S311 - jitter, not a secret
 
@@ -155,7 +173,7 @@ class Engine:
         conflicts = failures = 0
         locked: SessionState | None = None
         try:
-            while failures <= retries:
+            while failures <= retries and not entry.moved:
                 session = await self.cache.session_of(entry)
                 if session is not None and locked is not session:
                     if locked is not None:
@@ -217,22 +235,29 @@ class Engine:
         else:
             work()
 
-    def jitter(self, delay_s: float, share: float = 0.2) -> float:
-        return delay_s * (1 + share * (2 * self._random.random() - 1)) if delay_s > 0 else 0.0
+    def jitter(self, delay_s: float, share: float = 0.2, *, least_s: float = 0.0) -> float:
+        """The delay and up to a share of it more or less, but not less than what a service has asked for."""
+        if delay_s <= 0:
+            return 0.0
+        jittered = delay_s * (1 + share * (2 * self._random.random() - 1))
+        return jittered if jittered >= least_s else 2 * least_s - jittered
 
     def publish(self, entry: TaskEntry, steps: list[OpenStep]) -> None:
         """Hand the current attempt of these steps to the queue; those that a gate holds back follow in their turn."""
-        if entry.row.paused:
+        if entry.row.paused or entry.moved:
             return
         failpoint("engine.before_publish")
         admission = self.admission if self.admission.gates else None
+        memory = self.memory if self.memory.modes else None
         self._carry(
             [
                 self._envelope(entry, step)
                 for step in steps
                 if step.step_id in entry.open
+                and not entry.must_not_begin(step)
                 and (step.known is None or not self.answers.recall(entry, step))
                 and step.service != TIMER_SERVICE
+                and (memory is None or memory.passes(entry, step))
                 and (admission is None or admission.passes(entry, step))
             ]
         )
@@ -246,7 +271,20 @@ class Engine:
         """A step on its way to whoever takes it."""
         step.published = True
         step.claimed_by = None
+        body = self._delivery(entry, step)
+        topic = self.releases.topic(entry, step) if self.releases.current else step.service
+        if step.options is None and entry.definition.options is None:
+            return Envelope(step.step_id, step.attempt, topic, body)
+        return Envelope(step.step_id, step.attempt, topic, body, *turn_of(entry, step))
+
+    def delivery_of(self, step_id: str) -> bytes:
+        """The delivery of a step that was just claimed, for an envelope that a carrier could not carry whole."""
+        entry = self.cache.tasks[step_id.rpartition(":")[0]]
+        return self._delivery(entry, entry.open[step_id])
+
+    def _delivery(self, entry: TaskEntry, step: OpenStep) -> bytes:
         definition = self.registry.definition(step.service)
+        memory = self.memory.given(entry, step) if self.memory.modes else (None, 0)
         operation = Deliver(
             step.step_id,
             step.attempt,
@@ -262,11 +300,9 @@ class Engine:
             heartbeat_timeout_s(entry, step),
             step.memos,
             step.beat,
+            *memory,
         )
-        body = encode_op(operation)
-        if step.options is None and entry.definition.options is None:
-            return Envelope(step.step_id, step.attempt, step.service, body)
-        return Envelope(step.step_id, step.attempt, step.service, body, *turn_of(entry, step))
+        return encode_op(operation)
 
     def _carry(self, envelopes: list[Envelope]) -> None:
         self.statistics.published += len(envelopes)
@@ -277,6 +313,19 @@ class Engine:
                 step.published = False
             self.admission.release(refused.step_id)
         failpoint("engine.after_publish")
+
+    def gave_back(self, transition: Transition) -> None:
+        """A transition is committed: places and turns of steps that are not at work any more go to others."""
+        if self.admission.gates:
+            self.admission.settled(transition)
+        if self.memory.modes:
+            self.memory.settled(transition)
+
+    def reclaimed(self, entry: TaskEntry, step: OpenStep) -> None:
+        """An instance has come back with a step that it has worked on all the time."""
+        if self.admission.gates:
+            self.admission.reclaimed(entry, step)
+        self.memory.reclaimed(entry, step)
 
     def hold_back(self, entry: TaskEntry) -> None:
         """Take back from the queue what no instance has taken of a task that is paused now."""
@@ -290,36 +339,54 @@ class Engine:
                 if step.claimed_by is None:
                     self.admission.release(step.step_id)
 
-    def _publish_again(self, step_id: str, attempt: int, entry: TaskEntry | None) -> None:
-        """A delivery met a task that was not in memory, and was dropped: it goes out again now that the task is."""
+    def publish_again(self, step_id: str, attempt: int, entry: TaskEntry | None) -> None:
+        """Who was to get a delivery left while its task was loaded: it goes out once more."""
         step = entry.open.get(step_id) if entry is not None else None
         if entry is None or step is None or entry.row.paused:
             return
-        if step.attempt == attempt and step.claimed_by is None and not step.parked:
+        mine = step.published or self._left_by_earlier_run(entry, step)
+        if mine and step.attempt == attempt and step.claimed_by is None and not step.parked:
             self.publish(entry, [step])
 
     def claim(self, instance_id: str, step_id: str, attempt: int, *, holds: bool = False) -> bool:
         """An instance is about to get a step, or `holds` it already; false when the delivery must be dropped."""
         task_id = step_id.rpartition(":")[0]
         entry = self.cache.tasks.get(task_id)
-        if entry is None:  # it has ended and left memory while its last message waited in the queue
-            self.cache.with_entry(task_id, partial(self._publish_again, step_id, attempt))
+        if entry is None:
             return False
         step = entry.open.get(step_id)
         if step is None or step.attempt != attempt or step.parked:
             return False
         if entry.row.paused and not holds:
             return False
-        if step.claimed_by not in (None, instance_id) and step.claimed_by in self.registry.instances:
-            return False  # delivered twice
+        if step.claimed_by not in (None, instance_id):
+            if step.claimed_by in self.registry.instances or entry.was_begun(step):
+                return False  # delivered twice
+            step.found = True
         if step_id in self.recording.refusals:
             return False  # delivered twice, and answered: that answer is about to be recorded once more
         if self.admission.gates and not self.admission.may_be_claimed(step):
             return False  # taken back from the queue, which has delivered it all the same
+        begun = entry.must_not_begin(step)
+        if not holds and (begun or not (step.published or self._left_by_earlier_run(entry, step))):
+            return False
         step.claimed_by = instance_id
         step.claimed_at = self.clock.now()
+        step.queued = False
         self.claims.note(entry, step)
         return True
+
+    def _left_by_earlier_run(self, entry: TaskEntry, step: OpenStep) -> bool:
+        """Whether a step that this process has not published may be taken: it stood in a queue that outlives us.
+
+        Not one that an earlier control plane gave to somebody who has begun it, which the sweeper makes the next
+        attempt, nor one that has to wait for its turn. Where others share the store, whoever holds it may be about to
+        say so: the sweeper publishes it when there was time for that.
+        """
+        if self.leadership.shared or step.due_at > self.clock.now() or entry.was_begun(step):
+            return False
+        step.published = not self.admission.gates or self.admission.passes(entry, step)
+        return step.published
 
     def when_ended(self, entry: TaskEntry, callback: Callable[[TaskEntry], None]) -> None:
         """Call back once the end of the task is committed, at once if it is."""
@@ -353,7 +420,10 @@ class Engine:
         await future
 
     async def wait_ended(self, entry: TaskEntry, timeout_s: float | None) -> bool:
-        """Wait until the task has ended; false when the time is over first. The task goes on either way."""
+        """Wait until the task has ended; false when the time is over first. The task goes on either way.
+
+        Raises `ShardLostError` when another control plane leads it by then, `TaskNotFoundError` when it was removed.
+        """
         if entry.ended:
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -362,13 +432,21 @@ class Engine:
             if not future.done():
                 future.set_result(None)
 
+        def moved() -> None:
+            if not future.done():
+                session_id = entry.row.session_id
+                removed = self.leadership.keeps(session_id)
+                future.set_exception(not_found(entry.row.task_id) if removed else self.leadership.not_led(session_id))
+
         entry.ended_callbacks.append(ended)
+        entry.when_moved(moved)
         try:
             async with asyncio.timeout(timeout_s):
                 await future
         except TimeoutError:
             return False
         finally:
+            entry.forget_moved(moved)
             if ended in entry.ended_callbacks:
                 entry.ended_callbacks.remove(ended)
         return True
@@ -400,9 +478,11 @@ class Engine:
             for definition in definitions:
                 await self.store.put_service(definition.service_name, encode_definition(definition))
                 failpoint("services.recorded")
+            self.common.changed()
 
         for definition in definitions:
             self.admission.refresh(definition.service_name)
+            self.memory.refresh(definition.service_name)
         if definitions:
             self.spawn(store())
 
@@ -411,6 +491,7 @@ class Engine:
         self.stopping = True
         self.claims.stop()
         self.admission.stop()
+        self.releases.stop()
         for task in tuple(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

@@ -6,13 +6,22 @@ and who asks again goes on. What is left is one document that says who erased ho
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 
 from llama_deploy.control_plane.engine import Engine
+from llama_deploy.control_plane.forwarder import Forwarder
 from llama_deploy.control_plane.signals import Signals
-from llama_deploy.errors import SessionNotFoundError, TaskEndedError, TaskNotFoundError
-from llama_deploy.runtime import failpoint
+from llama_deploy.errors import (
+    NoLeaderError,
+    SessionNotFoundError,
+    ShardLostError,
+    StoreUnavailableError,
+    TaskEndedError,
+    TaskNotFoundError,
+)
+from llama_deploy.runtime import Rounds, failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import Condition, TaskFilter, TaskRow
 from llama_deploy.types.erasure import ErasureView
@@ -24,14 +33,18 @@ _DESCENT = ("child", "retry", "replay", "fork", "redrive", "import")
 _AT_ONCE = 50
 _SCRUB_TRIES = 50
 _SCRUB_PAUSE_S = 0.1
+_AGAIN_S = 0.5
 
 
 class Erasure:
     """Erases sessions of one engine."""
 
-    def __init__(self, engine: Engine, signals: Signals) -> None:
+    def __init__(self, engine: Engine, signals: Signals, forwarder: Forwarder) -> None:
         self._engine = engine
         self._signals = signals
+        self._forwarder = forwarder
+        self._under_way: set[str] = set()
+        self._scrubs = Rounds(self._scrub)
 
     async def look(self, session_id: str) -> ErasureView:
         """What would be erased; nothing is changed. Raises `SessionNotFoundError`."""
@@ -63,6 +76,17 @@ class Erasure:
 
     async def _carry_out(self, view: ErasureView) -> ErasureView:
         """Remove what is left of a session, note it, and scrub the files."""
+        self._under_way.add(view.session_id)
+        try:
+            await self._remove_all(view)
+            return await self._finish(view)
+        finally:
+            self._under_way.discard(view.session_id)
+
+    async def _remove_all(self, view: ErasureView) -> None:
+        """Remove what is left of a session, unless that is done, and note it."""
+        if view.erased:
+            return
         session_id = view.session_id
         while not view.erased:
             while rows := await self._tasks(session_id):  # again: tasks come while others go
@@ -75,12 +99,31 @@ class Erasure:
         await self._note(view)  # known from here on, whatever becomes of the rest
         failpoint("erasure.noted")
         log.info("erased a session", tasks=view.tasks)
-        return await self._finish(view)
 
     async def go_on(self) -> None:
-        """Finish what an earlier run has begun to erase, or has not scrubbed from the files."""
-        for view in await self._unscrubbed():
-            await self._carry_out(view)
+        """Finish what an earlier run has begun to erase, or has not scrubbed, once the store is there."""
+        while True:
+            try:
+                left = [view for view in await self._unscrubbed() if self._is_for_here(view)]
+                await self._go_on(left)
+            except (NoLeaderError, ShardLostError, StoreUnavailableError) as error:
+                log.warning("what was left to erase is not erased yet, trying again", error=str(error))
+                await self._engine.sleep(_AGAIN_S)
+            else:
+                return
+
+    async def _go_on(self, left: Sequence[ErasureView]) -> None:
+        names = {view.session_id for view in left}
+        self._under_way |= names
+        try:
+            for view in left:
+                await self._remove_all(view)
+            await asyncio.gather(*(self._finish(view) for view in left))
+        finally:
+            self._under_way -= names
+
+    def _is_for_here(self, view: ErasureView) -> bool:
+        return self._engine.leadership.leads(view.session_id) and view.session_id not in self._under_way
 
     async def erasures(self) -> list[ErasureView]:
         """What was ever erased, the latest first."""
@@ -91,13 +134,18 @@ class Erasure:
         return [view for view in await self.erasures() if not view.scrubbed]
 
     async def _finish(self, view: ErasureView) -> ErasureView:
-        for _ in range(_SCRUB_TRIES):
-            view.scrubbed = await self._engine.store.scrub()
-            if view.scrubbed:
-                await self._note(view)
-                break
-            await self._engine.sleep(_SCRUB_PAUSE_S)
+        view.scrubbed = await self._scrubs.served()
+        if view.scrubbed:
+            await self._note(view)
         return view
+
+    async def _scrub(self) -> bool:
+        """Scrub the files once for all sessions that were erased before: it takes its time, and reads a whole store."""
+        for _ in range(_SCRUB_TRIES):
+            if await self._engine.store.scrub():
+                return True
+            await self._engine.sleep(_SCRUB_PAUSE_S)
+        return False
 
     async def _tasks(self, session_id: str) -> list[TaskRow]:
         """The session's tasks, and whatever came of them, in whichever session."""
@@ -127,7 +175,7 @@ class Erasure:
     async def _cancel(self, task_ids: Sequence[str]) -> None:
         for task_id in task_ids:
             with contextlib.suppress(TaskEndedError, TaskNotFoundError):
-                await self._signals.cancel(task_id, reason="its session is erased", by="erasure")
+                await self._forwarder.cancel(self._signals, task_id, reason="its session is erased", by="erasure")
 
     async def _remove(self, task_ids: Sequence[str]) -> None:
         store, cache = self._engine.store, self._engine.cache
@@ -135,6 +183,7 @@ class Erasure:
             some = task_ids[first : first + _AT_ONCE]
             await store.delete_tasks(some, erase=True)
             await cache.drop(some)
+            self._engine.common.removed(some)
             await store.delete_tasks(some, erase=True)  # what was on its way to the store when memory let go of it
 
     async def _note(self, view: ErasureView) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -54,8 +55,13 @@ class Exports:
     def _redaction(self, *, unredacted: bool) -> Redaction:
         return NO_REDACTION if unredacted else self._engine.redact
 
-    async def matching(self, filter_: str, *, unredacted: bool = False) -> AsyncIterator[bytes]:
-        """The lines of a file with all tasks that fit, newest first. Raises `InvalidRequestError` before the first."""
+    async def matching(
+        self, filter_: str, *, limit: int | None = None, unredacted: bool = False
+    ) -> AsyncIterator[bytes]:
+        """The lines of a file with the tasks that fit, newest first, at most `limit`.
+
+        Raises `InvalidRequestError` before the first.
+        """
         where = task_filter(filter_, now=self._engine.clock.now())
         if not filter_.strip():
             raise InvalidRequestError("an export of many tasks needs a filter", fix="id:* means all")
@@ -65,12 +71,15 @@ class Exports:
         async def lines() -> AsyncIterator[bytes]:
             yield _header(self._engine.clock.now(), redact)
             cursor: str | None = None
+            left = math.inf if limit is None else limit
             while True:
-                listing = await self._engine.store.list_tasks(where, limit=TASKS_AT_ONCE, cursor=cursor)
+                at_once = int(min(TASKS_AT_ONCE, left))
+                listing = await self._engine.store.list_tasks(where, limit=at_once, cursor=cursor)
+                left -= len(listing.rows)
                 for row in listing.rows:
                     async for line in self._section(row, redact):
                         yield line
-                if (cursor := listing.next) is None:
+                if (cursor := listing.next) is None or left <= 0:
                     return
 
         return lines()

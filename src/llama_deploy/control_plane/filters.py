@@ -25,6 +25,7 @@ _COLUMNS: dict[str, Any] = {
     "origin": "origin",
     "from": "origin",
     "paused": "paused",
+    "dead": "dead",
     "hops": "steps",
     "created": "created_at",
     "updated": "updated_at",
@@ -86,7 +87,7 @@ def _condition(term: Term, now: float) -> Condition:
         return Condition(column=column, operator=_COMPARISONS[term.operator], values=(number,), negated=negated)
     if term.field == "state":
         return Condition(column=column, values=states_of(term), negated=negated)
-    if term.field == "paused":
+    if term.field in ("paused", "dead"):
         flags = tuple({"yes": 1.0, "no": 0.0}[str(value)] for value in term.values)
         return Condition(column=column, values=flags, negated=negated)
     if term.field == "hops":

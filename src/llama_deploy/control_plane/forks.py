@@ -14,7 +14,7 @@ import msgspec
 
 from llama_deploy.control_plane.policies import Absent
 from llama_deploy.control_plane.records import NOTHING, Carried, Record, SentMessage, StateChange, decode_record
-from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, rebuild
+from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, mark_of, rebuild
 from llama_deploy.errors import LimitExceededError, NoProgressError, NotRepeatableError, OrchestratorError
 from llama_deploy.orchestrators import get_result_key, get_stream_key
 from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, TaskRow
@@ -115,8 +115,17 @@ class Past:
 
     def remembered(self, step_id: str) -> dict[str, bytes]:
         """What the code of a step had remembered in all of its attempts: what was done once is not done again."""
-        said = [record for record in self.records if record.step_id == step_id and record.key is not None]
-        return {str(record.key): bytes(record.value) for record in said}
+        found: dict[str, bytes] = {}
+        for entry, record in zip(self.history, self.records, strict=True):
+            if entry.kind == "remembered" and record.step_id == step_id:  # what it has called has a key as well
+                found[str(record.key)] = bytes(record.value)
+        return found
+
+    def memory_with(self, step: OpenStep) -> bytes:
+        """JSON of what the service of a step remembers of the task since its answer; empty where nothing changed."""
+        changes = (record.change for record in self.records if record.step_id == step.step_id)
+        found = [change.memory[step.service] for change in changes if change and step.service in change.memory]
+        return bytes(found[-1]) if found else b""
 
     def before_failure(self) -> int:
         """The entry just before the first failed attempt of what the task failed by, or before its end.
@@ -124,6 +133,23 @@ class Past:
         What failed is the step whose failure is the outcome, else every step that had failed for good. Where no step
         did, or where the control plane itself made the end of a decision, it is the entry before the last.
         """
+        return self.uncounted(self._before_end())
+
+    def uncounted(self, seq: int) -> int:
+        """The newest entry up to `seq` after which no open step has a failure that the orchestrator has counted."""
+        while True:
+            open_then = {row.step_id for row in self._open_at(seq)}
+            counted = (
+                entry.seq
+                for entry, record in zip(self.history[:seq], self.records, strict=False)
+                if entry.kind == "retrying" and record.change is not None and record.step_id in open_then
+            )
+            first = next(counted, None)
+            if first is None:
+                return seq
+            seq = first - 1
+
+    def _before_end(self) -> int:
         last = len(self.records) - 1
         end = self.records[last]
         outcome = msgspec.json.decode(_outcome(end))
@@ -215,10 +241,12 @@ def fork_at(
         if step.options is not None:
             message.options = msgspec.Raw(step.options.model_dump_json(exclude_defaults=True).encode())
         memos = (step.memos or {}) | (past.remembered(step.step_id) if keep_answers else {})
+        memory = past.memory_with(step) if known is not None else step.memory
         if not again and (step.inputs or step.snapshot is not None or memos or known is not None):
             message.carried = Carried(
                 inputs=[msgspec.Raw(value) for value in step.inputs],
                 snapshot=step.snapshot,
+                memory=msgspec.Raw(same.encoded(memory)) if memory else NOTHING,
                 memos={key: msgspec.Raw(value) for key, value in memos.items()},
                 answer=msgspec.Raw(same.encoded(known)) if known is not None else NOTHING,
             )
@@ -227,7 +255,8 @@ def fork_at(
     change = StateChange(own_present=private.own is not None)
     change.own = {same.text(key): msgspec.Raw(same.encoded(value)) for key, value in (private.own or {}).items()}
     change.keys = {same.text(key): msgspec.Raw(same.encoded(value)) for key, value in private.keys.items()}
-    return Fork(change, messages, past.sent(seq), past.records[0].orchestrator)
+    change.memory = {name: msgspec.Raw(same.encoded(memory)) for name, (memory, _) in private.memory.items()}
+    return Fork(change, messages, past.sent(seq), mark_of(past.records[:seq]))
 
 
 class Renaming:

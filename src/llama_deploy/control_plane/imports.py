@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from llama_deploy.control_plane import state_changes
 from llama_deploy.control_plane.contents import check_hash
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.exports import FORMAT, FORMAT_VERSION, PART_BYTES
 from llama_deploy.control_plane.forks import Renaming
 from llama_deploy.control_plane.records import Record, decode_record
 from llama_deploy.control_plane.refusals import check_id
+from llama_deploy.control_plane.session_state import PrivateState
 from llama_deploy.errors import CommitConflictError, InvalidRequestError, LlamaDeployError, TaskConflictError
 from llama_deploy.state_stores.base import HistoryRow, StreamChunk, TaskRow
 from llama_deploy.types import FINAL_STATES, Origin, TaskDefinition, TaskResult, TaskState
@@ -177,6 +179,18 @@ def _outcome(record: Record) -> bytes:
     return bytes(record.result if record.outcome_is_result else record.outcome)
 
 
+def _check_changes(number: int, section: Section) -> None:
+    """The changes of state have to follow from each other."""
+    private = PrivateState(section.row.task_id)
+    for entry in section.history:
+        record = decode_record(entry.data)
+        try:
+            if record.change is not None:
+                state_changes.read(record.change, private, bytes(record.result))
+        except ValueError as error:
+            raise _wrong(number, f"entry {entry.seq} cannot be read", str(error)) from error
+
+
 def _close(number: int, section: Section, end: _End) -> None:
     """A section as a whole."""
     row = section.row
@@ -185,6 +199,7 @@ def _close(number: int, section: Section, end: _End) -> None:
         raise _wrong(number, f"task {row.task_id} is not complete", "lines are missing, or were added")
     if end.sha256 != section.digest.hexdigest():
         raise _wrong(number, f"task {row.task_id} was changed after its export", "its hash does not fit")
+    _check_changes(number, section)
     if row.state not in _FINAL or row.ended_at is None:
         raise _wrong(
             number,

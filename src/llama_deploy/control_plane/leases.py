@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llama_deploy.runtime.clock import Timer
+from llama_deploy.runtime import SilenceTimer
 from llama_deploy.runtime.logs import get_logger
 
 if TYPE_CHECKING:
@@ -18,8 +18,7 @@ class Leases:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._timer: Timer | None = None
-        self._due_at = 0.0
+        self._timer: SilenceTimer | None = None
 
     def watch(self) -> None:
         """Look again when the first lease may have run out; there is no timer while nobody is connected."""
@@ -27,24 +26,19 @@ class Leases:
             return
         oldest = min((port.last_seen_at for port in self._gateway.ports if not port.in_process), default=None)
         if oldest is not None:
-            self._check_at(oldest + self._gateway.engine.settings.lease_s)
+            engine = self._gateway.engine
+            due_at, again_s = oldest + engine.settings.lease_s, engine.settings.heartbeat_s
+            self._timer = SilenceTimer(engine.clock, due_at, self._check, again_s=again_s)
 
     def stop(self) -> None:
         """Watch no more."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def _check_at(self, when: float) -> None:
-        self._due_at = when
-        self._timer = self._gateway.engine.clock.call_at(when, self._check)
-
     def _check(self) -> None:
         self._timer = None
         engine = self._gateway.engine
         now = engine.clock.now()
-        if now - self._due_at > engine.settings.heartbeat_s:  # this process stood still: what was said is unread yet
-            self._check_at(now + engine.settings.heartbeat_s)
-            return
         for port in tuple(self._gateway.ports):
             if not port.in_process and now - port.last_seen_at >= engine.settings.lease_s:
                 log.warning("instance is silent, its steps go to others", instance=port.instance_id)

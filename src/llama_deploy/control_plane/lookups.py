@@ -16,7 +16,7 @@ from llama_deploy.runtime.logs import get_logger
 from llama_deploy.types.artifacts import MARK_BYTES, hashes_in
 
 if TYPE_CHECKING:
-    from llama_deploy.control_plane.gateway import Port
+    from llama_deploy.control_plane.port import Port
 
 log = get_logger("llama_deploy.gateway")
 
@@ -41,7 +41,7 @@ class Lookups:
 
         def handle(operation: Answer | Events | Park) -> None:
             events = operation.events
-            value = _value(operation)
+            value = operation.result if type(operation) is Answer else _value(operation)
             if MARK_BYTES not in value and not (events and any(MARK_BYTES in event for event in events)):
                 then(operation)
                 return

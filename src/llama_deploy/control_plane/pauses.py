@@ -17,6 +17,7 @@ from llama_deploy.control_plane.signals import Settled, Signals, ended_error, on
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, paused_because
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.state_stores.base import DeliveryMove, Transition
+from llama_deploy.types.reserved import TIMER_SERVICE
 
 
 class Pauses:
@@ -71,7 +72,9 @@ class Pauses:
         engine = self._engine
         now = engine.clock.now()
         waiting = [step for step in entry.open.values() if not step.parked and step.claimed_by is None]
-        ready = [step for step in waiting if step.due_at <= now]
+        # What was begun before a crash is the sweeper's next attempt, as soon as nobody may come back with it.
+        ready = [step for step in waiting if step.due_at <= now and not entry.was_begun(step)]
+        ready = [step for step in ready if step.service != TIMER_SERVICE]  # the sweeper's, and its time is its answer
         moves = []
         for step in waiting:
             step.due_since = max(step.due_at, now)
@@ -92,5 +95,7 @@ class Pauses:
 
 
 def _look_again(engine: Engine, entry: TaskEntry, step: OpenStep, now: float) -> DeliveryMove:
-    visible_at = step.due_at if step.due_at > now else look_again_at(entry, step, now, engine.settings.overdue_s)
-    return DeliveryMove(step.step_id, step.attempt, step.attempt, visible_at, started=int(step.started == step.attempt))
+    settings = engine.settings
+    after_s = settings.recovery_grace_s if entry.was_begun(step) else settings.overdue_s
+    visible_at = step.due_at if step.due_at > now else look_again_at(entry, step, now, after_s)
+    return DeliveryMove(step.step_id, step.attempt, step.attempt, visible_at, started=step.recorded_holder)

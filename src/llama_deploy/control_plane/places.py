@@ -56,9 +56,9 @@ class Places:
         service = self._service_of.pop(step_id, None)
         if service is None or self._lent.pop(step_id, None) is not None:
             return
-        returning = self._returning.get(service, ())
-        if waiting := [one for one in returning if one[0] == step_id]:
-            self._returning[service].remove(waiting[0])
+        returning = self._returning.get(service)
+        if returning and (waiting := [one for one in returning if one[0] == step_id]):
+            returning.remove(waiting[0])
             return
         self.busy[service] -= 1
         self._place_is_free(service)

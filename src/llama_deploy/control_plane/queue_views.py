@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from llama_deploy.control_plane.gate import turn_of
+from llama_deploy.control_plane.gate import Guest, turn_of
 from llama_deploy.control_plane.retries import attempts_so_far
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import ServiceNotFoundError
@@ -48,11 +48,11 @@ class QueueViews:
             raise ServiceNotFoundError(
                 f"there is no service {name!r}", why="known: " + (", ".join(sorted(engine.registry.services)) or "none")
             )
-        statistics = engine.queue.statistics(name)
+        statistics = engine.releases.statistics(name)
         waiting, oldest_s = statistics.waiting, statistics.oldest_s
         gate = engine.admission.gates.get(name)
         if gate is not None and (oldest := gate.room.oldest()) is not None:
-            waiting += len(gate.room)
+            waiting += gate.waiting
             oldest_s = max(oldest_s or 0.0, engine.clock.now() - oldest.since)
         view = engine.registry.view(name, waiting, oldest_s)
         limits = engine.admission.limits_of(name)
@@ -64,44 +64,29 @@ class QueueViews:
         view.held_back = {} if gate is None else gate.held_back(engine.clock.now())
         return view
 
-    def queues(self) -> list[QueueView]:
-        """What waits for each known service."""
-        return [self._queue_of(view) for view in self.services()]
-
     def queue(self, name: str) -> QueueView:
         """What waits for one service. Raises `ServiceNotFoundError`."""
-        return self._queue_of(self.service(name))
-
-    def _queue_of(self, view: ServiceView) -> QueueView:
-        name = view.definition.service_name
-        return QueueView(
-            name=name,
-            state=view.state,
-            waiting=view.waiting,
-            oldest_waiting_s=view.oldest_waiting_s,
-            running=view.running,
-            instances=len(view.instances),
-            answered=self._engine.registry.services[name].answered,
-            paused=view.paused,
-            limits=view.limits,
-            held_back=view.held_back,
-        )
+        return queue_of(self.service(name))
 
     def waiting(self, name: str, *, first: int, limit: int) -> WaitingPage:
         """What waits for a service, in the order in which it would go if nothing changed, from place `first` on."""
         self.service(name)
         engine = self._engine
-        listed = [envelope.step_id for envelope in engine.queue.peek(name, limit=first + limit + 1)]
+        listed = [envelope.step_id for envelope in engine.releases.peek(name, limit=first + limit + 1)]
         gate = engine.admission.gates.get(name)
         if gate is not None:
-            listed += [guest.name for guest in islice(gate.room.in_order(), first + limit + 1 - len(listed))]
+            own = (waiting.name for waiting in gate.room.in_order() if isinstance(waiting.item, Guest))
+            listed += islice(own, max(0, first + limit + 1 - len(listed)))
         items = []
         for place, step_id in enumerate(listed[first : first + limit], start=first + 1):
             entry = engine.cache.tasks.get(step_id.rpartition(":")[0])
             step = entry.open.get(step_id) if entry is not None else None
             if entry is not None and step is not None:
                 items.append(self._waiting_step(entry, step, place))
-        return WaitingPage(items=items, next=first + limit if len(listed) > first + limit else None)
+        total = engine.releases.depth(name) if engine.queue.capabilities.lists else 0
+        if gate is not None:
+            total += gate.waiting
+        return WaitingPage(items=items, total=total, next=first + limit if len(listed) > first + limit else None)
 
     def _waiting_step(self, entry: TaskEntry, step: OpenStep, place: int) -> WaitingStep:
         priority, key = turn_of(entry, step)
@@ -141,9 +126,9 @@ class QueueViews:
 
         `counted`: with how many go before it, which takes longer the more there are.
         """
-        if (others := _others(step)) is not None:
-            return others
         engine = self._engine
+        if (others := _others(step) or (engine.memory.reason(step) if engine.memory.modes else None)) is not None:
+            return others
         now = engine.clock.now()
         if step.service == TIMER_SERVICE:
             return f"a timer, due in {max(0.0, step.due_at - now):.1f} s" + (f" ({step.tag})" if step.tag else "")
@@ -158,13 +143,19 @@ class QueueViews:
             return f"attempt {step.attempt} of {step.service}, due in {step.due_at - now:.1f} s" + (
                 f" ({before})" if before else ""
             )
-        registry = engine.registry
-        if not registry.has_instance(step.service):
-            if registry.serves(step.service):
-                return f'nobody serves "{step.service}" now (its instances are expected back)'
-            known = "no instance of it is connected" if step.service in registry.services else "it was never registered"
-            return f'nobody serves "{step.service}" ({known})'
+        if (missing := self._nobody(entry, step)) is not None:
+            return missing
         return f"a free instance of {step.service}" + (self._place_at(entry, step) if counted else "")
+
+    def _nobody(self, entry: TaskEntry, step: OpenStep) -> str | None:
+        """That nobody serves a step, in words; `None` where somebody does."""
+        registry = self._engine.registry
+        if registry.has_instance(step.service):
+            return self._engine.releases.missing(entry, step)
+        if registry.serves(step.service):
+            return f'nobody serves "{step.service}" now (its instances are expected back)'
+        known = "no instance of it is connected" if step.service in registry.services else "it was never registered"
+        return f'nobody serves "{step.service}" ({known})'
 
     def _place_at(self, entry: TaskEntry, step: OpenStep) -> str:
         """How many go before a step, with the priority and the key that it goes by."""
@@ -173,15 +164,33 @@ class QueueViews:
         if gate is not None and step.step_id in gate.room:
             names = (guest.name for guest in islice(gate.room.in_order(), PLACES_COUNTED_MAX))
         else:
-            names = (e.step_id for e in engine.queue.peek(step.service, limit=PLACES_COUNTED_MAX))
+            names = (e.step_id for e in engine.queue.peek(step.topic, limit=PLACES_COUNTED_MAX))
         ahead = next((place for place, name in enumerate(names) if name == step.step_id), None)
         priority, key = turn_of(entry, step)
-        turn = [f"{f'{PLACES_COUNTED_MAX} or more' if ahead is None else ahead or 'none'} ahead of it"]
+        where = " at its control plane" if engine.leadership.shared else ""
+        turn = [f"{f'{PLACES_COUNTED_MAX} or more' if ahead is None else ahead or 'none'} ahead of it{where}"]
         if priority != PRIORITY_DEFAULT:
             turn.append(f"priority {priority}")
         if key:
             turn.append(f"key {key}")
         return f" ({', '.join(turn)})"
+
+
+def queue_of(view: ServiceView) -> QueueView:
+    """What waits for a service."""
+    return QueueView(
+        name=view.definition.service_name,
+        state=view.state,
+        waiting=view.waiting,
+        oldest_waiting_s=view.oldest_waiting_s,
+        running=view.running,
+        instances=len(view.instances),
+        answered=view.answered,
+        paused=view.paused,
+        limits=view.limits,
+        held_back=view.held_back,
+        missing=view.missing,
+    )
 
 
 def _others(step: OpenStep) -> str | None:
@@ -192,7 +201,9 @@ def _others(step: OpenStep) -> str | None:
         asks = "" if step.service == PERSON_SERVICE else f" for {step.service}"
         return f"a person's input{asks}" + (f": {prompt}" if prompt else "")
     if step.awaited:
-        called = sorted(step.awaited.values())
+        called = sorted(filter(None, step.awaited.values()))
+        if not called:
+            return f"a place at its instance of {step.service}"
         more = f" and {len(called) - CALLS_SHOWN} more" if len(called) > CALLS_SHOWN else ""
         which = "tasks" if len(called) > 1 else "task"
         return f"{which} that {step.service} called: {', '.join(called[:CALLS_SHOWN])}{more}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from llama_deploy.types.limits import RateLimit
 
@@ -39,7 +40,19 @@ class RateWindow:
             self._begun.pop()
             self._arrival_at -= self._interval_s
 
+    @property
+    def begun(self) -> tuple[float, ...]:
+        """When those have begun that are remembered, oldest first."""
+        return tuple(self._begun)
+
     def begun_before(self, other: RateWindow) -> None:
         """Remember what began under another limit."""
-        for moment in other._begun:
+        self.remember(other.begun)
+
+    def remember(self, begun: Iterable[float]) -> None:
+        """Remember what began elsewhere, too."""
+        moments = sorted((*self._begun, *begun))
+        self._begun.clear()
+        self._arrival_at = 0.0
+        for moment in moments:
             self.begin(moment)

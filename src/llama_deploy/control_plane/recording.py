@@ -14,11 +14,12 @@ import msgspec
 
 from llama_deploy.control_plane.deadlines import DEADLINE_INDEX, deadline_id, look_again_at
 from llama_deploy.control_plane.decisions import Decision, Outcome, Sending, encode_result, outcome_from_state
-from llama_deploy.control_plane.records import Record, SentMessage, StateChange
+from llama_deploy.control_plane.records import Record, SentMessage
 from llama_deploy.control_plane.refusals import beyond, error_code, failure, too_large
 from llama_deploy.control_plane.session_state import Delta
+from llama_deploy.control_plane.state_changes import written
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry, step_of
-from llama_deploy.errors import LimitExceededError, LlamaDeployError, NoProgressError
+from llama_deploy.errors import LimitExceededError, LlamaDeployError, NoProgressError, ShardLostError
 from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, SharedRead, SharedWrite, Transition
@@ -70,6 +71,7 @@ class Recording:
         *,
         now: float,
         state: str | None = None,
+        remembers: tuple[OpenStep, bytes | None] | None = None,
     ) -> None:
         """Put a decision into a transition and hand it to the store.
 
@@ -86,7 +88,9 @@ class Recording:
                 raise excess
             outcome, sendings = Outcome("failed", encode_result(failure(entry.row.task_id, excess))), []
         else:
-            self._record_delta(entry, transition, record, decision.delta)
+            self.record_delta(entry, transition, record, decision.delta)
+            if remembers is not None and self._engine.memory.modes:
+                self._engine.memory.take(entry, remembers[0], transition, record, remembers[1])
             if decision.taken_back:
                 self._take_back_open(entry, transition, record, decision.taken_back)
             if decision.emitted:
@@ -141,7 +145,7 @@ class Recording:
                 return excess
         delta = decision.delta
         for changes in (delta.own, delta.keys, delta.shared):
-            for key, value in changes.items():
+            for key, value in changes.items() if changes else ():
                 if value is not None and len(value) > limit:
                     return too_large(f"value of {key!r} in the state", len(value), settings.payload_bytes_max)
         for event in decision.emitted:
@@ -175,26 +179,11 @@ class Recording:
         )
         return Outcome("failed", encode_result(failure(entry.row.task_id, error)))
 
-    def _record_delta(self, entry: TaskEntry, transition: Transition, record: Record, delta: Delta) -> None:
+    def record_delta(self, entry: TaskEntry, transition: Transition, record: Record, delta: Delta) -> None:
         """Take a decision's changes of state over into memory, the history and the session's rows."""
         own_removed = entry.private.own is not None and not delta.own_present
         if delta.own or delta.own_present or own_removed or delta.keys or delta.shared:
-            change = StateChange(own_present=delta.own_present)
-            result = bytes(record.result)
-            for key, value in delta.own.items():
-                if value is None:
-                    change.own_removed.append(key)
-                else:
-                    change.own[key] = msgspec.Raw(value)
-            for key, value in delta.keys.items():
-                if value is None:
-                    change.keys_removed.append(key)
-                elif value == result:
-                    change.keys_as_result.append(key)
-                else:
-                    change.keys[key] = msgspec.Raw(value)
-            change.shared = list(delta.shared)
-            record.change = change
+            record.change = written(delta, entry.private, bytes(record.result))
         entry.private.apply(delta)
         session = entry.session
         if session is None or (not delta.shared and not delta.reads):
@@ -233,12 +222,8 @@ class Recording:
             )
             step.options = sending.options
             begins_at = entry.begins_at if entry.begins_at > now and not step.notification else now
-            if step.service == TIMER_SERVICE:
+            if sending.delay_s > 0 or begins_at > now or step.service == TIMER_SERVICE:
                 step.due_at = begins_at + sending.delay_s
-            elif sending.delay_s > 0:
-                step.due_at = begins_at + self._engine.jitter(sending.delay_s)
-            elif begins_at > now:
-                step.due_at = begins_at
             step.due_since = step.due_at or now
             entry.open[step.step_id] = step
             record.messages.append(sent_message(step, sending.delay_s))
@@ -320,7 +305,8 @@ class Recording:
         failpoint("recording.outcome_recorded")
         entry.outcome = outcome
         self._engine.statistics.ended += 1
-        self._engine.cache.leave_session(entry)
+        if not entry.moved:
+            self._engine.cache.leave_session(entry)
         for step in abandoned:
             self.take_back(step, "the task has ended")
         if entry.children is not None:
@@ -358,6 +344,8 @@ class Recording:
         After the commit: what is to be sent is published, whoever follows the task is woken.
         """
         record.state = state
+        if entry.session is not None and entry.session.turns:
+            self._engine.memory.let_go(entry.session, transition)
         transition.expected_version = entry.row.version
         service = entry.row.service or (record.messages[0].service if record.messages else "")
         row = entry.bump(now, state=state, steps=steps, service=service, ended=ended, error=error, paused=paused)
@@ -380,6 +368,7 @@ class Recording:
             if session is not None:
                 session.changed()
             if refusal is not None:
+                self._engine.leadership.refused(refusal)
                 self._engine.contents.doubt(transition.blob_uses)
                 if session is not None:
                     self._engine.cache.forget_session(session)
@@ -393,8 +382,7 @@ class Recording:
             for write in shared:
                 self._shared_committed(write)
             recorded(None)
-            if self._engine.admission.gates:
-                self._engine.admission.settled(transition)
+            self._engine.gave_back(transition)
             if to_publish:
                 self._engine.publish(entry, to_publish)
             if entry.watchers:
@@ -411,8 +399,8 @@ class Recording:
             if error is None:
                 self._arm_sweeper(transition)
             recorded(error)
-            if error is None and self._engine.admission.gates:
-                self._engine.admission.settled(transition)
+            if error is None:
+                self._engine.gave_back(transition)
 
         transition.settled = settled
         self._engine.store.record(transition)
@@ -427,33 +415,41 @@ class Recording:
 
     def _shared_committed(self, write: SharedWrite) -> None:
         session = self._engine.cache.sessions.get(write.session_id)
-        cell = session.cells.get(write.key) if session else None
-        if cell is not None:
-            cell.committed = max(cell.committed, write.expected_version + 1)
+        if session is not None:
+            session.committed(write.key, write.expected_version + 1)
 
     def refused(self, entry: TaskEntry) -> None:
         """A guard failed: memory is not what the store says. The task is loaded again; what was refused starts over."""
-        if entry.stale:
+        if entry.stale or entry.moved:
             return
         self._engine.statistics.conflicts += 1
         log.warning("commit refused, task is loaded again", task_id=entry.row.task_id)
         self._engine.cache.forget(entry)
+        epoch = self._engine.leadership.epoch_of(entry.row.session_id)
 
         async def reload() -> None:
             entry.notify()
-            fresh = await self._engine.cache.load(entry.row.task_id, patient=True)
-            if fresh is None:
+            try:
+                fresh = await self._engine.cache.load(entry.row.task_id, patient=True)
+            except ShardLostError:
+                entry.moved = True
                 self._engine.admission.replaced(entry, None)
+                entry.tell_moved()
                 return
-            for step_id, step in fresh.open.items():
+            if fresh is None:  # it was removed meanwhile: whoever waits for it asks again, and is told
+                entry.moved = True
+                self._engine.admission.replaced(entry, None)
+                entry.tell_moved()
+                return
+            lead_is_ours = epoch == self._engine.leadership.epoch_of(entry.row.session_id)  # all the time
+            for step_id, step in fresh.open.items() if lead_is_ours else ():
                 before = entry.open.get(step_id)
-                if (
-                    before is not None
-                    and before.attempt == step.attempt
-                    and step.claimed_by in (None, before.claimed_by)
-                ):
-                    step.claimed_by, step.claimed_at = before.claimed_by, before.claimed_at
-                    step.published, step.overdue_s = before.published, before.overdue_s
+                same = before is not None and before.attempt == step.attempt
+                if before is not None and same and step.claimed_by in (None, before.claimed_by):
+                    step.claimed_by, step.claimed_at, step.topic = before.claimed_by, before.claimed_at, before.topic
+                    # A timer that was about to be answered is answered by this one, when the sweeper comes again.
+                    step.published = before.published and step.service != TIMER_SERVICE
+                    step.overdue_s, step.sent_again_at = before.overdue_s, before.sent_again_at
                     step.awaited, step.resumed_at = before.awaited, before.resumed_at
             self._engine.admission.replaced(entry, fresh)
             self._engine.when_ended(fresh, entry.end_like)
@@ -461,7 +457,8 @@ class Recording:
                 self._engine.when_ended(fresh, callback)
             while entry.mailbox:  # each of them sees that the entry is stale, and starts over
                 entry.mailbox.popleft()()
-            if fresh.settled_seq == fresh.row.version and not fresh.busy:  # else a commit is on its way that publishes
+            # Else a commit is on its way that publishes, or the sweeper does, once instances had time to come.
+            if lead_is_ours and fresh.settled_seq == fresh.row.version and not fresh.busy:
                 now = self._engine.clock.now()
                 # What was said is said again by whoever has the step; what was begun is the sweeper's next attempt.
                 free = (s for s in fresh.open.values() if s.step_id not in self.refusals and not fresh.was_begun(s))
@@ -479,6 +476,10 @@ class Recording:
             if error is None:
                 self.refusals.pop(step_id, None)
                 done()
+                return
+            if isinstance(error, ShardLostError):  # whoever said it is told by whoever leads the task now
+                self.refusals.pop(step_id, None)
+                again()
                 return
             self.refusals[step_id] += 1
             count = self.refusals[step_id]

@@ -32,6 +32,8 @@ class Carried(msgspec.Struct, omit_defaults=True):
     snapshot: bytes | None = None
     memos: dict[str, Json] = {}
     """What its code had remembered, by key."""
+    memory: Json = NOTHING
+    """What its service remembers in it of the task, before or with its answer."""
     answer: Json = NOTHING
     """JSON of the `TaskResult` that answered it: it is folded in as it is, and no service runs."""
 
@@ -55,6 +57,10 @@ class StateChange(msgspec.Struct, omit_defaults=True):
 
     own: dict[str, Json] = {}
     """Keys inside `state[task_id]`."""
+    own_grown: dict[str, Json] = {}
+    """Keys like those of `own` whose value is the list or object before with these items or fields at its end."""
+    own_around_output: dict[str, tuple[str, str]] = {}
+    """Keys like those of `own` whose value holds the output of the entry's result: what stands before it and after."""
     own_removed: list[str] = []
     own_present: bool = False
     """Whether `state[task_id]` is a dictionary (that `own` is about) after this entry."""
@@ -65,6 +71,8 @@ class StateChange(msgspec.Struct, omit_defaults=True):
     keys_removed: list[str] = []
     shared: list[str] = []
     """Names of the session's shared keys that were changed; their values stand in the session."""
+    memory: dict[str, Json] = {}
+    """What services remember of the task from now on, by their name."""
 
 
 class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -74,7 +82,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The task's state after this entry."""
     definition: Json = NOTHING
     orchestrator: str = ""
-    """Of the first entry: who decides, as `name@version`; empty for the default in its first version."""
+    """Of the first entry, and of one that moves the task: who decides from here on, as `name@version`; of the first one
+    empty for the default in its first version, `@1` in a later one."""
     step_id: str | None = None
     service: str | None = None
     attempt: int = 0
@@ -98,6 +107,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Counts the inputs of the step from 1."""
     prompt: Json = NOTHING
     snapshot: bytes | None = None
+    memory: Json = NOTHING
+    """What a parked step is handed as its memory when it goes on."""
     resume: str | None = None
     consumed: int = 0
     on_purpose: bool = False
@@ -107,6 +118,10 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     value: Json = NOTHING
     child: str | None = None
     """The task that the step has called."""
+    called: str | None = None
+    """The service of that task; None where its orchestrator chooses."""
+    release: str = ""
+    """Of the first entry, and of one that moves the task: the release whose instances get its steps from here on."""
     heartbeat: Json = NOTHING
     """What the step's code said with its last sign of life, before the attempt failed or was lost."""
 
@@ -119,19 +134,24 @@ decode_json = msgspec.json.Decoder().decode
 def to_entry(seq: int, at: float, kind: str, data: bytes, redact: Redaction = NO_REDACTION) -> HistoryEntry:
     """The entry as the API shows it, without what is to be left out."""
     record = decode_record(data)
-    result = _without(_value(record.result), redact)
-    outcome = result if record.outcome_is_result else _without(_value(record.outcome), redact)
+    result = redact.result(_value(record.result))
+    outcome = result if record.outcome_is_result else redact.result(_value(record.outcome))
     changes: dict[str, Any] | None = None
     if record.change is not None:
         mine = {key: _value(raw) for key, raw in record.change.keys.items()}
         mine.update(dict.fromkeys(record.change.keys_as_result, result))
         own = {key: _value(raw) for key, raw in record.change.own.items()}
+        own.update(around_output(record.change, bytes(record.result)))
+        grown = {key: _value(raw) for key, raw in record.change.own_grown.items()}
         changes = {
             "keys": redact.value(mine),
             "own": redact.value(own),
+            **({"appended": redact.value(grown)} if grown else {}),
             "removed": [*record.change.keys_removed, *record.change.own_removed],
             "shared": record.change.shared,
         }
+        if record.change.memory:
+            changes["memory"] = redact.value({name: _value(raw) for name, raw in record.change.memory.items()})
     definition = redact.fields(_shown(record.definition), *_INPUT_FIELDS)
     options = definition.get("options") if isinstance(definition, dict) else None
     return HistoryEntry.model_validate(
@@ -172,6 +192,8 @@ def to_entry(seq: int, at: float, kind: str, data: bytes, redact: Redaction = NO
             "key": record.key,
             "value": REDACTED if redact.hides(record.key or "") else redact.value(_value(record.value)),
             "child": record.child,
+            "called": record.called,
+            "release": record.release or None,
             "heartbeat": _value(record.heartbeat),
         }
     )
@@ -187,19 +209,20 @@ def redacted_record(data: bytes, redact: Redaction) -> bytes:
         entry["definition"] = redact.fields(_shown(Json(msgspec.json.encode(entry["definition"]))), *_INPUT_FIELDS)
     for name in ("result", "outcome"):
         if name in entry:
-            entry[name] = _without(entry[name], redact)
+            entry[name] = redact.result(entry[name])
     for message in entry.get("messages", ()):
         message["data"] = redact.value(message["data"])
         carried = message.get("carried", {})
         carried.pop("snapshot", None)
-        for name in carried.keys() & {"inputs", "memos"}:
+        for name in carried.keys() & {"inputs", "memos", "memory"}:
             carried[name] = redact.value(carried[name])
         if "answer" in carried:
-            carried["answer"] = _without(carried["answer"], redact)
+            carried["answer"] = redact.result(carried["answer"])
     change = entry.get("change", {})
-    for name in change.keys() & {"own", "keys"}:
+    _write_out(change, data, redact)
+    for name in change.keys() & {"own", "own_grown", "keys", "memory"}:
         change[name] = redact.value(change[name])
-    for name in entry.keys() & {"input", "prompt", "value"}:
+    for name in entry.keys() & {"input", "prompt", "value", "memory"}:
         entry[name] = redact.value(entry[name])
     if "value" in entry and redact.hides(entry.get("key") or ""):
         entry["value"] = REDACTED
@@ -208,18 +231,14 @@ def redacted_record(data: bytes, redact: Redaction) -> bytes:
     return msgspec.json.encode(entry)
 
 
-def _without(result: Any, redact: Redaction) -> Any:
-    """A `TaskResult` without what is to be left out: its own fields keep their meaning."""
-    if not redact or not isinstance(result, dict):
-        return result
-    shown = redact.fields(result, "result", "value", "history", "emitted")
-    error = shown.get("error")
-    if isinstance(error, dict):
-        texts = {key: redact.text(text) for key, text in error.items() if isinstance(text, str)}
-        shown["error"] = {**error, **texts}
-    if isinstance(shown.get("result"), str):
-        shown["result"] = redact.text(shown["result"])
-    return shown
+def _write_out(change: dict[str, Any], data: bytes, redact: Redaction) -> None:
+    """Put values into a change whole where only that can be looked at: around the output; grown, and to be left out."""
+    for key in [key for key in change.get("own_grown", {}) if redact.hides(key)]:
+        change.setdefault("own", {})[key] = change["own_grown"].pop(key)
+    if change.pop("own_around_output", None):
+        stored = decode_record(data)
+        assert stored.change is not None
+        change.setdefault("own", {}).update(around_output(stored.change, bytes(stored.result)))
 
 
 def _shown(raw: Json) -> Any:
@@ -232,6 +251,38 @@ def _shown(raw: Json) -> Any:
             if isinstance(webhook, dict):
                 webhook["url"] = redacted(str(webhook.get("url")))
     return value
+
+
+class _Output(msgspec.Struct):
+    """The parts of a `TaskResult` that say what its output is."""
+
+    kind: str = ""
+    result: Json = NOTHING
+    value: Json = NOTHING
+
+
+_decode_output = msgspec.json.Decoder(_Output).decode
+
+
+def output_of(result: bytes) -> bytes:
+    """The output in the JSON of a `TaskResult`, as it stands there; empty where there is none."""
+    if not result:
+        return b""
+    found = _decode_output(result)
+    return bytes(found.value if found.kind == "json" else found.result)
+
+
+def encoded_around_output(change: StateChange, result: bytes) -> dict[str, bytes]:
+    """JSON of the values that hold the output of the entry's result."""
+    output = output_of(result)
+    return {key: begin.encode() + output + end.encode() for key, (begin, end) in change.own_around_output.items()}
+
+
+def around_output(change: StateChange, result: bytes) -> dict[str, Any]:
+    """The values that hold the output of the entry's result."""
+    if not change.own_around_output:
+        return {}
+    return {key: decode_json(value) for key, value in encoded_around_output(change, result).items()}
 
 
 def outcome_of(data: bytes) -> bytes | None:

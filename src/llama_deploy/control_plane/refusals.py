@@ -66,9 +66,13 @@ def conflict(what: str, task_id: str) -> TaskConflictError:
     )
 
 
-def refuse_origin(definition: TaskDefinition) -> None:
-    """Raise where a client says what its task came from: only the control plane knows that."""
-    if definition.options is not None and definition.options.origin is not None:
+def refuse_origin(definition: TaskDefinition, *, passed_on: bool = False) -> None:
+    """Raise where a client says what its task came from: only the control plane knows that.
+
+    What another control plane has `passed_on` may be of a schedule.
+    """
+    origin = definition.options.origin if definition.options is not None else None
+    if origin is not None and not (passed_on and origin.kind == "schedule"):
         raise InvalidRequestError(
             "options.origin cannot be given", why="the control plane sets it", fix="leave options.origin out"
         )
@@ -79,7 +83,7 @@ def too_large(what: str, size: int, limit: int, setting: str = "payload_bytes_ma
     return LimitExceededError(
         f"the {what} has {size} bytes",
         why=f"{setting} is {limit}",
-        fix=f"pass a reference to large data, or raise {setting}",
+        fix=f"pass it as a file (--file, client.upload, context.save), which is stored once, or raise {setting}",
         setting=setting,
         limit=limit,
     )

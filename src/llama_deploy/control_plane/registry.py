@@ -6,6 +6,8 @@ not: they register again by themselves. The registry does not deliver anything a
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, Protocol
@@ -42,6 +44,16 @@ class InstancePort(Protocol):
     last_seen_at: float
     held: dict[str, int]
     """Step id -> attempt of everything that the instance was given and has not answered."""
+    definitions: list[ServiceDefinition]
+    """What it serves."""
+
+    @property
+    def release(self) -> str:
+        """The release that it says it runs; empty for none."""
+        ...
+
+    def change_topics(self) -> None:
+        """Take steps from where those of its release wait by now."""
 
     def cancel(self, step_id: str, reason: str) -> None:
         """Tell the instance to stop a step that it holds."""
@@ -68,8 +80,37 @@ class ServiceEntry:
         """When its last instance was lost; `None` when it left on purpose, or none was ever there."""
         self.restored = False
         """Known from an earlier run, and no instance of it has come back so far."""
+        self.kept = False
+        """Known from an earlier run."""
+        self.releases: Counter[str] = Counter()
+        """How many of its instances run which release; under the empty name those that say none."""
+        self.lost_of: dict[str, float] = {}
+        """By release, where instances of it were here and none is: when the last one was lost, minus infinity where it
+        left on purpose."""
         self.answered = 0
         """Answers that have come from its instances since the start."""
+
+    def enter(self, port: InstancePort) -> None:
+        """An instance serves it; an earlier connection of the same instance does not any more."""
+        before = self.instances.get(port.instance_id)
+        if before is not None:
+            self.releases[before.release] -= 1
+        self.instances[port.instance_id] = port
+        self.releases[port.release] += 1
+        self.lost_at, self.restored = None, False
+        self.lost_of.pop(port.release, None)
+
+    def leave(self, port: InstancePort, lost_at: float | None) -> None:
+        """An instance serves it no more, since `lost_at` where it was lost."""
+        if self.instances.get(port.instance_id) is not port:
+            return
+        del self.instances[port.instance_id]
+        self.releases[port.release] -= 1
+        if not self.instances:
+            self.lost_at = lost_at
+        if not self.releases[port.release]:
+            del self.releases[port.release]
+            self.lost_of[port.release] = -math.inf if lost_at is None else lost_at
 
 
 class Registry:
@@ -84,12 +125,14 @@ class Registry:
         """Called whenever an instance comes or goes."""
         self.expected_until = 0.0
         """Until then, the services of an earlier run are expected back: the control plane has just started."""
+        self.current = ""
+        """The release whose instances say how services are defined; empty where any instance does."""
 
     def restore(self, definitions: dict[str, bytes]) -> None:
         """Know the services of an earlier run; their instances are expected back for a while."""
         for name, encoded in definitions.items():
             entry = self.services[name] = ServiceEntry(ServiceDefinition.model_validate_json(encoded))
-            entry.restored = True
+            entry.restored = entry.kept = True
         self.expected_until = self._clock.now() + self._settings.service_return_s
 
     def check_room(self, instance_id: str, definitions: list[ServiceDefinition]) -> None:
@@ -97,6 +140,11 @@ class Registry:
         settings = self._settings
         if instance_id not in self.instances and len(self.instances) >= settings.instances_max:
             raise beyond("instances_max", settings.instances_max, "as many instances are connected as may be")
+        self.check_services(definitions)
+
+    def check_services(self, definitions: list[ServiceDefinition]) -> None:
+        """Raise `LimitExceededError` for one service or one place too many."""
+        settings = self._settings
         new = {one.service_name for one in definitions if one.service_name not in self.services}
         if len(self.services) + len(new) > settings.services_max:
             raise beyond("services_max", settings.services_max, f"there is no room for {len(new)} more services")
@@ -106,7 +154,11 @@ class Registry:
                 raise beyond("steps_per_instance_max", settings.steps_per_instance_max, what)
 
     def register(self, port: InstancePort, definitions: list[ServiceDefinition]) -> list[ServiceDefinition]:
-        """An instance is here and serves these; returns the definitions that are new or have changed."""
+        """An instance is here and serves these; returns the definitions that are new or have changed.
+
+        How a known service is defined, an instance of another release than the current one does not change.
+        """
+        speaks = port.release in ("", self.current) or not self.current
         changed: list[ServiceDefinition] = []
         self.instances[port.instance_id] = port
         for definition in definitions:
@@ -116,12 +168,10 @@ class Registry:
             elif entry is None:
                 entry = self.services[definition.service_name] = ServiceEntry(definition)
                 changed.append(definition)
-            elif entry.definition != definition:
+            elif entry.definition != definition and speaks:
                 entry.definition = definition
                 changed.append(definition)
-            entry.instances[port.instance_id] = port
-            entry.lost_at = None
-            entry.restored = False
+            entry.enter(port)
         self._notify()
         return changed
 
@@ -130,11 +180,9 @@ class Registry:
         if self.instances.get(port.instance_id) is not port:
             return
         del self.instances[port.instance_id]
+        lost_at = self._clock.now() if lost else None
         for entry in self.services.values():
-            if entry.instances.get(port.instance_id) is port:
-                del entry.instances[port.instance_id]
-                if not entry.instances:
-                    entry.lost_at = self._clock.now() if lost else None
+            entry.leave(port, lost_at)
         self._notify()
 
     def define(self, definition: ServiceDefinition) -> None:
@@ -145,6 +193,23 @@ class Registry:
         else:
             entry.definition = definition
         self._notify()
+
+    def agree(self, recorded: dict[str, ServiceDefinition]) -> list[str]:
+        """Know what is recorded by now, by whomever; services that instances are here for are as those say.
+
+        Returns the names of those that have changed.
+        """
+        changed = []
+        for name, definition in recorded.items():
+            entry = self.services.get(name)
+            if entry is None or (not entry.instances and entry.definition != definition):
+                self.define(definition)
+                changed.append(name)
+        for name, entry in list(self.services.items()):
+            if name not in recorded and not entry.instances and not is_reserved(name):
+                self.forget(name)
+                changed.append(name)
+        return changed
 
     def forget(self, name: str) -> bool:
         """Know a service no more. True when it was known."""
@@ -167,10 +232,19 @@ class Registry:
             return name in ANSWERED_HERE
         if entry.instances:
             return True
-        now = self._clock.now()
         if entry.lost_at is not None:
-            return now - entry.lost_at < self._settings.service_return_s
-        return entry.restored and now < self.expected_until
+            return self._clock.now() - entry.lost_at < self._settings.service_return_s
+        return entry.restored and self.returning
+
+    @property
+    def returning(self) -> bool:
+        """Whether the control plane has just started, so that instances of an earlier run may come back."""
+        return self._clock.now() < self.expected_until
+
+    def expects(self, entry: ServiceEntry, release: str) -> bool:
+        """Whether an instance of a release was lost so lately that it is expected back."""
+        lost_at = entry.lost_of.get(release)
+        return lost_at is not None and self._clock.now() - lost_at < self._settings.service_return_s
 
     def unserved(self, name: str) -> ServiceUnknownError:
         """The refusal of a task for a service that nobody serves."""
@@ -193,12 +267,12 @@ class Registry:
         """Every known service, the control plane's own left out, by name."""
         return sorted(name for name in self.services if not is_reserved(name))
 
-    def instances_count(self) -> int:
-        """How many instances are here, the control plane's own left out."""
+    def instance_ids(self) -> list[str]:
+        """The instances that are here, the control plane's own left out."""
         own = {
             id(port) for name in self.services if is_reserved(name) for port in self.services[name].instances.values()
         }
-        return sum(id(port) not in own for port in self.instances.values())
+        return [port.instance_id for port in self.instances.values() if id(port) not in own]
 
     def view(self, name: str, waiting: int, oldest_waiting_s: float | None) -> ServiceView:
         """One service as the API shows it."""
@@ -214,6 +288,7 @@ class Registry:
             "running": sum(view.running for view in instances),
             "state": state,
             "oldest_waiting_s": oldest_waiting_s,
+            "answered": entry.answered,
         }
         return ServiceView.model_validate(fields)
 

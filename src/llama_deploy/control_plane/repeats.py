@@ -17,8 +17,11 @@ from msgspec import UNSET
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.forks import Past, fork_at
 from llama_deploy.control_plane.refusals import too_large
+from llama_deploy.control_plane.task_cache import not_found
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
 from llama_deploy.errors import InvalidRequestError, NotRepeatableError
+from llama_deploy.runtime import failpoint
+from llama_deploy.state_stores.shards import id_beside
 from llama_deploy.types import Origin, TaskDefinition, TaskOptions, generate_id
 from llama_deploy.types.artifacts import hashes_in
 
@@ -118,10 +121,10 @@ class Repeats:
 
     async def past(self, task_id: str) -> Past:
         """What is recorded of a task. Raises `TaskNotFoundError`."""
-        await self._engine.cache.get(task_id)
         row = await self._engine.store.load_task(task_id)
+        if row is None:
+            raise not_found(task_id)
         history = await self._engine.contents.history(task_id)
-        assert row is not None, "it was found a moment ago"
         return Past(row, history[: row.version])
 
     async def begin(
@@ -144,7 +147,7 @@ class Repeats:
         if new_task_id == past.row.task_id:
             raise InvalidRequestError(f"the new task cannot have the id of the old one, {new_task_id!r}")
         definition = _definition(past, kind, seq, step_id, edit)
-        definition.task_id = new_task_id or generate_id()
+        definition.task_id = new_task_id or self._new_id(past)
         definition.idempotency_key = key
         fork = None
         if seq or kind == "fork":
@@ -152,9 +155,15 @@ class Repeats:
             fork = fork_at(past, seq, definition.task_id, keep_answers=keep_answers, anew=step_id, edit=given)
             await self._engine.contents.learn(hashes_in(msgspec.json.encode(fork)))
         entry = await self._engine.submissions.submit_and_wait(definition, fork=fork)
+        failpoint("repeats.recorded")
         if kind in ("retry", "redrive"):
             await self._note_sent_again(past, seq, entry.row.task_id)
+        failpoint("repeats.noted")
         return entry, entry.definition is definition
+
+    def _new_id(self, past: Past) -> str:
+        """An id for what comes of a task, such that who leads the old one leads the new one."""
+        return id_beside(generate_id(), past.row.session_id, self._engine.store.shards_count)
 
     async def _note_sent_again(self, past: Past, seq: int, task_id: str) -> None:
         """Dead letters whose steps run again in the new task say so; what only tells of the old end does not."""

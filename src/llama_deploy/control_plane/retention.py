@@ -54,15 +54,22 @@ class Retention:
                     log.exception("removing old tasks failed, going on later")
 
     async def apply(self) -> int:
-        """Remove everything that is to go now; returns how many tasks that were."""
+        """Remove everything that is to go now; returns how many tasks that were.
+
+        Where control planes share the store, sessions are removed by whoever leads them, all else by one of them.
+        """
         now = self._engine.clock.now()
-        await self._dead_letters(now)
-        removed = await self._old_tasks(now) + await self._surplus_tasks()
+        first = self._engine.leadership.first
+        removed = 0
+        if first:
+            await self._dead_letters(now)
+            removed = await self._old_tasks(now) + await self._surplus_tasks()
         if now >= self._rarely_at:
             self._rarely_at = now + RARE_S
             await self._sessions(now)
-            await self._contents(now)
-        while await self._engine.store.shrink():
+            if first:
+                await self._contents(now)
+        while first and await self._engine.store.shrink():
             await self._engine.sleep(PAUSE_S)
         if removed:
             log.info("removed old tasks", count=removed)
@@ -99,6 +106,7 @@ class Retention:
         removed = await self._engine.store.delete_tasks(task_ids)
         failpoint("retention.removed")
         await self._engine.cache.drop(task_ids)
+        self._engine.common.removed(task_ids)
         self._engine.statistics.removed += removed
         return removed
 
@@ -120,7 +128,7 @@ class Retention:
         if not kept_s:
             return
         for session_id in await engine.store.unused_sessions(now - kept_s, limit=10_000):
-            if not engine.cache.let_go_of_session(session_id):
+            if not engine.leadership.keeps(session_id) or not engine.cache.let_go_of_session(session_id):
                 continue
             await engine.store.delete_session(session_id, if_unused=True)
             engine.cache.let_go_of_session(session_id)

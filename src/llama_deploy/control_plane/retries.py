@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from llama_deploy.types import RetryPolicy, TaskResult
+from llama_deploy.types.retry import asked_for_s
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
@@ -48,7 +49,7 @@ def after_failure(engine: Engine, entry: TaskEntry, step: OpenStep, result: Task
     error = result.error
     delay_s = policy.delay_for(error, step.failures + 1)
     if delay_s is not None and not worn_out(engine, step):
-        return engine.jitter(delay_s, policy.jitter)
+        return engine.jitter(delay_s, policy.jitter, least_s=asked_for_s(error))
     if policy.when_exhausted == "pause" and (error is None or not policy.is_final(error)):
         return "pause"
     if handled and error is not None:

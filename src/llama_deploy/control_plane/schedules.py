@@ -2,25 +2,26 @@
 
 A schedule and how far it has come is one document in the store. A time that has come is submitted under an id made of
 the schedule's name and the time, then it is recorded that the time is over. Whoever dies in between submits it again
-and finds the task that there is. Which times there are is in `schedule_times`; here is what follows from them.
+and finds the task that there is. Of control planes that share a store, the one that leads the first shard looks after
+all schedules. Which times there are is in `schedule_times`; here is what follows from them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime
-from functools import partial
 from itertools import islice
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from llama_deploy.control_plane.engine import Engine
+from llama_deploy.control_plane.forwarder import Forwarder
 from llama_deploy.control_plane.refusals import check_id, clean, too_large
 from llama_deploy.control_plane.registry import is_reserved
+from llama_deploy.control_plane.routing import Routing
+from llama_deploy.control_plane.schedule_standing import KEPT, Standing, input_of, shown, task_id_of
 from llama_deploy.control_plane.schedule_times import (
     CAUGHT_UP_MAX,
     check_timing,
@@ -31,7 +32,6 @@ from llama_deploy.control_plane.schedule_times import (
     zone_of,
 )
 from llama_deploy.control_plane.signals import Signals
-from llama_deploy.control_plane.tasks import TaskEntry
 from llama_deploy.errors import (
     Category,
     InvalidRequestError,
@@ -46,9 +46,7 @@ from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.clock import Timer
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.types import Origin, TaskDefinition, TaskOptions
-from llama_deploy.types.redaction import Redaction
 from llama_deploy.types.schedules import NAME_PATTERN, Schedule, ScheduleView
-from llama_deploy.types.webhooks import redacted
 
 log = get_logger("llama_deploy.schedules")
 
@@ -65,39 +63,18 @@ _PASSING = frozenset({Category.UNAVAILABLE, Category.TOO_MANY})
 """Refusals after which a task is submitted again a little later."""
 
 
-class Standing(BaseModel):
-    """A schedule and how far it has come, as recorded."""
-
-    model_config = ConfigDict(extra="ignore", defer_build=True)
-
-    schedule: Schedule
-    from_file: bool = False
-    anchor: float
-    """Where `every_s` counts from."""
-    handled_at: float
-    """Every time up to this one is over."""
-    paused: bool = False
-    paused_because: str = ""
-    last_due_at: float | None = None
-    last_task_id: str | None = None
-    waiting: list[float] = Field(default_factory=list)
-    submitted: int = 0
-    skipped: int = 0
-    missed: int = 0
-    last_error: str = ""
-    created_at: float
-    updated_at: float
-
-
 class Schedules:
     """The schedules of one control plane."""
 
-    def __init__(self, engine: Engine, signals: Signals) -> None:
+    def __init__(self, engine: Engine, signals: Signals, forwarder: Forwarder, routing: Routing) -> None:
         self._engine = engine
         self._signals = signals
+        self._forwarder = forwarder
+        self._routing = routing
+        self._of_file: Mapping[str, Schedule] | None = None
+        self.in_charge = False
+        """Whether they are this control plane's to look after, and not another's on the same store."""
         self._standing: dict[str, Standing] = {}
-        self._running: dict[str, TaskEntry] = {}
-        """By name: the latest task, while it has not ended as far as is known."""
         self._watched: dict[str, str] = {}
         """By name: the task whose end is waited for."""
         self._look_at: dict[str, float] = {}
@@ -114,18 +91,47 @@ class Schedules:
 
         `None` says that there is no file: what came from one stays. What was missed is caught up as each asks for.
         """
-        for name, data in (await self._engine.store.load_documents(KIND)).items():
-            self._standing[name] = Standing.model_validate_json(data)
-        if of_file is not None:
+        self._of_file, self.in_charge = of_file, False
+        self._routing.watch(self._wake.set)
+        async with self._changing:
+            await self._take_charge()
+        self._task = asyncio.create_task(self._run())
+
+    async def _take_charge(self) -> None:
+        """Begin to look after all of them, or leave that to another control plane, as who leads what has changed."""
+        in_charge = self._routing.leads(self._routing.of_all)
+        if in_charge == self.in_charge:
+            return
+        self._standing.clear()
+        self._look_at.clear()
+        if in_charge:
+            await self._load()
+        self.in_charge = in_charge
+
+    async def _load(self) -> None:
+        self._standing = await self._recorded()
+        if self._of_file is not None:
             for name, standing in list(self._standing.items()):
-                if standing.from_file and name not in of_file:
+                if standing.from_file and name not in self._of_file:
                     await self._forget(name)
-            for name, schedule in of_file.items():
+            for name, schedule in self._of_file.items():
                 await self._put(name, schedule, from_file=True)
         for name, standing in self._standing.items():
             await self._recover(name, standing)
             self._look_now(name)
-        self._task = asyncio.create_task(self._run())
+
+    async def _recorded(self) -> dict[str, Standing]:
+        found = await self._engine.store.load_documents(KIND)
+        return {name: Standing.model_validate_json(data) for name, data in found.items()}
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Change something, one at a time. Raises `ShardLostError` where another control plane looks after them."""
+        async with self._changing:
+            await self._take_charge()
+            if not self.in_charge:
+                raise self._routing.not_led(self._routing.of_all)
+            yield
 
     async def stop(self) -> None:
         """Submit nothing more."""
@@ -154,7 +160,7 @@ class Schedules:
         Where the times stay the same, it goes on from where it is, paused if it was. Raises `InvalidRequestError`,
         `LimitExceededError`, and `ScheduleOfFileError` for one of the deployment file.
         """
-        async with self._changing:
+        async with self._alone():
             self._refuse_of_file(name)
             await self._put(name, schedule, from_file=False)
             self._look_now(name)
@@ -202,7 +208,7 @@ class Schedules:
 
     async def delete(self, name: str) -> ScheduleView:
         """Forget a schedule, not its tasks; how it stood. Raises `ScheduleNotFoundError`, `ScheduleOfFileError`."""
-        async with self._changing:
+        async with self._alone():
             self._must(name)
             self._refuse_of_file(name)
             view = await self._view(name)
@@ -211,7 +217,7 @@ class Schedules:
 
     async def pause(self, name: str, *, reason: str = "", by: str = "") -> ScheduleView:
         """Submit nothing until it is resumed. Repeating it changes nothing. Raises `ScheduleNotFoundError`."""
-        async with self._changing:
+        async with self._alone():
             standing = self._must(name)
             if not standing.paused:
                 because = (f"by {clean(by)}" if by else "") + (f": {clean(reason)}" if reason else "")
@@ -220,7 +226,7 @@ class Schedules:
 
     async def resume(self, name: str) -> ScheduleView:
         """Go on with the next time; what came while it was paused is over. Raises `ScheduleNotFoundError`."""
-        async with self._changing:
+        async with self._alone():
             standing = self._must(name)
             if standing.paused:
                 now = self._engine.clock.now()
@@ -233,7 +239,7 @@ class Schedules:
 
         Raises `ScheduleNotFoundError`, and what refuses the task.
         """
-        async with self._changing:
+        async with self._alone():
             standing = self._must(name)
             now = self._engine.clock.now()
             task_id = task_id_of(name, round(now, 3) + (0.001 if round(now, 3).is_integer() else 0.0))
@@ -242,28 +248,33 @@ class Schedules:
             await self._record(name, standing)
             return task_id
 
-    def next_times(self, name: str, count: int) -> list[datetime]:
+    async def next_times(self, name: str, count: int) -> list[datetime]:
         """The next times of a schedule, in its own time zone, paused or not. Raises `ScheduleNotFoundError`."""
-        standing = self._must(name)
-        times = times_after(standing.schedule, self._engine.clock.now(), standing.anchor)
-        zone = zone_of(standing.schedule)
-        return [datetime.fromtimestamp(time, zone) for time in islice(times, min(count, NEXT_TIMES_MAX))]
+        async with self._alone():
+            standing = self._must(name)
+            times = times_after(standing.schedule, self._engine.clock.now(), standing.anchor)
+            zone = zone_of(standing.schedule)
+            return [datetime.fromtimestamp(time, zone) for time in islice(times, min(count, NEXT_TIMES_MAX))]
 
     async def get(self, name: str) -> ScheduleView:
         """One schedule. Raises `ScheduleNotFoundError`."""
-        self._must(name)
-        return await self._view(name)
+        async with self._alone():
+            self._must(name)
+            return await self._view(name)
 
     async def list(self) -> list[ScheduleView]:
-        """Every schedule, by name."""
-        return [await self._view(name) for name in sorted(self._standing)]
+        """Every schedule, by name; as it is recorded, where another control plane looks after them."""
+        async with self._changing:
+            await self._take_charge()
+            standing = self._standing if self.in_charge else await self._recorded()
+            return [await self._view(name, standing[name]) for name in sorted(standing)]
 
-    async def _view(self, name: str) -> ScheduleView:
-        standing = self._standing[name]
-        fields: dict[str, Any] = {key: getattr(standing, key) for key in ScheduleView.model_fields if key in _KEPT}
+    async def _view(self, name: str, standing: Standing | None = None) -> ScheduleView:
+        standing = standing or self._standing[name]
+        fields: dict[str, Any] = {key: getattr(standing, key) for key in ScheduleView.model_fields if key in KEPT}
         next_at = None if standing.paused else self._next_at(name, standing)
         running = standing.last_task_id is not None and await self._has_not_ended(standing.last_task_id)
-        fields["schedule"] = _shown(standing.schedule, self._engine.redact)
+        fields["schedule"] = shown(standing.schedule, self._engine.redact)
         return ScheduleView(name=name, next_at=next_at, running=running, **fields)
 
     async def _has_not_ended(self, task_id: str) -> bool:
@@ -291,7 +302,6 @@ class Schedules:
     async def _forget(self, name: str) -> None:
         await self._engine.store.delete_document(KIND, name)
         del self._standing[name]
-        self._running.pop(name, None)
         self._watched.pop(name, None)
         self._look_at.pop(name, None)
 
@@ -309,12 +319,21 @@ class Schedules:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            await self._see_who_leads()
             now = self._engine.clock.now()
             for name in [name for name, when in self._look_at.items() if when <= now]:
                 async with self._changing:
                     if name in self._standing:
                         await self._look_after(name, self._standing[name])
             self._arm()
+
+    async def _see_who_leads(self) -> None:
+        try:
+            async with self._changing:
+                await self._take_charge()
+        except LlamaDeployError as error:
+            log.warning("the schedules cannot be read now, trying again", error=str(error))
+            self._engine.clock.call_at(self._engine.clock.now() + AGAIN_S, self._wake.set)
 
     async def _look_after(self, name: str, standing: Standing) -> None:
         """Do what is due for one schedule; what goes wrong with it keeps no other one from going on."""
@@ -352,7 +371,7 @@ class Schedules:
     async def _come(self, name: str, standing: Standing, due_at: float) -> None:
         """A time has come: submit its task, or what else follows where the one before has not ended."""
         overlap = standing.schedule.overlap
-        running = await self._runs(name, standing) if overlap != "allow" else None
+        running = await self._runs(standing) if overlap != "allow" else None
         if running is not None and overlap == "skip":
             standing.skipped += 1
             return
@@ -368,7 +387,8 @@ class Schedules:
         if running is not None:
             try:
                 by = f"schedule:{name}"
-                await self._signals.cancel(running.row.task_id, reason="the next task of its schedule is due", by=by)
+                reason = "the next task of its schedule is due"
+                await self._forwarder.cancel(self._signals, running, reason=reason, by=by)
             except TaskEndedError:
                 log.info("the task before has ended by itself", schedule=name)
         await self._submit_time(name, standing, due_at)
@@ -376,7 +396,7 @@ class Schedules:
     async def _submit_waiting(self, name: str, standing: Standing) -> None:
         """Submit what has waited for the end of the task before."""
         while standing.waiting:
-            running = await self._runs(name, standing)
+            running = await self._runs(standing)
             if running is not None:
                 self._watch(name, running)
                 return
@@ -414,36 +434,37 @@ class Schedules:
             metadata={**schedule.metadata, "schedule": name, "due_at": stamp(due_at)},
             options=options.model_copy(update={"origin": Origin(kind="schedule", schedule=name)}),
         )
-        await self._engine.submissions.submit_and_wait(definition)
+        await self._forwarder.submit(definition)
 
     @staticmethod
     def _submitted(standing: Standing, due_at: float, task_id: str) -> None:
         standing.submitted += 1
         standing.last_due_at, standing.last_task_id, standing.last_error = due_at, task_id, ""
 
-    async def _runs(self, name: str, standing: Standing) -> TaskEntry | None:
-        """The latest task of a schedule where it has not ended."""
-        if standing.last_task_id is None:
+    async def _runs(self, standing: Standing) -> str | None:
+        """The latest task of a schedule where it has not ended, as far as is recorded, and is kept."""
+        task_id = standing.last_task_id
+        if task_id is None:
             return None
-        known = self._running.get(name)
-        if known is None or known.row.task_id != standing.last_task_id or known.stale:
-            entry = await self._engine.cache.load(standing.last_task_id)
-            if entry is None:
-                return None  # it is not kept any more
-            known = self._running[name] = entry
-        if known.final:
-            self._running.pop(name, None)
-            return None
-        return known
+        entry = self._engine.cache.tasks.get(task_id)
+        if entry is not None:
+            return None if entry.final else task_id
+        row = await self._engine.store.load_task(task_id)
+        return task_id if row is not None and row.ended_at is None else None
 
-    def _watch(self, name: str, running: TaskEntry | None) -> None:
+    def _watch(self, name: str, task_id: str | None) -> None:
         """Look again when the latest task has ended."""
-        if running is None or self._watched.get(name) == running.row.task_id:
+        if task_id is None or self._watched.get(name) == task_id:
             return
-        self._watched[name] = running.row.task_id
-        self._engine.when_ended(running, partial(self._ended, name))
+        self._watched[name] = task_id
+        self._engine.spawn(self._watch_end(name, task_id))
 
-    def _ended(self, name: str, _: TaskEntry) -> None:
+    async def _watch_end(self, name: str, task_id: str) -> None:
+        try:
+            await self._forwarder.ended(task_id)
+        except LlamaDeployError as error:
+            log.warning("the end of a schedule's task cannot be waited for, trying again", error=str(error))
+            await self._engine.sleep(AGAIN_S)
         self._watched.pop(name, None)
         self._look_now(name)
 
@@ -464,29 +485,3 @@ class Schedules:
             self._timer = None
         if self._look_at:
             self._timer = self._engine.clock.call_at(min(self._look_at.values()), self._wake.set)
-
-
-_KEPT = frozenset(Standing.model_fields)
-
-
-def task_id_of(name: str, due_at: float) -> str:
-    """The id of the task of one time of a schedule."""
-    return f"{name}@{stamp(due_at)}"
-
-
-def _shown(schedule: Schedule, redact: Redaction) -> Schedule:
-    """A schedule as people see it: without the values of keys that are left out, and without secrets in a URL."""
-    changes: dict[str, Any] = {}
-    if redact:
-        changes = {"input": redact.value(schedule.input), "metadata": redact.value(schedule.metadata)}
-    webhook = schedule.options.webhook if schedule.options is not None else None
-    if schedule.options is not None and webhook is not None:
-        told = webhook.model_copy(update={"url": redacted(webhook.url)})
-        changes["options"] = schedule.options.model_copy(update={"webhook": told})
-    return schedule.model_copy(update=changes) if changes else schedule
-
-
-def input_of(schedule: Schedule) -> str:
-    """What the tasks of a schedule are given: text as it is, any other JSON as its text."""
-    given = schedule.input
-    return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)

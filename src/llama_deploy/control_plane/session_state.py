@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from llama_deploy.control_plane.own_state import OwnState
 from llama_deploy.errors import OrchestratorError
 from llama_deploy.orchestrators import get_result_key, get_stream_key
+from llama_deploy.types.reserved import MEMORY_KEY
 
 _MISSING: Any = object()
 
@@ -69,6 +70,10 @@ class SessionState:
         self.cells: dict[str, SharedCell] = {}
         self.values: dict[str, Any] = {}
         """The decoded values of the cells that are not removed. Nobody outside may change them."""
+        self.memories: dict[str, SharedCell] = {}
+        """What services remember, by key; policies have no part in it."""
+        self.turns: dict[str, str] = {}
+        """The keys of those that a parked step goes on from, by that step."""
         self.changes = 0
         """How often any key was changed in memory."""
         self.lock = asyncio.Lock()
@@ -85,14 +90,30 @@ class SessionState:
 
     def put(self, key: str, encoded: bytes | None, version: int, *, committed: bool) -> None:
         """Take over one key as read from the store, or as decided and on its way there."""
-        before = self.cells.get(key)
+        before = self.cells.get(key) or self.memories.get(key)
         done = version if committed else (before.committed if before else 0)
+        if key.startswith(MEMORY_KEY):
+            self._put_memory(key, SharedCell(encoded, version, done, self.changes))
+            return
         self.changes += 1
         self.cells[key] = SharedCell(encoded, version, done, self.changes)
         if encoded is None:
             self.values.pop(key, None)
         else:
             self.values[key] = _decode(encoded)
+
+    def _put_memory(self, key: str, cell: SharedCell) -> None:
+        self.memories[key] = cell
+        for step_id in [step_id for step_id, known in self.turns.items() if known == key]:
+            del self.turns[step_id]
+        if cell.encoded is not None and isinstance(step_id := _decode(cell.encoded).get("turn"), str):
+            self.turns[step_id] = key
+
+    def committed(self, key: str, version: int) -> None:
+        """This version of a key is in the store."""
+        cell = self.cells.get(key)
+        if cell is not None:
+            cell.committed = max(cell.committed, version)
 
     def changing(self) -> None:
         """A change is handed to the store."""
@@ -111,7 +132,7 @@ class SessionState:
 
     def version(self, key: str) -> int:
         """The key's newest version, 0 for a key that never was."""
-        cell = self.cells.get(key)
+        cell = self.cells.get(key) or self.memories.get(key)
         return cell.version if cell else 0
 
 
@@ -258,34 +279,64 @@ class Delta:
 class PrivateState:
     """The part of state that belongs to one task, as JSON by key; what its history rebuilds."""
 
-    __slots__ = ("keys", "names", "own", "task_id")
+    __slots__ = ("_growing", "keys", "memory", "names", "own", "task_id")
 
     def __init__(self, task_id: str) -> None:
+        self._growing: dict[str, bytearray] = {}
+        """Values that grow while a history is read: in place, else each item would cost all before it."""
         self.task_id = task_id
         self.own: dict[str, bytes] | None = None
         """The keys inside `state[task_id]`, or `None` while there is no such dictionary."""
         self.keys: dict[str, bytes] = {}
         self.names = (get_result_key(task_id), get_stream_key(task_id))
+        self.memory: dict[str, tuple[bytes, int]] = {}
+        """What services remember of the task, with its version; policies have no part in it."""
+
+    def keep(self, service: str, memory: bytes) -> None:
+        """Take over what a service remembers from now on."""
+        self.memory[service] = (memory, self.memory.get(service, (b"", 0))[1] + 1)
 
     def apply(self, delta: Delta) -> None:
         """Take over a decision."""
+        for key in (self._growing.keys() & delta.own.keys()) if delta.own_present else list(self._growing):
+            del self._growing[key]  # it is another value now
         if delta.own_present:
             self.own = self.own if self.own is not None else {}
-            _apply(self.own, delta.own)
+            if delta.own:
+                _apply(self.own, delta.own)
         else:
             self.own = None
-        _apply(self.keys, delta.keys)
+        if delta.keys:
+            _apply(self.keys, delta.keys)
+
+    def grow(self, key: str, end: bytes) -> None:
+        """Add the items of one JSON list or object to the end of what stands under a key; `settle` comes after it.
+
+        Raises `ValueError` where nothing of the kind stands there.
+        """
+        growing = self._growing.get(key)
+        if growing is None:
+            growing = self._growing[key] = bytearray((self.own or {}).get(key, b""))
+        if growing[:1] != end[:1] or end[:1] not in (b"[", b"{"):
+            raise ValueError(f"nothing that can have grown stands under {key!r}")
+        growing[-1:] = b"," + end[1:]
+
+    def settle(self) -> None:
+        """A history was read: what has grown in it stands among the other values."""
+        if self.own is not None:
+            self.own.update({key: bytes(value) for key, value in self._growing.items()})
+        self._growing.clear()
 
     def view(self, session: SessionState | None, *, on_demand: bool = False) -> dict[str, Any]:
         """The state for a policy: private copies, and the session's shared keys where there is one.
 
         `on_demand` makes `state[task_id]` an `OwnState`.
         """
-        mine: dict[str, Any] = {key: _decode(value) for key, value in self.keys.items()}
+        mine: dict[str, Any] = {key: _decode(value) for key, value in self.keys.items()} if self.keys else {}
         if self.own is not None and on_demand:
             mine[self.task_id] = OwnState(self.own)
         elif self.own is not None:
-            mine[self.task_id] = {key: _decode(value) for key, value in self.own.items()}
+            mine[self.task_id] = {key: _decode(value) for key, value in self.own.items()} if self.own else {}
         return mine if session is None else PolicyState(session, mine)
 
     def difference(
@@ -313,11 +364,13 @@ class PrivateState:
             delta.own = own.changes(partial(_encode_own, f"state[{self.task_id!r}]", known))
         elif isinstance(own, dict):
             delta.own_present = True
-            _compare(self.own or {}, own, f"state[{self.task_id!r}]", known, delta.own)
+            if own or self.own:
+                _compare(self.own or {}, own, f"state[{self.task_id!r}]", known, delta.own)
         elif own is not _MISSING:
             found[self.task_id] = own
         if shared_names is None:
-            _compare(self.keys, found, "state", known, delta.keys)
+            if found or self.keys:
+                _compare(self.keys, found, "state", known, delta.keys)
             return delta
         private = {key: found[key] for key in (*self.names, self.task_id) if key in found}
         _compare(self.keys, private, "state", known, delta.keys)
@@ -348,6 +401,8 @@ class PrivateState:
 def _check_key(key: Any, where: str) -> None:
     if not isinstance(key, str):
         raise OrchestratorError(f"the key {key!r} of {where} is not text")
+    if key.startswith(MEMORY_KEY):
+        raise OrchestratorError(f"the key {key!r} of {where} is taken", why="it is for what services remember")
     if not key.isascii():
         try:
             key.encode()

@@ -21,8 +21,14 @@ class EngineSettings:
     """How long a dropped connection may take to come back before its instance is lost."""
     recovery_grace_s: float = 1.0
     """After a start: how long instances may take to reclaim what they hold before it is published again."""
+    shard_lease_s: float = 6.0
+    """Where control planes share a store: one that was not heard of for so long loses its sessions to the others."""
     service_return_s: float = 30.0
     """A service whose last instance was lost this recently is expected back, so that tasks for it are accepted."""
+    release_finish_within_s: float = 600.0
+    """How long the tasks of a release may finish on it once another one is current, where nobody says otherwise."""
+    releases_finishing_max: int = 3
+    """Releases that finish their tasks beside the current one; beyond it the oldest is retired."""
     claim_recorded_after_s: float = 1.0
     """A step that an instance holds for this long is marked as begun: a crash of everything then counts the attempt."""
     overdue_s: float = 30.0
@@ -41,6 +47,10 @@ class EngineSettings:
     """How often a decision that raised or timed out is asked for again before the task fails."""
     decision_retry_s: float = 0.2
     """Pause before the first such repetition; it doubles."""
+    leader_wait_s: float = 10.0
+    """Where control planes share a store: how long a request waits while nobody leads its session."""
+    peer_answer_s: float = 2.0
+    """Where control planes share a store: how long each may take to say its part of an answer about all of them."""
     payload_bytes_max: int = 4_194_304
     """Size of an input, a message, a result or an event."""
     import_bytes_max: int = 67_108_864
@@ -49,6 +59,8 @@ class EngineSettings:
     """Values that the code of one step may have remembered (`once`)."""
     remembered_bytes_max: int = 1_048_576
     """Size of all values that the code of one step may have remembered; later attempts are given all of them."""
+    memory_bytes_max: int = 1_048_576
+    """Size of what one service remembers of one session, or of one task; an answer that leaves more fails the step."""
     call_depth_max: int = 32
     """How deep calls of services by services may go; a service that calls itself for ever ends here."""
     calls_per_task_max: int = 10_000
@@ -73,6 +85,8 @@ class EngineSettings:
     """Instances that are connected; one more is refused."""
     clients_max: int = 20_000
     """Connections of clients; one more is refused until one closes."""
+    connections_per_address_max: int = 10_000
+    """Connections from one address, of this machine's own any number; one more is refused until one closes."""
     streams_per_client_max: int = 10_000
     """Streams and histories that one connection of a client follows; one more is refused."""
     steps_per_instance_max: int = 10_000

@@ -33,7 +33,7 @@ from llama_deploy.errors import (
 from llama_deploy.messages.frames import Answer, AskInput, Park
 from llama_deploy.runtime import failpoint
 from llama_deploy.state_stores.base import DeliveryMove, SessionRow, StreamChunk, Transition
-from llama_deploy.types import TaskResult, generate_id
+from llama_deploy.types import TaskResult
 from llama_deploy.types.artifacts import MARK_BYTES
 
 Settled = Callable[[LlamaDeployError | None], None]
@@ -273,10 +273,11 @@ class Signals:
             step.prompt = op.prompt
             step.resume = op.resume
             step.snapshot = op.snapshot
+            step.memory = op.memory if op.memory is not None else step.memory
             step.consumed = op.consumed
             step.parked = entry.row.version + 1
             step.claimed_by = None
-            step.published = False
+            step.published, step.started, step.found = False, 0, True
             record = Record(
                 state="",
                 step_id=step.step_id,
@@ -284,10 +285,12 @@ class Signals:
                 prompt=msgspec.Raw(op.prompt),
                 resume=op.resume,
                 snapshot=op.snapshot,
+                memory=msgspec.Raw(step.memory) if step.memory is not None else NOTHING,
                 consumed=op.consumed,
             )
             move = DeliveryMove(step.step_id, step.attempt, step.attempt, now, step.parked)
             transition = Transition(settled=settled, moved=(move,), chunks=chunks)
+            engine.memory.park(entry, step, transition)
             engine.recording.commit(entry, transition, "input_requested", record, now=now, state="input_required")
 
         self._with_step(op.step_id, op.attempt, work, lambda: done(0))
@@ -300,7 +303,7 @@ class Signals:
         if op.snapshot is not None and len(op.snapshot) > limit:
             return too_large("snapshot", len(op.snapshot), limit)
         events = self._engine.streams.refusal(entry, step, op.attempt, op.events_from, op.events)
-        return events or self._unfit_prompt(op.prompt)
+        return events or self._unfit_prompt(op.prompt) or self._engine.memory.refusal(entry, step, op.memory, None)
 
     def _unfit_prompt(self, prompt: bytes) -> LlamaDeployError | None:
         """Why a prompt cannot be recorded."""
@@ -376,7 +379,7 @@ class Signals:
             engine.answers.conclude(entry, step, result, settled, by=holder)
             return
         step.attempt += 1
-        step.published = False
+        step.published = step.found = False
         step.due_at, step.due_since = 0.0, now
         step.losses += not on_purpose
         visible_at = look_again_at(entry, step, now, engine.settings.overdue_s)
@@ -387,7 +390,7 @@ class Signals:
             engine.publish(entry, [step])
 
         settled = engine.recording.or_again(step_id, again, next_attempt)
-        transition = Transition(settled=settled, moved=(move,))
+        transition = Transition(settled=settled, shard_key=entry.row.session_id, moved=(move,))
         if entry.final:  # a notification: the history of an ended task is closed
             engine.recording.hand_over(transition)
         else:
@@ -399,7 +402,7 @@ class Signals:
         """Record a session, under a new id where none is given; one that exists stays as it is."""
         engine = self._engine
         check_id("session_id", session_id, engine.settings.id_length_max)
-        chosen = session_id or generate_id()
+        chosen = session_id or engine.leadership.own_id()
         session = await engine.cache.load_session(chosen)
         if session.recorded:
             return chosen

@@ -38,9 +38,21 @@ class Streams:
         self._engine = engine
 
     def append(
-        self, step_id: str, attempt: int, first: int, events: Sequence[bytes], done: Callable[[int], None]
+        self,
+        step_id: str,
+        attempt: int,
+        first: int,
+        events: Sequence[bytes],
+        done: Callable[[int], None],
+        *,
+        by: str,
+        holds: bool,
     ) -> None:
-        """Append events of a running attempt; `done(count)` says how many of them are dealt with."""
+        """Append events of a running attempt; `done(count)` says how many of them are dealt with.
+
+        Of the instance `by`, which must have held it when it said so (`holds`): it may have answered since. What
+        anybody else says comes again where it is adopted, or not at all.
+        """
 
         def use(entry: TaskEntry | None) -> None:
             step = entry.open.get(step_id) if entry is not None else None
@@ -48,14 +60,17 @@ class Streams:
                 done(first + len(events))
                 return
             if step is None or attempt != step.attempt or step.notification:
-                again = partial(self.append, step_id, attempt, first, events, done)
+                again = partial(self.append, step_id, attempt, first, events, done, by=by, holds=holds)
                 self._engine.when_certain(entry, partial(done, first + len(events)), again)
+                return
+            if not (holds or step.claimed_by == by) or entry.is_anothers(step, by):
                 return
             refusal = self.refusal(entry, step, attempt, first, events)
             if refusal is not None:
                 self._engine.in_turn(entry, partial(self._refuse, entry, step_id, attempt, refusal))
                 return
             failpoint("streams.received")
+            self._engine.claims.tells(entry, step, by)
             stream = self._take(entry, step, attempt, first, events)
             stream.acknowledge[step_id, attempt] = done
             self._flush(entry)
@@ -216,7 +231,7 @@ class Streams:
         stream.in_flight = True
 
         def settled(error: LlamaDeployError | None) -> None:
-            stream.in_flight = False
+            stream.landed()
             if error is not None:
                 self._engine.recording.refused(entry)
                 return
@@ -227,7 +242,7 @@ class Streams:
             entry.notify()
             self._flush(entry)
 
-        self._engine.store.record(Transition(settled=settled, chunks=chunks))
+        self._engine.store.record(Transition(settled=settled, shard_key=entry.row.session_id, chunks=chunks))
 
     @staticmethod
     def _acknowledge(acknowledge: _Waiting, counts: dict[tuple[str, int], tuple[int, int]]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from llama_deploy.control_plane import state_changes
 from llama_deploy.control_plane.deadlines import DEADLINE_INDEX, begins_at, deadline_id, ends_at
 from llama_deploy.control_plane.decisions import Decision
 from llama_deploy.control_plane.forks import Fork
@@ -18,11 +19,12 @@ from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import check_id, conflict, digest, resolve, too_large
 from llama_deploy.control_plane.registry import is_reserved
 from llama_deploy.control_plane.session_state import SessionState
-from llama_deploy.control_plane.tasks import TaskEntry, apply_change
+from llama_deploy.control_plane.tasks import TaskEntry
 from llama_deploy.errors import (
     InvalidRequestError,
     LlamaDeployError,
     QueueFullError,
+    ShardLostError,
     ShuttingDownError,
     StoreUnavailableError,
 )
@@ -34,6 +36,8 @@ from llama_deploy.types.reserved import DEADLINE_SERVICE
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane.engine import Engine
+
+_encode = msgspec.json.Encoder().encode
 
 BEGIN_S_MAX = 10 * 366 * 86_400.0
 """How far from now a task may begin, in seconds."""
@@ -102,6 +106,8 @@ class Submissions:
                 why=getattr(self._engine.store, "last_error", ""),
                 fix="what was accepted before is safe; submit again later",
             )
+        if definition.session_id or not definition.idempotency_key:
+            self._check_leads(definition)  # under a key there may be a task of another session
         _check_text("input", [definition.input], settings.payload_bytes_max)
         if definition.metadata:
             texts = [text for pair in definition.metadata.items() for text in pair]
@@ -110,6 +116,12 @@ class Submissions:
             definition.agent_id = self._engine.default_service
         for name in ("task_id", "session_id", "agent_id", "idempotency_key"):
             check_id(name, getattr(definition, name), settings.id_length_max)
+        if definition.session_id == definition.task_id:
+            raise InvalidRequestError(
+                f"a task cannot be named as its session ({definition.task_id[:80]!r})",
+                why="a row with one name for both is a task without a session, which erasing would not find",
+                fix="name the task otherwise, or leave one of the two names out",
+            )
         if definition.agent_id and is_reserved(definition.agent_id):
             raise InvalidRequestError(
                 f"{definition.agent_id!r} takes no tasks",
@@ -121,6 +133,12 @@ class Submissions:
             _check_begin(definition.options, self._engine.clock.now())
             if definition.options.webhook is not None:
                 self._engine.webhooks.check(definition.options.webhook)
+
+    def _check_leads(self, definition: TaskDefinition) -> None:
+        """Raise `ShardLostError` for a task that another control plane is to make."""
+        session_id = definition.session_id or definition.task_id
+        if not self._engine.leadership.leads(session_id):
+            raise self._engine.leadership.not_led(session_id)
 
     async def _submit_slowly(self, definition: TaskDefinition, done: Submitted, fork: Fork | None) -> None:
         """Where the store has to be asked first: an idempotency key, a session that is not in memory.
@@ -141,6 +159,7 @@ class Submissions:
                 if found is not None:
                     finished(found, None)
                     return
+                self._check_leads(definition)
             if definition.session_id:  # last, so that the session cannot leave memory before the task holds it
                 session = await self._engine.cache.load_session(definition.session_id)
         except LlamaDeployError as error:
@@ -212,6 +231,8 @@ class Submissions:
             origin=origin_of(definition),
         )
         entry = TaskEntry(row, definition, session, policy)
+        if self._engine.releases.current:
+            entry.release = self._engine.releases.of_new(definition)
         entry.recorded_callbacks.append(done)
         self._engine.cache.tasks[definition.task_id] = entry
         if session is not None:
@@ -264,7 +285,7 @@ class Submissions:
         record, transition = self._first_entry(entry, refusals, fork, now)
         record.messages, record.change = fork.messages, fork.change
         if fork.change is not None:
-            apply_change(entry.private, fork.change)
+            state_changes.read(fork.change, entry.private, b"")
         self._engine.recording.take_over(entry, transition, record, now)
         asks = any(step.asking for step in entry.open.values())
         state = "input_required" if asks else "submitted" if waiting else "working"
@@ -272,7 +293,7 @@ class Submissions:
 
     def _waits_for_service(self, entry: TaskEntry, services: list[str]) -> bool:
         """Whether some of these are served by nobody yet. Raises `ServiceUnknownError` unless the task waits for it."""
-        missing = [service for service in services if not self._engine.registry.serves(service)]
+        missing = [service for service in services if not self._engine.releases.serves(service, entry.release)]
         if missing and not entry.definition.wait_for_service:
             raise self._engine.registry.unserved(missing[0])
         return bool(missing)
@@ -280,9 +301,11 @@ class Submissions:
     def _first_entry(self, entry: TaskEntry, refusals: int, fork: Fork | None, now: float) -> tuple[Record, Transition]:
         """What the first entry of every history says, and the transition that it goes with."""
         definition = entry.definition
-        entry.definition_json = msgspec.json.encode(definition.model_dump())
+        entry.definition_json = _encode(definition.dumped())
         mark = self._engine.policies.mark(entry.policy, definition) if fork is None else fork.orchestrator
-        record = Record(state="", definition=msgspec.Raw(entry.definition_json), orchestrator=mark)
+        entry.decided_by = mark
+        definition_json = msgspec.Raw(entry.definition_json)
+        record = Record(state="", definition=definition_json, orchestrator=mark, release=entry.release)
         transition = Transition(settled=lambda error: self._submission_settled(entry, error, refusals, fork))
         if entry.session is not None and not entry.session.recorded:
             transition.session = SessionRow(entry.session.session_id, now)
@@ -299,6 +322,9 @@ class Submissions:
     def _submission_settled(
         self, entry: TaskEntry, error: LlamaDeployError | None, refusals: int, fork: Fork | None
     ) -> None:
+        if isinstance(error, ShardLostError):
+            self._refuse_submission(entry, self._engine.leadership.not_led(entry.row.session_id))
+            return
         if error is not None:
             self._engine.spawn(self._submission_refused(entry, error, refusals + 1, fork))
             return

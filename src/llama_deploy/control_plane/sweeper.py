@@ -17,9 +17,8 @@ from llama_deploy.control_plane.records import Record
 from llama_deploy.control_plane.refusals import failure, resolve, step_failure
 from llama_deploy.control_plane.signals import Signals
 from llama_deploy.control_plane.tasks import OpenStep, TaskEntry
-from llama_deploy.errors import LlamaDeployError, QueueTimeoutError, TaskTimeoutError
-from llama_deploy.runtime import failpoint
-from llama_deploy.runtime.clock import Timer
+from llama_deploy.errors import LlamaDeployError, QueueTimeoutError, ShardLostError, TaskTimeoutError
+from llama_deploy.runtime import SilenceTimer, Timer, failpoint
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import DeliveryMove, DeliveryRow, Transition
 from llama_deploy.types import TaskResult
@@ -53,7 +52,8 @@ class Sweeper:
         self._armed_for = when
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._engine.clock.call_at(when, self._fire)
+        again_s = self._engine.settings.recovery_grace_s
+        self._timer = SilenceTimer(self._engine.clock, when, self._fire, again_s=again_s)
 
     def _fire(self) -> None:
         self._armed_for = float("inf")
@@ -69,6 +69,8 @@ class Sweeper:
         failpoint("sweeper.before_start")
         left = await self._engine.store.make_due(now)
         failpoint("sweeper.after_start")
+        if left and not self._engine.queue.capabilities.in_process:
+            self._engine.deliveries_from = now + self._engine.settings.recovery_grace_s
         if left:
             self._not_before = now + self._engine.settings.recovery_grace_s
             log.info("taking up unfinished work", steps=left)
@@ -116,7 +118,7 @@ class Sweeper:
     async def _handle(self, rows: Sequence[DeliveryRow]) -> int:
         """Take care of overdue rows; returns of how many."""
         engine = self._engine
-        loaded = [(row, await engine.cache.load(row.task_id)) for row in rows]
+        loaded = [(row, await self._entry(row.task_id)) for row in rows]
         now = engine.clock.now()
         moves: list[DeliveryMove] = []
         publications: list[tuple[TaskEntry, OpenStep, int]] = []
@@ -126,8 +128,8 @@ class Sweeper:
                 lost += self._at_deadline(entry, row, now, moves)
                 continue
             step = entry.open.get(row.step_id) if entry is not None else None
-            if entry is None or step is None or step.parked or step.attempt != row.attempt or entry.stale:
-                continue  # answered, parked or moved, and on its way to the store
+            if entry is None or step is None or self._is_about_to_change(entry, step, row, now):
+                continue
             if step.service == TIMER_SERVICE:
                 if step.due_at <= now and not step.published:
                     self._fire_timer(entry, step)
@@ -148,12 +150,70 @@ class Sweeper:
             engine.store.record(Transition(settled=lambda _: resolve(settled), moved=moves))
             await settled
             failpoint("sweeper.after_extend")
+        await engine.queue.refresh({step.topic for _, step, _ in publications})
         for entry, step, attempt in publications:
             waits = entry.open.get(step.step_id) is step and not step.parked and not entry.busy and not entry.stale
             if waits and step.attempt == attempt and step.claimed_by not in engine.registry.instances:
                 step.due_at = 0.0
-                engine.publish(entry, [step])
+                if not self._stands(entry, step):
+                    step.sent_again_at = now
+                    engine.publish(entry, [step])
         return len(moves) + lost
+
+    async def _entry(self, task_id: str) -> TaskEntry | None:
+        """The task of an overdue row; `None` while its shard is being handed over."""
+        try:
+            return await self._engine.cache.load(task_id)
+        except ShardLostError:
+            return None
+
+    def _is_about_to_change(self, entry: TaskEntry, step: OpenStep, row: DeliveryRow, now: float) -> bool:
+        """Whether a step was parked or moved, which is on its way to the store; or an instance says what it holds."""
+        if step.parked or step.attempt != row.attempt or entry.stale:
+            return True
+        return bool(self._engine.adopting and step.claimed_by is None and not step.published and step.due_at <= now)
+
+    def _stands(self, entry: TaskEntry, step: OpenStep) -> bool:
+        """Whether a step still waits in the queue, as far as that can tell: then it is not sent again.
+
+        One that an earlier run has published stands there too, unless its service has a gate, where it has to be
+        counted first. What another control plane has published stands in a queue of that one.
+        """
+        engine = self._engine
+        if engine.leadership.shared and not step.published:
+            return False
+        since = max(step.due_since, step.sent_again_at)
+        topic = step.topic if step.published else engine.releases.would_be(entry, step)
+        if not engine.queue.may_hold(topic, step.step_id, since):
+            return False
+        if step.service not in engine.admission.gates:
+            step.published = True
+        return step.published
+
+    def queue_returned(self, lost: bool) -> None:  # noqa: FBT001 - the queue's word
+        """The queue can carry again: what it has lost goes out at once, or what it could not take meanwhile."""
+        self._engine.spawn(self._publish_rest(lost=lost))
+
+    async def _publish_rest(self, *, lost: bool) -> None:
+        engine = self._engine
+        now = engine.clock.now()
+        for number, entry in enumerate(list(engine.cache.tasks.values()), start=1):
+            if not (entry.final or entry.stale or entry.busy):
+                steps = [step for step in entry.open.values() if self._waits_unsent(entry, step, now, lost=lost)]
+                for step in steps:
+                    step.sent_again_at = now
+                if steps:
+                    engine.publish(entry, steps)
+            if number % engine.settings.sweep_batch_max == 0:
+                await asyncio.sleep(0)
+
+    def _waits_unsent(self, entry: TaskEntry, step: OpenStep, now: float, *, lost: bool) -> bool:
+        held = step.parked or step.claimed_by in self._engine.registry.instances
+        if held or step.due_at > now or step.service == TIMER_SERVICE:
+            return False
+        if step.published:
+            return lost and not entry.must_not_begin(step)
+        return now >= self._engine.deliveries_from and not entry.was_begun(step)
 
     def _extended(self, entry: TaskEntry, step: OpenStep, now: float) -> DeliveryMove:
         """When to look at a step again: what is not claimed is published again with growing pauses."""
@@ -165,8 +225,7 @@ class Sweeper:
         else:
             step.overdue_s = min(settings.overdue_s_max, step.overdue_s * 2 or settings.overdue_s)
             visible_at = look_again_at(entry, step, now, step.overdue_s, settings.recovery_grace_s)
-        begun = int(step.started == step.attempt)
-        return DeliveryMove(step.step_id, step.attempt, step.attempt, visible_at, started=begun)
+        return DeliveryMove(step.step_id, step.attempt, step.attempt, visible_at, started=step.recorded_holder)
 
     def _at_deadline(self, entry: TaskEntry | None, row: DeliveryRow, now: float, moves: list[DeliveryMove]) -> int:
         """End a task whose deadline is over, or look again when it is; returns how many were ended."""
@@ -211,12 +270,16 @@ class Sweeper:
 
     def _waited_too_long(self, entry: TaskEntry, step: OpenStep, now: float) -> bool:
         """Fail a step that no instance has taken in time."""
+        engine = self._engine
         if step.claimed_by is not None or entry.row.paused or step.due_at > now:
             return False
         if queue_ends_at(entry, step) > now:
             return False
-        if step.due_since < self._started_at and not (step.published or step.overdue_s):
-            return False  # of an earlier run: an instance may come back with it
+        begun_at = self._started_at
+        if engine.leadership.shared:
+            begun_at = max(begun_at, engine.leadership.begun_at.get(engine.leadership.shard(entry.row.session_id), 0.0))
+        if step.due_since < begun_at and not (step.published or step.overdue_s):
+            return False  # of an earlier run, or another one's: an instance may come back with it
         seconds = entry.option(step, "queue_timeout_s")
         error = QueueTimeoutError(
             f"no instance of {step.service} has taken step {step.step_id} within {seconds:g} s",
@@ -234,7 +297,7 @@ class Sweeper:
             self._signals.lost([step.step_id], step.claimed_by, "its run deadline is over")
             return True
         if self._was_begun(entry, step):
-            self._signals.lost([step.step_id], None, "it was lost together with the control plane")
+            self._signals.lost([step.step_id], step.claimed_by, "it was lost together with the control plane")
             return True
         return False
 
@@ -242,6 +305,7 @@ class Sweeper:
         """Whether an instance of an earlier run has worked on this attempt, and nobody has come back with it."""
         if self._engine.admission.gates and not self._engine.admission.may_be_claimed(step):
             return False  # it waits for its turn, and has kept what it had begun before it was parked
-        if step.claimed_by is not None or step.published or step.due_at > self._engine.clock.now():
+        if step.claimed_by in self._engine.registry.instances or step.due_at > self._engine.clock.now():
             return False
-        return entry.was_begun(step)
+        known = step.published or step.claimed_by is not None
+        return entry.must_not_begin(step) if known else entry.was_begun(step)

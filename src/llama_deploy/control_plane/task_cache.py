@@ -15,7 +15,7 @@ import msgspec
 
 from llama_deploy.control_plane.session_state import SessionState
 from llama_deploy.control_plane.tasks import StreamState, TaskEntry, rebuild
-from llama_deploy.errors import LlamaDeployError, TaskNotFoundError
+from llama_deploy.errors import LlamaDeployError, ShardLostError, TaskNotFoundError
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.types.artifacts import MARK_BYTES, hashes_in
 
@@ -44,12 +44,15 @@ class TaskCache:
         self._idle_sessions: OrderedDict[str, SessionState] = OrderedDict()
         self._leaving_sessions: dict[str, SessionState] = {}
         """Sessions that left memory while changes of them were on their way to the store."""
+        self._leaving_streams: dict[str, StreamState] = {}
+        """By task: streams that left memory while events of them were on their way to the store."""
 
     def with_entry(self, task_id: str, use: Use, *, failed: Callable[[LlamaDeployError], None] | None = None) -> None:
         """Call `use` with the task, at once when it is in memory, else when it is loaded; `None`: no such task.
 
         A task whose submission is on its way is waited for: it may turn out to be another one, or none.
-        When the store cannot be read, `failed` is told; without it, the task is asked for until the store can be.
+        When the store cannot be read, `failed` is told; without it, the task is asked for until the store can be. Of a
+        task that another control plane leads `failed` is told, too; without it, nobody is.
         """
         entry = self.tasks.get(task_id)
         if entry is not None and entry.recorded:
@@ -68,7 +71,8 @@ class TaskCache:
     async def load(self, task_id: str, *, patient: bool = False) -> TaskEntry | None:
         """The task from memory or from the store, `None` when there is none.
 
-        When the store cannot be read, raises `StoreUnavailableError`; with `patient`, waits until it can be.
+        When the store cannot be read, raises `StoreUnavailableError`; with `patient`, waits until it can be. Raises
+        `ShardLostError` for a task that another control plane leads.
         """
         future: asyncio.Future[TaskEntry | None] = asyncio.get_running_loop().create_future()
 
@@ -80,31 +84,40 @@ class TaskCache:
             if not future.done():
                 future.set_exception(error)
 
-        self.with_entry(task_id, use, failed=None if patient else failed)
+        def failed_or_again(error: LlamaDeployError) -> None:
+            if patient and not isinstance(error, ShardLostError):
+                self._engine.spawn(self._again(task_id, use, failed_or_again, error))
+            else:
+                failed(error)
+
+        self.with_entry(task_id, use, failed=failed_or_again)
         return await future
 
+    async def _again(
+        self, task_id: str, use: Use, failed: Callable[[LlamaDeployError], None] | None, error: LlamaDeployError
+    ) -> None:
+        log.warning("a task cannot be loaded, trying again", task_id=task_id, error=str(error))
+        await self._engine.sleep(LOAD_AGAIN_S)
+        self.with_entry(task_id, use, failed=failed)
+
     async def get(self, task_id: str) -> TaskEntry:
-        """The recorded task. Raises `TaskNotFoundError`."""
+        """The recorded task. Raises `TaskNotFoundError`, and `ShardLostError` where another control plane leads it."""
         entry = await self.load(task_id)
         if entry is None:
-            raise TaskNotFoundError(f"there is no task {task_id!r}", fix="llamactl tasks list   shows the newest tasks")
+            raise not_found(task_id)
+        if not self._engine.leadership.leads(entry.row.session_id):
+            raise self._engine.leadership.not_led(entry.row.session_id)
         return entry
 
     async def _load(self, task_id: str) -> None:
         try:
             entry = await self._read(task_id)
         except LlamaDeployError as error:
-            patient = []
             for use, failed in self._loading.pop(task_id):
-                if failed is None:
-                    patient.append(use)
-                else:
+                if failed is not None:
                     failed(error)
-            if patient:
-                log.warning("a task cannot be loaded, trying again", task_id=task_id, error=str(error))
-                await self._engine.sleep(LOAD_AGAIN_S)
-                for use in patient:
-                    self.with_entry(task_id, use)
+                elif not isinstance(error, ShardLostError):
+                    self._engine.spawn(self._again(task_id, use, None, error))
             return
         for use, _ in self._loading.pop(task_id):
             use(entry)
@@ -112,9 +125,17 @@ class TaskCache:
     async def _read(self, task_id: str) -> TaskEntry | None:
         """Take a task from the store into memory."""
         store = self._engine.store
+        while (leaving := self._leaving_streams.get(task_id)) is not None:
+            # Else the next events would have numbers that are taken, and readers would miss some.
+            await leaving.arrived()
+            if self._leaving_streams.get(task_id) is leaving:
+                del self._leaving_streams[task_id]
         row = await store.load_task(task_id)
         if row is None:
             return None
+        epoch = self._engine.leadership.epoch_of(row.session_id)
+        if epoch is None:
+            raise self._engine.leadership.not_led(row.session_id)
         history = await self._engine.contents.history(task_id)
         deliveries = await store.load_deliveries(task_id)
         stream = StreamState(*await store.load_stream_end(task_id))
@@ -124,6 +145,8 @@ class TaskCache:
             entry = rebuild(row, history, deliveries, session, self._engine.policies.find)
         except (msgspec.DecodeError, LookupError, ValueError) as error:
             raise LlamaDeployError(f"the record of task {task_id} cannot be read", why=str(error)) from error
+        if self._engine.leadership.epoch_of(row.session_id) != epoch:  # it went away meanwhile, and perhaps came back
+            return await self._read(task_id)
         entry.stream = stream
         spoken_of = [hash_ for one in history if MARK_BYTES in one.data for hash_ in hashes_in(one.data)]
         for hash_ in spoken_of:
@@ -142,12 +165,19 @@ class TaskCache:
         """Who holds the open steps of a task that was not in memory: nobody but their connections knows."""
         for port in self._engine.registry.instances.values():
             for step in entry.open.values() if port.held else ():
-                if port.held.get(step.step_id) == step.attempt and not step.parked:
+                holds = port.held.get(step.step_id) == step.attempt and not step.parked
+                if holds and not entry.is_anothers(step, port.instance_id):
                     step.claimed_by, step.claimed_at = port.instance_id, self._engine.clock.now()
                     step.published = True
 
     async def load_session(self, session_id: str) -> SessionState:
-        """The session's shared state, from memory or the store; an unknown session is an empty one."""
+        """The session's shared state, from memory or the store; an unknown session is an empty one.
+
+        Raises `ShardLostError` for one that another control plane leads.
+        """
+        epoch = self._engine.leadership.epoch_of(session_id)
+        if epoch is None:
+            raise self._engine.leadership.not_led(session_id)
         while (earlier := self._leaving_sessions.get(session_id)) is not None:
             await earlier.settled()  # what is on its way to the store is part of what is to be read
             self._leaving_sessions.pop(session_id, None)
@@ -156,7 +186,8 @@ class TaskCache:
             return session
         row = await self._engine.store.load_session(session_id)
         values = await self._engine.store.load_shared(session_id)
-        if session_id in self.sessions or session_id in self._leaving_sessions:
+        moved = self._engine.leadership.epoch_of(session_id) != epoch
+        if moved or session_id in self.sessions or session_id in self._leaving_sessions:
             return await self.load_session(session_id)
         session = self.sessions[session_id] = SessionState(session_id)
         session.recorded = row is not None
@@ -171,6 +202,8 @@ class TaskCache:
         while entry.session is not None and entry.session.stale:
             try:
                 session = await self.load_session(entry.session.session_id)
+            except ShardLostError:
+                break
             except LlamaDeployError as error:
                 log.warning("a session cannot be loaded, trying again", error=str(error))
                 await self._engine.sleep(LOAD_AGAIN_S)
@@ -198,7 +231,19 @@ class TaskCache:
         entry.stale = True
         if self.tasks.get(entry.row.task_id) is entry:
             del self.tasks[entry.row.task_id]
+        if entry.stream is not None and entry.stream.in_flight:
+            self._leaving_streams[entry.row.task_id] = entry.stream
         self.leave_session(entry)
+
+    def leave(self, entry: TaskEntry) -> None:
+        """Drop an entry that another control plane leads, however far it is."""
+        self.ended_tasks.pop(entry.row.task_id, None)
+        if not entry.ended:
+            self.forget(entry)
+            return
+        entry.stale = True
+        if self.tasks.get(entry.row.task_id) is entry:
+            del self.tasks[entry.row.task_id]
 
     def leave_session(self, entry: TaskEntry) -> None:
         """A task of a session needs its shared state no more: it has ended, or was forgotten."""
@@ -224,7 +269,10 @@ class TaskCache:
 
     def keep_ended(self, entry: TaskEntry) -> None:
         """Keep an ended task in memory for a while, with everything that only an unfinished one needs let go."""
+        if entry.moved:
+            return
         entry.private.keys.clear()
+        entry.private.memory.clear()
         entry.private.own = None
         self.ended_tasks[entry.row.task_id] = entry
         self._evict_ended()
@@ -283,3 +331,8 @@ class TaskCache:
     def unfinished(self) -> int:
         """Unfinished tasks in memory."""
         return len(self.tasks) - len(self.ended_tasks)
+
+
+def not_found(task_id: str) -> TaskNotFoundError:
+    """The refusal of a task that there is not."""
+    return TaskNotFoundError(f"there is no task {task_id!r}", fix="llamactl tasks list   shows the newest tasks")

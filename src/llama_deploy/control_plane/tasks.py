@@ -5,164 +5,27 @@ An entry runs ahead of the store by what is being committed. Only the engine cha
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
+from llama_deploy.control_plane import state_changes
 from llama_deploy.control_plane.deadlines import DEADLINE_INDEX, begins_at, ends_at
-from llama_deploy.control_plane.records import Record, SentMessage, StateChange, decode_record
-from llama_deploy.control_plane.session_state import Delta, PrivateState, SessionState
+from llama_deploy.control_plane.open_steps import SOMEBODY, OpenStep, holder_mark
+from llama_deploy.control_plane.records import Record, SentMessage, decode_record
+from llama_deploy.control_plane.session_state import PrivateState, SessionState
 from llama_deploy.errors import LlamaDeployError
 from llama_deploy.orchestrators import BaseOrchestrator
 from llama_deploy.state_stores.base import DeliveryRow, HistoryRow, TaskRow
-from llama_deploy.types import StepOptions, TaskDefinition
+from llama_deploy.types import TaskDefinition
 from llama_deploy.types.reserved import PERSON_SERVICE, TIMER_SERVICE
 
+__all__ = ["FINAL", "OpenStep", "StreamState", "TaskEntry", "paused_because", "rebuild", "step_of"]
+
 FINAL = frozenset({"completed", "failed", "canceled", "rejected"})
-
-
-class OpenStep:
-    """A step that was sent and is not answered."""
-
-    __slots__ = (
-        "action",
-        "asking",
-        "attempt",
-        "awaited",
-        "beat",
-        "beat_at",
-        "body",
-        "claimed_at",
-        "claimed_by",
-        "consumed",
-        "due_at",
-        "due_since",
-        "failures",
-        "index",
-        "inputs",
-        "known",
-        "losses",
-        "memos",
-        "options",
-        "overdue_s",
-        "parked",
-        "prompt",
-        "published",
-        "questions",
-        "resume",
-        "resumed_at",
-        "seq",
-        "service",
-        "snapshot",
-        "started",
-        "step_id",
-        "tag",
-        "trouble",
-    )
-
-    def __init__(
-        self, *, step_id: str, service: str, action: str, tag: str | None, body: bytes, seq: int, index: int
-    ) -> None:
-        self.step_id = step_id
-        self.service = service
-        self.action = action
-        self.tag = tag
-        self.body = body
-        """JSON of the message's data."""
-        self.seq, self.index = seq, index
-        self.options: StepOptions | None = None
-        """What the decision said about this step alone."""
-        self.attempt = 1
-        self.due_at = 0.0
-        """Not before this time, seconds since the epoch; 0 when it may go at once."""
-        self.due_since = 0.0
-        """Since when an instance may take this attempt."""
-        self.published = False
-        """Handed to the queue in this attempt, by this process."""
-        self.claimed_by: str | None = None
-        """The instance that holds it, as far as this process knows."""
-        self.claimed_at = 0.0
-        self.started = 0
-        """The attempt that is recorded as begun."""
-        self.overdue_s = 0.0
-        self.failures = 0
-        """Failed attempts, since the task last paused because of them."""
-        self.losses = 0
-        """Attempts that were lost with their instances, since then."""
-        self.parked = 0
-        """The history entry in which it was parked, or 0."""
-        self.asking = False
-        """A person is being asked."""
-        self.prompt: bytes | None = None
-        self.questions: dict[int, bytes] = {}
-        """What a running attempt has asked and nobody has answered: prompts, by the number of the input they wait for.
-        """
-        self.resume: str | None = None
-        self.snapshot: bytes | None = None
-        self.inputs: list[bytes] = []
-        self.consumed = 0
-        self.trouble: str | None = None
-        """Why the attempt before this one failed, of a notification, whose failures no history has."""
-        self.known: bytes | None = None
-        """JSON of the result that answers it already, of a step that a task has from the one that it was made from."""
-
-        self.awaited: dict[str, str] | None = None
-        """The tasks that this attempt has called and waits for, by the call's key."""
-        self.resumed_at = 0.0
-        """When it last went on after waiting for a person, or for a task that it called; 0 in an attempt that did not.
-        """
-        self.beat: bytes | None = None
-        """JSON of what the step's code said with its last sign of life, in this attempt or an earlier one."""
-        self.beat_at = 0.0
-        self.memos: dict[str, bytes] | None = None
-        """JSON of the values that the step's code had remembered, by key; `None` until there is one."""
-
-    def ask(self, number: int, prompt: bytes) -> None:
-        """A running attempt asks; the oldest open question is the one that is shown."""
-        self.questions[number] = prompt
-        self.asking = True
-        self.prompt = next(iter(self.questions.values()))
-
-    def take_input(self, value: bytes) -> None:
-        """A person has answered."""
-        self.inputs.append(value)
-        for number in [number for number in self.questions if number <= len(self.inputs)]:
-            del self.questions[number]
-        self.asking = bool(self.questions)
-        self.prompt = next(iter(self.questions.values()), None)
-
-    def wait_for_person(self) -> None:
-        """It is a question of the orchestrator: it waits from the moment it is sent, and the answer is the input."""
-        self.parked = self.seq
-        self.asking = True
-        self.prompt = self.body
-        self.resume = "answer"
-
-    def remember(self, key: str, value: bytes) -> None:
-        """A value for this attempt and every later one."""
-        if self.memos is None:
-            self.memos = {}
-        self.memos[key] = value
-
-    def stop_asking(self) -> None:
-        """Nobody waits for an answer any more."""
-        self.asking = False
-        self.questions.clear()
-        self.awaited = None
-        self.resumed_at = 0.0
-
-    def renew(self, message: SentMessage) -> None:
-        """The orchestrator has the step tried again with another message."""
-        self.body = bytes(message.data)
-        if bytes(message.options):
-            self.options = StepOptions.model_validate_json(bytes(message.options))
-
-    @property
-    def notification(self) -> bool:
-        """Whether this only tells somebody of the end of the task: its answer changes nothing."""
-        return self.action == "completed_task"
 
 
 class TaskEntry:
@@ -174,10 +37,13 @@ class TaskEntry:
         "busy",
         "children",
         "deadline_at",
+        "decided_by",
         "definition",
         "definition_json",
         "ended_callbacks",
         "mailbox",
+        "moved",
+        "moved_callbacks",
         "open",
         "outcome",
         "paused_because",
@@ -185,6 +51,7 @@ class TaskEntry:
         "private",
         "recorded",
         "recorded_callbacks",
+        "release",
         "row",
         "session",
         "settled_seq",
@@ -198,6 +65,8 @@ class TaskEntry:
         self, row: TaskRow, definition: TaskDefinition, session: SessionState | None, policy: BaseOrchestrator
     ) -> None:
         self.policy = policy
+        self.decided_by = ""
+        """What the history calls that policy: `name@version`, empty for the default in its first version."""
         """Who decides about it."""
         self.row = row
         self.shown = row
@@ -219,6 +88,10 @@ class TaskEntry:
         """The submission is committed."""
         self.stale = False
         """A commit was refused: the entry is to be loaded again and must not be used any more."""
+        self.moved = False
+        """Another control plane leads it, or it was removed: whoever is concerned with it asks again."""
+        self.moved_callbacks: list[Callable[[], None]] | None = None
+        """Called when that comes to be, `None` while nobody asks; see `when_moved`."""
         self.settled_seq = 0
         """The newest history entry that is committed."""
         self.children: dict[str, bool] | None = None
@@ -227,6 +100,8 @@ class TaskEntry:
         """JSON of the final `TaskResult`, once that is committed."""
         self.paused_because = ""
         """Who paused it and why, while it is paused."""
+        self.release = ""
+        """The release whose instances get its steps; empty where it is bound to none."""
         self.recorded_callbacks: list[Callable[[TaskEntry | None, LlamaDeployError | None], None]] = []
         """Called once the submission is committed, with the task (this one, unless it was known already), or refused.
         """
@@ -251,6 +126,29 @@ class TaskEntry:
         """Wake whoever follows the task."""
         for watcher in tuple(self.watchers):
             watcher()
+
+    def when_moved(self, callback: Callable[[], None]) -> None:
+        """Call back when another control plane leads the task, at once if one does."""
+        if self.moved:
+            callback()
+        elif self.moved_callbacks is None:
+            self.moved_callbacks = [callback]
+        else:
+            self.moved_callbacks.append(callback)
+
+    def forget_moved(self, callback: Callable[[], None]) -> None:
+        """Call that back no more."""
+        if self.moved_callbacks is not None and callback in self.moved_callbacks:
+            self.moved_callbacks.remove(callback)
+
+    def tell_moved(self) -> None:
+        """Wake everybody who waits for something here: it does not come from here any more."""
+        callbacks, self.moved_callbacks = self.moved_callbacks, None
+        for callback in callbacks or ():
+            callback()
+        self.notify()
+        while self.mailbox:  # each of them sees that the entry is stale, and starts over
+            self.mailbox.popleft()()
 
     def bump(
         self,
@@ -305,6 +203,16 @@ class TaskEntry:
         streamed = self.stream is not None and self.stream.count_of(step.step_id, step.attempt) > 0
         return step.started == step.attempt or streamed
 
+    def must_not_begin(self, step: OpenStep) -> bool:
+        """Whether it was begun, and nobody who had it has let go of it: then only the next attempt may begin."""
+        return step.resume != "redeliver" and self.was_begun(step)
+
+    def is_anothers(self, step: OpenStep, instance_id: str) -> bool:
+        """Whether another instance has the present attempt: in memory, or by what is on record of it."""
+        if step.claimed_by is not None:
+            return step.claimed_by != instance_id
+        return step.recorded_holder not in (0, SOMEBODY, holder_mark(instance_id))
+
     def working_state(self) -> str:
         """`input_required` while a person is asked by any open step, else `working`."""
         if self.row.state != "input_required":  # whoever begins to ask says so: no need to look at a thousand steps
@@ -315,7 +223,7 @@ class TaskEntry:
 class StreamState:
     """The stream of one task in memory: its numbers, what is being committed, and the newest events."""
 
-    __slots__ = ("acknowledge", "attempts", "committed", "in_flight", "next", "pending", "tail")
+    __slots__ = ("acknowledge", "attempts", "committed", "in_flight", "next", "pending", "tail", "waiting")
 
     TAIL_EVENTS_MAX = 256
 
@@ -333,6 +241,23 @@ class StreamState:
         """Whom to tell, per step and attempt, how many events are committed."""
         self.tail: deque[tuple[int, list[bytes]]] = deque()
         """The newest committed chunks: first number, events."""
+        self.waiting: list[asyncio.Future[None]] = []
+        """Who waits until nothing is in flight."""
+
+    def landed(self) -> None:
+        """The commit in flight is made, or refused."""
+        self.in_flight = False
+        waiting, self.waiting = self.waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def arrived(self) -> None:
+        """Wait until nothing is in flight."""
+        if self.in_flight:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.waiting.append(future)
+            await future
 
     def count_of(self, step_id: str, attempt: int) -> int:
         """How many events of an attempt were taken."""
@@ -365,7 +290,9 @@ def rebuild(
     records = [(entry, decode_record(entry.data)) for entry in history]
     first = records[0][1]
     definition = TaskDefinition.model_validate(msgspec.json.decode(bytes(first.definition)))
-    entry = TaskEntry(row, definition, session, find_policy(first.orchestrator))
+    decided_by = mark_of(record for _, record in records)
+    entry = TaskEntry(row, definition, session, find_policy(decided_by))
+    entry.decided_by = decided_by
     entry.definition_json = bytes(first.definition)
     entry.recorded = True
     entry.settled_seq = row.version
@@ -386,11 +313,19 @@ def rebuild(
             step.due_at = sent_at + message.delay_s
         step.due_since = step.due_at or sent_by.at
         step.parked = delivery.parked
-        step.started = delivery.attempt if delivery.started else 0
+        step.started, step.begun_by = (delivery.attempt, delivery.started) if delivery.started else (0, 0)
+        step.found = True
         entry.open[step.step_id] = step
     for row_of_entry, record in records:
         _replay(entry, row_of_entry.kind, row_of_entry.at, record)
+    entry.private.settle()
     return entry
+
+
+def mark_of(records: Iterable[Record]) -> str:
+    """Who decides after these entries, as they call it: whoever began, or the last that the task was moved to."""
+    marks = [record.orchestrator for record in records if record.orchestrator]
+    return "" if not marks or marks[-1] == "@1" else marks[-1]
 
 
 def step_of(message: SentMessage, seq: int, index: int) -> OpenStep:
@@ -409,6 +344,7 @@ def step_of(message: SentMessage, seq: int, index: int) -> OpenStep:
         step.inputs = [bytes(value) for value in message.carried.inputs]
         step.snapshot = message.carried.snapshot
         step.known = bytes(message.carried.answer) or None
+        step.memory = bytes(message.carried.memory) or None
         for key, value in message.carried.memos.items():
             step.remember(key, bytes(value))
     if step.service == PERSON_SERVICE:
@@ -416,22 +352,10 @@ def step_of(message: SentMessage, seq: int, index: int) -> OpenStep:
     return step
 
 
-def apply_change(private: PrivateState, change: StateChange, result: bytes = b"") -> None:
-    """Take the changes that a history entry recorded over into a task's private state."""
-    delta = Delta()
-    delta.own_present = change.own_present
-    delta.own = {key: bytes(value) for key, value in change.own.items()}
-    delta.own.update(dict.fromkeys(change.own_removed))
-    delta.keys = {key: bytes(value) for key, value in change.keys.items()}
-    delta.keys.update(dict.fromkeys(change.keys_as_result, result))
-    delta.keys.update(dict.fromkeys(change.keys_removed))
-    private.apply(delta)
-
-
 def _replay(entry: TaskEntry, kind: str, at: float, record: Record) -> None:
     """Fold one history entry into the private state and the open steps."""
     if record.change is not None:
-        apply_change(entry.private, record.change, bytes(record.result))
+        state_changes.read(record.change, entry.private, bytes(record.result))
     outcome = bytes(record.result if record.outcome_is_result else record.outcome)
     if outcome:
         entry.outcome = outcome
@@ -443,6 +367,8 @@ def _replay(entry: TaskEntry, kind: str, at: float, record: Record) -> None:
             waiting.due_since = max(waiting.due_since, at)
     if record.child is not None:
         entry.call(record.child)
+    if record.release:
+        entry.release = record.release
     step = entry.open.get(record.step_id or "")
     if step is not None:
         _replay_step(step, kind, at, record)
@@ -460,6 +386,7 @@ def _replay_step(step: OpenStep, kind: str, at: float, record: Record) -> None:
         step.prompt = bytes(record.prompt)
         step.resume = record.resume
         step.snapshot = record.snapshot
+        step.memory = bytes(record.memory) or None
         step.consumed = record.consumed
     elif kind == "input":
         step.take_input(bytes(record.input))
@@ -469,7 +396,7 @@ def _replay_step(step: OpenStep, kind: str, at: float, record: Record) -> None:
     elif kind == "retrying":
         step.failures += 1
         step.stop_asking()
-        step.prompt = step.resume = step.snapshot = None
+        step.prompt = step.resume = step.snapshot = step.memory = None
         step.due_at = record.due_at or 0.0
         step.due_since = step.due_at or at
         for message in record.messages:

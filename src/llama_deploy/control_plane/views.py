@@ -5,17 +5,19 @@ Reads memory where a task is in it and the store where it is not; changes nothin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.filters import task_filter
+from llama_deploy.control_plane.memory import memory_in
 from llama_deploy.control_plane.queue_views import QueueViews
 from llama_deploy.control_plane.records import to_entry
 from llama_deploy.control_plane.tasks import TaskEntry
 from llama_deploy.errors import SessionNotFoundError
-from llama_deploy.state_stores.base import TaskFilter, TaskRow
+from llama_deploy.state_stores.base import Condition, TaskFilter, TaskRow
 from llama_deploy.types import (
     HistoryEntry,
     HistoryPage,
@@ -27,6 +29,10 @@ from llama_deploy.types import (
     TaskState,
     TaskView,
 )
+from llama_deploy.types.reserved import MEMORY_KEY
+
+ROWS_AT_ONCE = 500
+"""Tasks that are looked up by their ids with one statement."""
 
 
 class Views(QueueViews):
@@ -41,6 +47,7 @@ class Views(QueueViews):
         """A task in memory, as it is recorded."""
         asking = next((step for step in entry.open.values() if step.asking and step.prompt), None)
         view = self.row(entry.shown)
+        view.release = entry.release or None
         if view.ended_at is None:
             view.waiting_for = self.task_reason(entry)
             view.heartbeat = self._engine.redact.value(_heartbeat(entry))
@@ -71,6 +78,25 @@ class Views(QueueViews):
             origin=row.origin or None,
             error=row.error or None,
         )
+
+    async def tasks_of(self, task_ids: Sequence[str]) -> list[TaskView]:
+        """Tasks in this order, as far as they are known here; those that there are not are left out."""
+        tasks = self._engine.cache.tasks
+        rows = await self.rows_of([task_id for task_id in task_ids if task_id not in tasks])
+        views = {task_id: self.row(row) for task_id, row in rows.items()}
+        views |= {task_id: self.task(tasks[task_id]) for task_id in task_ids if task_id in tasks}
+        return [views[task_id] for task_id in dict.fromkeys(task_ids) if task_id in views]
+
+    async def rows_of(self, task_ids: Sequence[str]) -> dict[str, TaskRow]:
+        """Tasks as the store has them, by id; those that there are not are left out."""
+        wanted = list(dict.fromkeys(task_ids))
+        rows: dict[str, TaskRow] = {}
+        for first in range(0, len(wanted), ROWS_AT_ONCE):
+            some = tuple(wanted[first : first + ROWS_AT_ONCE])
+            where = TaskFilter(conditions=(Condition(column="task_id", values=some),))
+            listing = await self._engine.store.list_tasks(where, limit=ROWS_AT_ONCE)
+            rows |= {row.task_id: row for row in listing.rows}
+        return rows
 
     async def result(self, entry: TaskEntry) -> TaskResultView:
         """The outcome of a task, `None` inside while it has none."""
@@ -140,9 +166,24 @@ class Views(QueueViews):
         if await self._engine.store.load_session(session_id) is None:
             raise SessionNotFoundError(f"there is no session {session_id!r}", fix="llamactl sessions list")
         values = await self._engine.store.load_shared(session_id)
-        state = {value.key: msgspec.json.decode(value.value) for value in values if value.value is not None}
+        state = {
+            value.key: msgspec.json.decode(value.value)
+            for value in values
+            if value.value is not None and not value.key.startswith(MEMORY_KEY)
+        }
         shown: dict[str, Any] = self._engine.redact.value(state)
         return shown
+
+    async def session_memory(self, session_id: str) -> dict[str, Any]:
+        """What services remember of a session, by their name, as recorded. Raises `SessionNotFoundError`."""
+        if await self._engine.store.load_session(session_id) is None:
+            raise SessionNotFoundError(f"there is no session {session_id!r}", fix="llamactl sessions list")
+        found = {}
+        for value in await self._engine.store.load_shared(session_id):
+            if value.key.startswith(MEMORY_KEY) and value.value is not None:
+                memory = msgspec.json.decode(memory_in(value.value))
+                found[value.key.removeprefix(MEMORY_KEY)] = self._engine.redact.value(memory)
+        return {service: memory for service, memory in sorted(found.items()) if memory}
 
     def _shown(self, prompt: bytes) -> dict[str, Any]:
         """What a person is asked, without what is to be left out."""

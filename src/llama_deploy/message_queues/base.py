@@ -8,9 +8,12 @@ and control travel on the instances' own connections and never through a queue.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
+
+from llama_deploy._lazy import published_names
 
 
 class Envelope(msgspec.Struct, frozen=True, gc=False):
@@ -39,6 +42,14 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """It goes by priority and key. Where it does not, only what waits at a gate of the control plane does."""
     lists: bool = False
     """`peek` shows what waits, and `withdraw` takes it back."""
+    priority: bool = False
+    """Of what waits, the highest priority goes first; `fair` says more."""
+    delay: bool = False
+    """The broker could hold something back until a time. Nobody needs it to: only what is due is published."""
+    dead_letter: bool = False
+    """What cannot be read is put aside in a place of its own, where a person finds it."""
+    backpressure: bool = True
+    """`publish` refuses what is too much."""
 
 
 class TopicStatistics(msgspec.Struct, frozen=True):
@@ -48,6 +59,29 @@ class TopicStatistics(msgspec.Struct, frozen=True):
     consumers: int
     oldest_s: float | None
     """Age of the longest waiting delivery in seconds; `None` when nothing waits."""
+
+
+class QueueHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """How a queue does, as `llamactl status` shows it. Never with a password."""
+
+    kind: str
+    location: str = ""
+    """Where it is, without credentials."""
+    namespace: str = ""
+    connected: bool = True
+    since: float | None = None
+    """Since when it is connected, or is not."""
+    reconnects: int = 0
+    losses: int = 0
+    """How often the broker was found without what had been published to it."""
+    unsent: int = 0
+    """Envelopes that wait to be sent to the broker."""
+    refused: int = 0
+    """Envelopes that did not fit into what waits to be sent."""
+    unreadable: int = 0
+    """Messages that were put aside because they are none of ours."""
+    error: str = ""
+    """The latest trouble, in words."""
 
 
 class Subscription(ABC):
@@ -66,6 +100,15 @@ class MessageQueue(ABC):
     """Carries envelopes from the control plane to competing consumers of a topic."""
 
     capabilities: Capabilities
+    on_return: Callable[[bool], None] = staticmethod(lambda _: None)
+    """Called when the queue can carry again after it could not; with true, what had been published to it is lost."""
+
+    seat: int = 0
+    """Set before `identify`. Of control planes that share a store each has a small number of its own, and carries apart
+    from the others: it is given what it has published, and what somebody has left who had the seat before."""
+
+    def identify(self, namespace: str) -> None:
+        """Called before `start` with a name that no other deployment has: what is carried stays below it."""
 
     @abstractmethod
     async def start(self) -> None:
@@ -99,6 +142,24 @@ class MessageQueue(ABC):
         """How many envelopes of a topic wait."""
         return self.statistics(topic).waiting
 
+    def may_hold(self, topic: str, step_id: str, since: float) -> bool:  # noqa: ARG002 - for those that can tell
+        """Whether a step that was published at that time or later may still be waiting: then it is not sent again.
+
+        Where the queue cannot tell, the answer is no, and the step is sent again with growing pauses.
+        """
+        return False
+
+    async def refresh(self, topics: Collection[str]) -> None:
+        """Make `statistics` and `may_hold` of these topics as new as can be. Never raises."""
+
+    def health(self) -> QueueHealth:
+        """How the queue itself does."""
+        return QueueHealth(kind="simple")
+
     @abstractmethod
     def statistics(self, topic: str) -> TopicStatistics:
         """How a topic stands now."""
+
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = published_names(__name__)

@@ -26,23 +26,24 @@ class Waiting(Generic[Item]):
 
     __slots__ = ("item", "name", "place", "since")
 
-    def __init__(self, name: str, item: Item, place: _Lane[Item], since: float) -> None:
+    def __init__(self, name: str, item: Item, since: float) -> None:
         self.name = name
         self.item = item
-        self.place = place
+        self.place: _Lane[Item] | None = None
+        """`None` while all that waits is alike."""
         self.since = since
 
     @property
     def priority(self) -> int:
-        return self.place.line.level.priority
+        return PRIORITY_DEFAULT if self.place is None else self.place.line.level.priority
 
     @property
     def key(self) -> str:
-        return self.place.line.key
+        return "" if self.place is None else self.place.line.key
 
     @property
     def lane(self) -> str:
-        return self.place.name
+        return "" if self.place is None else self.place.name
 
 
 class FairQueue(Generic[Item]):
@@ -54,6 +55,9 @@ class FairQueue(Generic[Item]):
 
     A key or a lane may be `hold`-ed: what waits there keeps its place, is passed over, and goes at once after
     `let_go` if its turn has gone by meanwhile. So holding for a while, again and again, starves nobody either.
+
+    While all that waits is alike (the default priority, no key, no lane) there are no turns to keep: first in, first
+    out is all of it, and costs no more than that.
     """
 
     def __init__(self) -> None:
@@ -62,25 +66,28 @@ class FairQueue(Generic[Item]):
         """The priorities in which something waits."""
         self._now = 0
         """The tag of the latest turn of a priority."""
-        self._waiting: OrderedDict[str, Waiting[Item]] = OrderedDict()
+        self.by_name: OrderedDict[str, Waiting[Item]] = OrderedDict()
+        """What waits, in the order in which it came; for looking, not for changing."""
+        self._alike = True
+        """All that waits is alike, and none of it has a place."""
         self._held_keys: set[str] = set()
         self._held_lanes: set[str] = set()
         self._lanes: dict[str, dict[_Lane[Item], None]] = {}
         """Where to find the lanes of a name, for those that have one."""
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.by_name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._waiting
+        return name in self.by_name
 
     def get(self, name: str) -> Waiting[Item] | None:
         """What waits under this name."""
-        return self._waiting.get(name)
+        return self.by_name.get(name)
 
     def oldest(self) -> Waiting[Item] | None:
         """What came first of all that waits, whatever its priority."""
-        return next(iter(self._waiting.values()), None)
+        return next(iter(self.by_name.values()), None)
 
     def push(
         self,
@@ -94,7 +101,24 @@ class FairQueue(Generic[Item]):
         first: bool = False,
     ) -> None:
         """Let something wait, last in its lane, or `first` of it. The name must not wait already."""
-        assert name not in self._waiting, name
+        assert name not in self.by_name, name
+        waiting = self.by_name[name] = Waiting(name, item, since)
+        if first:
+            self.by_name.move_to_end(name, last=False)
+        if self._alike:
+            if priority == PRIORITY_DEFAULT and not key and not lane:
+                return
+            self._tell_apart(besides=waiting)
+        self._seat(waiting, priority, key, lane, first=first)
+
+    def _tell_apart(self, *, besides: Waiting[Item] | None = None) -> None:
+        """Give a place to what has waited without one: from now on turns are kept."""
+        self._alike = False
+        for waiting in self.by_name.values():
+            if waiting is not besides:
+                self._seat(waiting, PRIORITY_DEFAULT, "", "")
+
+    def _seat(self, waiting: Waiting[Item], priority: int, key: str, lane: str, *, first: bool = False) -> None:
         level = self._levels[priority]
         line = level.lines.get(key)
         if line is None:
@@ -106,10 +130,10 @@ class FairQueue(Generic[Item]):
                 self._lanes.setdefault(lane, {})[found] = None
             if lane not in self._held_lanes:
                 line.ready.join(found)
-        found.items[name] = self._waiting[name] = Waiting(name, item, found, since)
+        waiting.place = found
+        found.items[waiting.name] = waiting
         if first:
-            found.items.move_to_end(name, last=False)
-            self._waiting.move_to_end(name, last=False)
+            found.items.move_to_end(waiting.name, last=False)
         if not line.joined and line.ready and key not in self._held_keys:
             level.ready.join(line)
         if not level.count:
@@ -119,13 +143,15 @@ class FairQueue(Generic[Item]):
 
     def pop(self) -> Waiting[Item] | None:
         """Take what has its turn; `None` where nothing waits, or all of it is held."""
+        if self._alike:
+            return self.by_name.popitem(last=False)[1] if self.by_name else None
         level = self._next_level()
         if level is None:
             return None
         line = level.ready.first()
         lane = line.ready.first()
         _, waiting = lane.items.popitem(last=False)
-        del self._waiting[waiting.name]
+        del self.by_name[waiting.name]
         self._now = level.tag = max(level.tag, self._now)
         line.ready.served(lane)
         level.ready.served(line)
@@ -136,8 +162,8 @@ class FairQueue(Generic[Item]):
 
     def remove(self, name: str) -> Waiting[Item] | None:
         """Take something out of turn; `None` where it does not wait."""
-        waiting = self._waiting.pop(name, None)
-        if waiting is not None:
+        waiting = self.by_name.pop(name, None)
+        if waiting is not None and waiting.place is not None:
             del waiting.place.items[name]
             self._left(waiting.place)
         return waiting
@@ -145,13 +171,15 @@ class FairQueue(Generic[Item]):
     @property
     def ready(self) -> bool:
         """Whether anything waits that is not held."""
-        return any(level.ready for level in self._busy)
+        return bool(self.by_name) if self._alike else any(level.ready for level in self._busy)
 
     # --- holding ----------------------------------------------------------------------------------------------------
 
     def hold_key(self, key: str) -> None:
         """Pass over what waits under a key, in every priority, until `let_key_go`."""
         if key not in self._held_keys:
+            if self._alike and not key:
+                self._tell_apart()
             self._held_keys.add(key)
             for level in self._busy:
                 line = level.lines.get(key)
@@ -200,6 +228,9 @@ class FairQueue(Generic[Item]):
             yield from (waiting for waiting in self._in_order(held=True) if self.is_held(waiting))
 
     def _in_order(self, *, held: bool) -> Iterator[Waiting[Item]]:
+        if self._alike:
+            yield from list(self.by_name.values())
+            return
         levels = {level: (level.tag, deque(level.in_order(held=held))) for level in self._busy}
         levels = {level: found for level, found in levels.items() if found[1]}
         now = self._now
@@ -248,6 +279,7 @@ class FairQueue(Generic[Item]):
         if not level.count:
             self._busy.remove(level)
             if not self._busy:  # nothing waits at all: numbers begin anew
+                self._alike = "" not in self._held_keys
                 self._now = 0
                 for each in self._levels:
                     each.tag = 0

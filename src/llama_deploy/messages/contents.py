@@ -7,8 +7,7 @@ under way is offered, or asked for, again.
 
 from __future__ import annotations
 
-import msgspec
-
+from llama_deploy.messages.operation import Operation
 from llama_deploy.runtime.files import PART_BYTES
 
 __all__ = [
@@ -29,7 +28,7 @@ WINDOW_PARTS = 4
 """Parts of one content that may be on their way at the same time."""
 
 
-class _Op(msgspec.Struct, array_like=True, tag=True, frozen=True, gc=False):
+class _OfTransfer(Operation, frozen=True):
     """An operation about one transfer; the instance numbers its transfers."""
 
     transfer: int
@@ -38,21 +37,21 @@ class _Op(msgspec.Struct, array_like=True, tag=True, frozen=True, gc=False):
 # --- instance -> control plane --------------------------------------------------------------------------------------
 
 
-class OfferContent(_Op, frozen=True):
+class OfferContent(_OfTransfer, frozen=True):
     """The instance has a content to send. Answered by `ContentWanted`, `ContentKept`, or `ContentRefused`."""
 
     hash: str
     size_bytes: int
 
 
-class PutContent(_Op, frozen=True):
+class PutContent(_OfTransfer, frozen=True):
     """One part of the offered content, in order from 0. Answered by `ContentTaken`, after the last `ContentKept`."""
 
     position: int
     data: bytes
 
 
-class GetContent(_Op, frozen=True):
+class GetContent(_OfTransfer, frozen=True):
     """A range of a content. Answered by `ContentPart` or `ContentRefused`."""
 
     hash: str
@@ -60,28 +59,28 @@ class GetContent(_Op, frozen=True):
     limit: int
 
 
-class DropContent(_Op, frozen=True):
+class DropContent(_OfTransfer, frozen=True):
     """The instance gives the transfer up."""
 
 
 # --- control plane -> instance --------------------------------------------------------------------------------------
 
 
-class ContentWanted(_Op, frozen=True):
+class ContentWanted(_OfTransfer, frozen=True):
     """The offered content is to be sent."""
 
 
-class ContentTaken(_Op, frozen=True):
+class ContentTaken(_OfTransfer, frozen=True):
     """A part is in the store."""
 
     position: int
 
 
-class ContentKept(_Op, frozen=True):
+class ContentKept(_OfTransfer, frozen=True):
     """The content is in the store, whole and checked."""
 
 
-class ContentPart(_Op, frozen=True):
+class ContentPart(_OfTransfer, frozen=True):
     """The range that was asked for, as far as the content goes."""
 
     data: bytes
@@ -89,7 +88,7 @@ class ContentPart(_Op, frozen=True):
     """Size of the whole content."""
 
 
-class ContentRefused(_Op, frozen=True):
+class ContentRefused(_OfTransfer, frozen=True):
     """The transfer is over; `problem` is the JSON of problem+json."""
 
     problem: bytes

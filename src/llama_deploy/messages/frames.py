@@ -5,14 +5,16 @@ sends it as one frame, so a busy connection pays per batch and not per message. 
 documents that are encoded once, where they arise, and only carried here. The same operations, unencoded, connect a
 service that lives in the control plane's own process.
 
-Delivery of an operation is not acknowledged by the connection: `Answer` and `Events` are kept by the instance until
-the control plane has committed them and says so; `Submit` is repeated by the client under the same task id.
+What is said stands by who says it: `instances`, `mesh` and `contents` (between instances and control planes),
+`requests` (clients); what a control plane says to an instance, `Deliver` above all, stands here. Delivery of an
+operation is not acknowledged by the connection: whoever needs to know keeps what it said until it hears of it.
+Whoever speaks takes all but those of `mesh` and `contents` from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
@@ -27,170 +29,73 @@ from llama_deploy.messages.contents import (
     OfferContent,
     PutContent,
 )
+from llama_deploy.messages.instances import (
+    Answer,
+    AskInput,
+    Call,
+    Credits,
+    EndCall,
+    Events,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    LeftBehind,
+    Park,
+    ReadLedger,
+    Remember,
+    Stopped,
+)
+from llama_deploy.messages.mesh import Adopted, Begun, Claimed, HeldStep, NotLed, Offer, Planes, Queued
+from llama_deploy.messages.operation import Index, Operation
+from llama_deploy.messages.requests import (
+    Accepted,
+    Ended,
+    Follow,
+    Forget,
+    Items,
+    Refused,
+    StreamEnd,
+    Submit,
+    Subscribe,
+    Wait,
+)
+
+__all__ = [
+    "Accepted",
+    "Answer",
+    "AskInput",
+    "Call",
+    "Credits",
+    "EndCall",
+    "Ended",
+    "Events",
+    "Follow",
+    "Forget",
+    "Goodbye",
+    "Heartbeat",
+    "HeldStep",
+    "Hello",
+    "Items",
+    "LeftBehind",
+    "Park",
+    "ReadLedger",
+    "Refused",
+    "Remember",
+    "Stopped",
+    "StreamEnd",
+    "Submit",
+    "Subscribe",
+    "Wait",
+]
 
 PROTOCOL_VERSION = 1
 """Raised when an operation changes its meaning. A control plane refuses an instance or client of another version."""
 
 
-Index = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-"""A position that whoever hears of it will count on from; a frame with one that makes no sense is none."""
-
-
-RequestNumber = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
-"""A client's own number of a request, which the replies to it bear; 0 stands for the connection itself."""
-
-
-class _Op(msgspec.Struct, array_like=True, tag=True, frozen=True, gc=False):
-    """Base of all operations: an array on the wire, its first element the name of the operation."""
-
-
-class HeldStep(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A step that an instance is working on, or whose answer it keeps until that is acknowledged."""
-
-    step_id: str
-    attempt: int
-    heartbeat: bytes | None = None
-    """JSON of what the service's code said with its last sign of life, where that was not told yet."""
-
-
-# --- instance -> control plane --------------------------------------------------------------------------------------
-
-
-class Hello(_Op, frozen=True):
-    """The first operation on an instance's connection, also after every reconnect."""
-
-    protocol: int
-    instance_id: str
-    services: bytes
-    """JSON list of `ServiceDefinition`: what this instance serves."""
-    held: list[HeldStep]
-    pid: int
-    host: str
-
-
-class Credits(_Op, frozen=True):
-    """How many steps of a service the instance will hold at once, from now on; 0 while it drains."""
-
-    service: str
-    capacity: int
-
-
-class Answer(_Op, frozen=True):
-    """A step is answered: it succeeded or failed. Repeated until `Acknowledged` names the step."""
-
-    step_id: str
-    attempt: int
-    result: bytes
-    """JSON of a `TaskResult`; its `task_id` and `step_id` are filled in by the control plane."""
-    started_at: float
-    finished_at: float
-    events_from: Index = 0
-    """Index, within this attempt, of the first of `events`."""
-    events: list[bytes] = []
-    """Stream events of this attempt that are not acknowledged yet; they commit with the answer and before it."""
-    heartbeat: bytes | None = None
-    """JSON of what the service's code said with its last sign of life, where the attempt failed."""
-
-
-class Events(_Op, frozen=True):
-    """Stream events of a running step, in order. Repeated until `EventsCommitted` covers them."""
-
-    step_id: str
-    attempt: int
-    first: Index
-    """Index of the first event within this attempt, from 0; repeated events are recognised by it."""
-    events: list[bytes]
-
-
-class Park(_Op, frozen=True):
-    """The step waits for a person: the instance lets go of it, and no credit or lease is used meanwhile.
-
-    Refused (`ParkRefused`) when an input newer than `consumed` is recorded: the step then goes on with that input.
-    """
-
-    step_id: str
-    attempt: int
-    prompt: bytes
-    """JSON shown to the person: at least `{"prompt": text}`, with `schema` where one is known."""
-    resume: str
-    """`answer`: the input is the step's answer. `redeliver`: the step runs again with `snapshot` and the inputs."""
-    snapshot: bytes | None
-    consumed: int
-    """Number of inputs of this step that the instance has consumed so far."""
-    events_from: Index = 0
-    events: list[bytes] = []
-
-
-class AskInput(_Op, frozen=True):
-    """The step asks a person for input and keeps running while it waits. Repeated after a reconnect."""
-
-    step_id: str
-    attempt: int
-    prompt: bytes
-    number: int = 0
-    """Which of the step's inputs will be the answer, counted from 1; by it a repeated question is recognised."""
-
-
-class Remember(_Op, frozen=True):
-    """The step wants a value kept for all of its attempts. Answered by `Remembered`; repeated after a reconnect."""
-
-    step_id: str
-    attempt: int
-    key: str
-    value: bytes
-    """JSON of the value."""
-
-
-class Call(_Op, frozen=True):
-    """The step calls another service and waits for the task that this makes, or has made. Repeated after a reconnect.
-
-    Answered by `Returned` when that task has ended.
-    """
-
-    step_id: str
-    attempt: int
-    key: str
-    """Names the call within the step: the same key is the same call in every attempt."""
-    definition: bytes
-    """JSON of a `TaskDefinition`; its id and origin are the control plane's to give."""
-
-
-class EndCall(_Op, frozen=True):
-    """The step goes on without waiting for a call; the task that it called goes on, too."""
-
-    step_id: str
-    attempt: int
-    key: str
-
-
-class Heartbeat(_Op, frozen=True):
-    """The instance lives, and holds these steps; those and no others have their lease extended."""
-
-    held: list[HeldStep]
-
-
-class Stopped(_Op, frozen=True):
-    """The code of an attempt that was taken away has ended, or is left behind: its place is free."""
-
-    step_id: str
-    attempt: int
-
-
-class LeftBehind(_Op, frozen=True):
-    """So many pieces of a service's code run on in the instance that nobody waits for, and cannot be stopped."""
-
-    service: str
-    count: int
-
-
-class Goodbye(_Op, frozen=True):
-    """The instance leaves on purpose; what it still holds is handed back and becomes the next attempt at once."""
-
-
 # --- control plane -> instance --------------------------------------------------------------------------------------
 
 
-class Welcome(_Op, frozen=True):
+class Welcome(Operation, frozen=True):
     """The answer to `Hello`: the instance is registered and ready."""
 
     heartbeat_s: float
@@ -199,9 +104,18 @@ class Welcome(_Op, frozen=True):
     """Steps named in `Hello` that are not the instance's any more; it stops them and forgets their answers."""
     cancel_grace_s: float = 4.0
     """How long code that is to stop may take before it is left behind, in seconds."""
+    adopted: list[str] | None = None
+    """Of the steps named in `Hello`, those whose tasks this control plane leads; `None` where it leads all there are.
+    """
+    planes: list[str] | None = None
+    """The URLs of all control planes on the store, this one's included; `None` where there is one."""
+    plane: str = ""
+    """The URL of this one, where others share its store."""
+    redact: list[str] | None = None
+    """Patterns of keys whose values are left out of what people look at, the instance's log included."""
 
 
-class Deliver(_Op, frozen=True):
+class Deliver(Operation, frozen=True):
     """One attempt of one step, for this instance."""
 
     step_id: str
@@ -226,15 +140,18 @@ class Deliver(_Op, frozen=True):
     """JSON of the values that earlier attempts of the step have had remembered, by key."""
     last_heartbeat: bytes | None = None
     """JSON of what an earlier attempt said with its last sign of life."""
+    memory: bytes | None = None
+    """JSON of what the service remembers, where it keeps a memory and there is something in it."""
+    memory_version: int = 0
 
 
-class Acknowledged(_Op, frozen=True):
+class Acknowledged(Operation, frozen=True):
     """Answers to these steps are recorded, or were not wanted any more: the instance forgets them."""
 
     step_ids: list[str]
 
 
-class EventsCommitted(_Op, frozen=True):
+class EventsCommitted(Operation, frozen=True):
     """The first `count` stream events of this attempt are recorded."""
 
     step_id: str
@@ -242,20 +159,20 @@ class EventsCommitted(_Op, frozen=True):
     count: int
 
 
-class Disowned(_Op, frozen=True):
+class Disowned(Operation, frozen=True):
     """Answer to `Heartbeat`: the instance does not own these steps any more and stops them."""
 
     step_ids: list[str]
 
 
-class CancelStep(_Op, frozen=True):
+class CancelStep(Operation, frozen=True):
     """Stop this step: its task was canceled or has ended. No answer is expected."""
 
     step_id: str
     reason: str
 
 
-class DeliverInput(_Op, frozen=True):
+class DeliverInput(Operation, frozen=True):
     """An input for a running step. `number` counts the step's inputs from 1."""
 
     step_id: str
@@ -263,14 +180,14 @@ class DeliverInput(_Op, frozen=True):
     value: bytes
 
 
-class ParkRefused(_Op, frozen=True):
+class ParkRefused(Operation, frozen=True):
     """The step is not parked: inputs from `number` on have arrived meanwhile and follow as `DeliverInput`."""
 
     step_id: str
     number: int
 
 
-class Remembered(_Op, frozen=True):
+class Remembered(Operation, frozen=True):
     """What is recorded under a key of a step: the value of whoever was first. Or why nothing can be."""
 
     step_id: str
@@ -281,7 +198,20 @@ class Remembered(_Op, frozen=True):
     """JSON of problem+json where it was refused."""
 
 
-class Returned(_Op, frozen=True):
+class LedgerRead(Operation, frozen=True):
+    """A page of a ledger. Or why there is none."""
+
+    step_id: str
+    attempt: int
+    name: str
+    first: int
+    page: bytes
+    """JSON of a `LedgerPage`."""
+    problem: bytes = b""
+    """JSON of problem+json where it was refused."""
+
+
+class Returned(Operation, frozen=True):
     """A call of a step has ended: with the outcome of the task that was called, or with why there is no such task."""
 
     step_id: str
@@ -295,94 +225,14 @@ class Returned(_Op, frozen=True):
     """JSON of problem+json where the call was refused."""
 
 
-class Drain(_Op, frozen=True):
+class Drain(Operation, frozen=True):
     """Take nothing new, finish what you hold, then leave."""
 
     timeout_s: float | None = None
     """Hand back what is not finished by then; None: as long as the instance takes when it is ended."""
 
 
-# --- client -> control plane ----------------------------------------------------------------------------------------
-
-
-class Submit(_Op, frozen=True):
-    """Submit a task; repeated under the same task id it finds the task that the first one made."""
-
-    request: RequestNumber
-    definition: bytes
-    """JSON of a `TaskDefinition`."""
-    wait: bool
-    """Also send `Ended` when the task ends."""
-
-
-class Wait(_Op, frozen=True):
-    """Send `Ended` when the task ends, at once if it has."""
-
-    request: RequestNumber
-    task_id: str
-
-
-class Subscribe(_Op, frozen=True):
-    """Send the task's stream from event index `first` on, as it is recorded, and `StreamEnd` after the last event."""
-
-    request: RequestNumber
-    task_id: str
-    first: int
-
-
-class Follow(_Op, frozen=True):
-    """Send the task's history after entry `after`, as it is recorded, and `StreamEnd` after the last entry."""
-
-    request: RequestNumber
-    task_id: str
-    after: int
-
-
-class Forget(_Op, frozen=True):
-    """Nothing more is wanted for an earlier request."""
-
-    request: RequestNumber
-
-
-# --- control plane -> client ----------------------------------------------------------------------------------------
-
-
-class Accepted(_Op, frozen=True):
-    """The task is recorded: it will reach exactly one outcome."""
-
-    request: int
-    task_id: str
-
-
-class Ended(_Op, frozen=True):
-    """The task has ended with this outcome."""
-
-    request: int
-    task_id: str
-    state: str
-    result: bytes
-    """JSON of the final `TaskResult`."""
-
-
-class Items(_Op, frozen=True):
-    """Recorded stream events (or history entries), dense: their numbers are `first`, `first + 1`, …"""
-
-    request: int
-    first: int
-    items: list[bytes]
-
-
-class StreamEnd(_Op, frozen=True):
-    """The task has ended and everything before was sent."""
-
-    request: int
-
-
-class Refused(_Op, frozen=True):
-    """The request cannot be served; `problem` is the JSON of problem+json. Request 0 is the connection itself."""
-
-    request: int
-    problem: bytes
+# --- frames ---------------------------------------------------------------------------------------------------------
 
 
 ContentOp = OfferContent | PutContent | GetContent | DropContent
@@ -395,12 +245,16 @@ InstanceOp = (
     | Park
     | AskInput
     | Remember
+    | ReadLedger
     | Call
     | EndCall
     | Heartbeat
     | Stopped
     | LeftBehind
     | Goodbye
+    | Offer
+    | Queued
+    | Begun
     | ContentOp
 )
 ControlOp = (
@@ -413,9 +267,14 @@ ControlOp = (
     | DeliverInput
     | ParkRefused
     | Remembered
+    | LedgerRead
     | Returned
     | Drain
     | Refused
+    | Planes
+    | Claimed
+    | NotLed
+    | Adopted
     | ContentReply
 )
 ClientOp = Submit | Wait | Subscribe | Follow | Forget
@@ -447,12 +306,13 @@ _SMALL_BYTES = 64
 
 _PAYLOAD_BYTES: dict[type, Callable[[Any], int]] = {
     msgspec.Raw: lambda op: memoryview(op).nbytes,
-    Answer: lambda op: len(op.result) + sum(map(len, op.events)),
+    Answer: lambda op: len(op.result) + len(op.memory or b"") + sum(map(len, op.events)),
     Events: lambda op: sum(map(len, op.events)),
-    Park: lambda op: len(op.prompt) + len(op.snapshot or b"") + sum(map(len, op.events)),
+    Park: lambda op: len(op.prompt) + len(op.snapshot or b"") + len(op.memory or b"") + sum(map(len, op.events)),
     AskInput: lambda op: len(op.prompt),
     Remember: lambda op: len(op.value),
     Remembered: lambda op: len(op.value),
+    LedgerRead: lambda op: len(op.page),
     Call: lambda op: len(op.definition),
     Returned: lambda op: len(op.result),
     DeliverInput: lambda op: len(op.value),
@@ -513,7 +373,7 @@ def decode_reply_frame(data: bytes) -> list[ReplyOp]:
 _deliver_decoder = msgspec.msgpack.Decoder(Deliver)
 
 
-def encode_op(op: _Op) -> bytes:
+def encode_op(op: Operation) -> bytes:
     """One operation, to be put into a frame later as `msgspec.Raw`, or carried by a queue."""
     return _encoder.encode(op)
 

@@ -27,21 +27,29 @@ if TYPE_CHECKING:
         TakeBack,
         Wait,
     )
+    from llama_deploy.orchestrators.budget import Budget
+    from llama_deploy.orchestrators.cache import Cache
     from llama_deploy.orchestrators.config import SimpleOrchestratorConfig
+    from llama_deploy.orchestrators.fallback import Fallback
     from llama_deploy.orchestrators.gate import Gate
-    from llama_deploy.orchestrators.graph import Edge, Graph
+    from llama_deploy.orchestrators.graph import Graph
+    from llama_deploy.orchestrators.graph_edges import Edge
     from llama_deploy.orchestrators.group_chat import GroupChat, Transcript
     from llama_deploy.orchestrators.handoff import Handoff
+    from llama_deploy.orchestrators.ledger import Ledger
     from llama_deploy.orchestrators.map import Map
     from llama_deploy.orchestrators.nodes import Node
     from llama_deploy.orchestrators.parallel import Parallel
     from llama_deploy.orchestrators.picture import Picture, PictureEdge
     from llama_deploy.orchestrators.planner import Planner
+    from llama_deploy.orchestrators.retry import Retry
     from llama_deploy.orchestrators.router import Router
+    from llama_deploy.orchestrators.saga import Saga
     from llama_deploy.orchestrators.sequence import Sequence
+    from llama_deploy.orchestrators.timeout import Timeout
     from llama_deploy.orchestrators.turn import NoState, Notes, Turn
     from llama_deploy.orchestrators.typed import Orchestrator
-    from llama_deploy.orchestrators.wrappers import Budget, Cache, Fallback, Retry, Saga, Timeout, Vote
+    from llama_deploy.orchestrators.vote import Vote
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -50,19 +58,20 @@ else:
             "Again": "llama_deploy.orchestrators.actions",
             "Answer": "llama_deploy.orchestrators.actions",
             "Ask": "llama_deploy.orchestrators.actions",
-            "Budget": "llama_deploy.orchestrators.wrappers",
-            "Cache": "llama_deploy.orchestrators.wrappers",
+            "Budget": "llama_deploy.orchestrators.budget",
+            "Cache": "llama_deploy.orchestrators.cache",
             "Compensate": "llama_deploy.orchestrators.actions",
-            "Edge": "llama_deploy.orchestrators.graph",
+            "Edge": "llama_deploy.orchestrators.graph_edges",
             "Emit": "llama_deploy.orchestrators.actions",
             "Fail": "llama_deploy.orchestrators.actions",
-            "Fallback": "llama_deploy.orchestrators.wrappers",
+            "Fallback": "llama_deploy.orchestrators.fallback",
             "Finish": "llama_deploy.orchestrators.actions",
             "Gate": "llama_deploy.orchestrators.gate",
             "Graph": "llama_deploy.orchestrators.graph",
             "GroupChat": "llama_deploy.orchestrators.group_chat",
             "Handoff": "llama_deploy.orchestrators.handoff",
             "Hold": "llama_deploy.orchestrators.actions",
+            "Ledger": "llama_deploy.orchestrators.ledger",
             "Map": "llama_deploy.orchestrators.map",
             "NoState": "llama_deploy.orchestrators.turn",
             "Node": "llama_deploy.orchestrators.nodes",
@@ -73,17 +82,17 @@ else:
             "PictureEdge": "llama_deploy.orchestrators.picture",
             "Planner": "llama_deploy.orchestrators.planner",
             "Release": "llama_deploy.orchestrators.actions",
-            "Retry": "llama_deploy.orchestrators.wrappers",
+            "Retry": "llama_deploy.orchestrators.retry",
             "Router": "llama_deploy.orchestrators.router",
             "Run": "llama_deploy.orchestrators.actions",
-            "Saga": "llama_deploy.orchestrators.wrappers",
+            "Saga": "llama_deploy.orchestrators.saga",
             "Sequence": "llama_deploy.orchestrators.sequence",
             "SimpleOrchestratorConfig": "llama_deploy.orchestrators.config",
             "TakeBack": "llama_deploy.orchestrators.actions",
-            "Timeout": "llama_deploy.orchestrators.wrappers",
+            "Timeout": "llama_deploy.orchestrators.timeout",
             "Transcript": "llama_deploy.orchestrators.group_chat",
             "Turn": "llama_deploy.orchestrators.turn",
-            "Vote": "llama_deploy.orchestrators.wrappers",
+            "Vote": "llama_deploy.orchestrators.vote",
             "Wait": "llama_deploy.orchestrators.actions",
         },
     )
@@ -107,6 +116,7 @@ __all__ = [
     "GroupChat",
     "Handoff",
     "Hold",
+    "Ledger",
     "Map",
     "NoState",
     "Node",

@@ -48,6 +48,17 @@ class BaseOrchestrator(ABC):
         none: with what stands under `get_result_key(task_id)`, or as failed for lack of progress.
         """
 
+    def migrate_task(self, task_def: TaskDefinition, state: dict[str, Any], *, version: int) -> dict[str, Any]:
+        """The state of a task that an earlier `version` of this orchestrator began, as this one goes on with it.
+
+        Asked when somebody moves the task on purpose; what it returns is recorded as one decision. Raises `ValueError`
+        unless a subclass says how.
+        """
+        del state
+        raise ValueError(
+            f"{type(self).__name__} does not say how it reads the state of {task_def.task_id}, from version {version}"
+        )
+
     @abstractmethod
     async def add_result_to_state(self, result: TaskResult, state: dict[str, Any]) -> dict[str, Any]:
         """Fold the answer to one step into the state; returns the new state."""

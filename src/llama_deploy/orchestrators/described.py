@@ -10,40 +10,35 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
+from llama_deploy.orchestrators.budget import Budget
+from llama_deploy.orchestrators.cache import Cache
+from llama_deploy.orchestrators.described_edges import edges
+from llama_deploy.orchestrators.described_errors import DescriptionError, Path, close
+from llama_deploy.orchestrators.fallback import Fallback
 from llama_deploy.orchestrators.gate import Gate
-from llama_deploy.orchestrators.graph import Edge, Graph
+from llama_deploy.orchestrators.graph import Graph
 from llama_deploy.orchestrators.group_chat import GroupChat
 from llama_deploy.orchestrators.handoff import Handoff
 from llama_deploy.orchestrators.map import Map
 from llama_deploy.orchestrators.nodes import Node
 from llama_deploy.orchestrators.parallel import Parallel
 from llama_deploy.orchestrators.planner import Planner
+from llama_deploy.orchestrators.retry import Retry
 from llama_deploy.orchestrators.router import Router
+from llama_deploy.orchestrators.saga import Saga
 from llama_deploy.orchestrators.sequence import Sequence
+from llama_deploy.orchestrators.timeout import Timeout
 from llama_deploy.orchestrators.typed import Orchestrator
-from llama_deploy.orchestrators.wrappers import Budget, Cache, Fallback, Retry, Saga, Timeout, Vote
+from llama_deploy.orchestrators.vote import Vote
 from llama_deploy.types.retry import RetryPolicy
-
-Path = tuple[str | int, ...]
-"""Keys and positions that lead to a value."""
-
-
-class DescriptionError(ValueError):
-    """A description that makes no orchestrator, and where in it the mistake is."""
-
-    def __init__(self, what: str, path: Path) -> None:
-        super().__init__(f"{'.'.join(map(str, path))}: {what}" if path else what)
-        self.what = what
-        self.path = path
 
 
 def build(name: str, parameters: Mapping[str, Any], path: Path = ()) -> Orchestrator[Any]:
     """The orchestrator of this name in the catalogue. Raises `DescriptionError`; nothing else, whatever it is given."""
     if name not in CATALOGUE:
-        raise DescriptionError(f"there is no orchestrator `{name}`{_close(name, CATALOGUE)}", path)
+        raise DescriptionError(f"there is no orchestrator `{name}`{close(name, CATALOGUE)}", path)
     cls, readers = CATALOGUE[name]
     accepted = [*readers, *(word for word in inspect.signature(cls).parameters if not _open(cls, word))]
     arguments: list[Any] = []
@@ -52,7 +47,7 @@ def build(name: str, parameters: Mapping[str, Any], path: Path = ()) -> Orchestr
         word, here = str(key).replace("-", "_"), (*path, key)
         if word not in accepted and not _takes_any(cls):
             known = ", ".join(f"`{each.replace('_', '-')}`" for each in dict.fromkeys(accepted))
-            hint = _close(word, accepted) or f"; it has {known}"
+            hint = close(word, accepted) or f"; it has {known}"
             raise DescriptionError(f"`{name}` has no parameter `{key}`{hint}", here)
         reader = readers.get(word)
         read = value if reader is None else reader(value, here)
@@ -124,7 +119,7 @@ def _policy(value: Any, path: Path) -> RetryPolicy:
     known = RetryPolicy.model_fields
     for key in value:
         if str(key).replace("-", "_") not in known:
-            raise DescriptionError(f"a retry policy has no `{key}`{_close(str(key), known)}", (*path, key))
+            raise DescriptionError(f"a retry policy has no `{key}`{close(str(key), known)}", (*path, key))
     try:
         return RetryPolicy.model_validate({str(key).replace("-", "_"): item for key, item in value.items()})
     except ValueError as error:
@@ -146,79 +141,6 @@ def _steps(value: Any, path: Path) -> dict[str, Any]:
     return found
 
 
-def _edges(value: Any, path: Path) -> list[Edge]:
-    if not isinstance(value, list):
-        raise DescriptionError("edges are a list: `- draft -> check`", path)
-    return [_edge(item, (*path, position)) for position, item in enumerate(value)]
-
-
-_EDGE_KEYS = ("from", "to", "when", "at-most", "on-failure", "label")
-
-
-def _edge(value: Any, path: Path) -> Edge:
-    """`"draft -> check"`, or an object with `from`, `to` and more."""
-    if isinstance(value, str):
-        source, arrow, target = value.partition("->")
-        if not arrow:
-            raise DescriptionError(f"{value!r} is no edge: write `from -> to`", path)
-        return Edge(source.strip(), target.strip())
-    if not isinstance(value, Mapping) or not {"from", "to"} <= set(value):
-        raise DescriptionError("an edge is `from -> to`, or an object with `from` and `to`", path)
-    for key in value:
-        if key not in _EDGE_KEYS:
-            raise DescriptionError(f"an edge has no `{key}`{_close(str(key), _EDGE_KEYS)}", (*path, key))
-    at_most = value.get("at-most")
-    if at_most is not None and (not isinstance(at_most, int) or isinstance(at_most, bool) or at_most < 1):
-        raise DescriptionError("at-most is a whole number, 1 or more", (*path, "at-most"))
-    return Edge(
-        str(value["from"]),
-        str(value["to"]),
-        when=_condition(value["when"], (*path, "when")) if value.get("when") is not None else None,
-        at_most=at_most,
-        on_failure=bool(value.get("on-failure", False)),
-        label=str(value.get("label", "")),
-    )
-
-
-_TESTS: dict[str, Callable[[Any, Any], bool]] = {
-    "is": lambda found, wanted: bool(found == wanted),
-    "in": lambda found, wanted: found in wanted if isinstance(wanted, list | str) else False,
-    "above": lambda found, wanted: isinstance(found, int | float) and found > wanted,
-    "below": lambda found, wanted: isinstance(found, int | float) and found < wanted,
-}
-
-
-def _condition(value: Any, path: Path) -> Callable[[Any], bool]:
-    """`"approved"` (that field of the output is true), or `{field: …, is|in|above|below: …, not: true}`."""
-    if isinstance(value, str):
-        value = {"field": value}
-    if not isinstance(value, Mapping):
-        raise DescriptionError("a condition is a field's name, or an object such as `{field: status, is: ok}`", path)
-    for key in value:
-        if key not in (*_TESTS, "field", "not"):
-            raise DescriptionError(f"a condition has no `{key}`{_close(str(key), (*_TESTS, 'field'))}", (*path, key))
-    tests = [(name, value[name]) for name in _TESTS if name in value]
-    for name, wanted in tests:
-        if name in ("above", "below") and (isinstance(wanted, bool) or not isinstance(wanted, int | float)):
-            raise DescriptionError(f"{name} is a number", (*path, name))
-    field, negated = value.get("field"), bool(value.get("not", False))
-
-    def holds(output: Any) -> bool:
-        found = output if field is None else (output.get(field) if isinstance(output, dict) else None)
-        result = all(_TESTS[name](found, wanted) for name, wanted in tests) if tests else bool(found)
-        return result is not negated
-
-    words = [str(field)] if field is not None else []
-    words += [f"{name} {wanted}" for name, wanted in tests]
-    holds.__name__ = " ".join([*(["not"] if negated else []), *words]) or "if"
-    return holds
-
-
-def _close(word: str, known: Any) -> str:
-    close = get_close_matches(word.replace("-", "_"), [str(each) for each in known], 1)
-    return f": did you mean `{close[0].replace('_', '-')}`?" if close else ""
-
-
 _Readers = dict[str, Callable[[Any, Path], Any]]
 _ONE: _Readers = {"node": _node}
 
@@ -226,7 +148,7 @@ CATALOGUE: dict[str, tuple[Any, _Readers]] = {
     "sequence": (Sequence, {"nodes": _nodes}),
     "parallel": (Parallel, {"nodes": _nodes}),
     "map": (Map, {"node": _node, "reduce": _node}),
-    "graph": (Graph, {"nodes": _named, "edges": _edges}),
+    "graph": (Graph, {"nodes": _named, "edges": edges}),
     "router": (Router, {"choose": _choice, "routes": _named}),
     "handoff": (Handoff, {"agents": _named}),
     "group-chat": (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
 from llama_deploy.orchestrators.actions import Action, Answer, Ask, Emit, Fail, Finish, TakeBack, Wait
+from llama_deploy.orchestrators.picture import END, START, Picture, PictureEdge, PictureNode, in_time
 from llama_deploy.orchestrators.turn import Turn
 from llama_deploy.orchestrators.typed import Orchestrator
 
@@ -74,6 +76,22 @@ class Gate(Orchestrator[GateState]):
         if decision == "choose" and value in self.choices:
             return [Finish(value)]
         return self._ask(turn, problem=f"{str(answer.output)[:200]!r} is no answer to this question")
+
+    def outline(self) -> Picture:
+        """Everybody who may be asked, one after the other."""
+        names = [f"ask-{level}" for level in range(len(self.people))]
+        labels = [person or "a person" for person in self.people]
+        people = [PictureNode(*pair, "person", note=self.prompt) for pair in zip(names, labels, strict=True)]
+        late = in_time(self.deadline_s) if self.deadline_s is not None else ""
+        edges = [PictureEdge(START, names[0]), *(PictureEdge(name, END) for name in names)]
+        edges += [PictureEdge(*pair, label=f"silent for {late}", dashed=True) for pair in pairwise(names)]
+        after = f", {self.on_deadline}s after {late}" if late else ""
+        return Picture.of(people, edges, title=f"gate{after}")
+
+    def drawn_as(self, tag: str, node: str, state: GateState) -> str:
+        """A question is whom it is for; so is a deadline."""
+        del node
+        return f"ask-{tag.partition('-')[2] if tag.startswith('deadline') else state.level}"
 
     def _ask(self, turn: Turn[GateState], *, problem: str = "") -> list[Action]:
         turn.state.asked += 1

@@ -8,47 +8,19 @@ branch that was not taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
 from llama_deploy.orchestrators.actions import Action, Answer, Emit, Fail, Finish, Run, TakeBack
 from llama_deploy.orchestrators.graph_checks import problems, reachable
+from llama_deploy.orchestrators.graph_edges import END, START, Edge
+from llama_deploy.orchestrators.graph_state import GraphState, decided, forward
 from llama_deploy.orchestrators.nodes import Node, named
-from llama_deploy.orchestrators.picture import Picture, PictureEdge
+from llama_deploy.orchestrators.picture import Mark, Picture
 from llama_deploy.orchestrators.turn import Turn
 from llama_deploy.orchestrators.typed import Orchestrator
-
-START, END = "start", "end"
-
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """From one node to another, or from `"start"`, or to `"end"`."""
-
-    source: str
-    target: str
-    when: Callable[[Any], bool] | None = None
-    """Whether it is taken, by the output of `source` (pure); None for always."""
-    at_most: int | None = None
-    """How often it may be taken: an edge that goes back. Everything after its target then runs again."""
-    on_failure: bool = False
-    """Taken when `source` has failed, and not when it has succeeded; its input is the error."""
-    label: str = ""
-    """What the picture says of the edge; by default the name of `when`."""
-
-
-class GraphState(BaseModel):
-    """Where every node stands, the tokens at each, and how often each loop was taken."""
-
-    status: dict[str, Literal["running", "done", "failed", "skipped"]] = {}
-    tokens: dict[str, dict[str, bool]] = {}
-    runs: dict[str, int] = {}
-    loops: dict[str, int] = {}
-    dead: list[tuple[str, str]] = []
-    """Dead tokens that are not sent yet, because a loop may still come back and decide anew."""
 
 
 class Graph(Orchestrator[GraphState]):
@@ -100,17 +72,16 @@ class Graph(Orchestrator[GraphState]):
             if edge.source == name
         }
         back = [edge for edge, wanted in taken.items() if wanted and edge.at_most is not None]
-        again = [edge for edge in back if turn.state.loops.get(_name(edge), 0) < (edge.at_most or 0)]
-        forward = {edge: wanted for edge, wanted in taken.items() if edge.at_most is None}
-        if back and not again and not any(forward.values()):
-            return [
-                Fail.because(f"the loop {_name(back[0])} was taken {back[0].at_most} times, and nothing else follows")
-            ]
+        again = [edge for edge in back if turn.state.loops.get(edge.name, 0) < (edge.at_most or 0)]
+        onward = {edge: wanted for edge, wanted in taken.items() if edge.at_most is None}
+        if back and not again and not any(onward.values()):
+            why = f"the loop {back[0].name} was taken {back[0].at_most} times, and nothing else follows"
+            return [Fail.because(why)]
         actions: list[Action] = []
         for edge in again:
-            turn.state.loops[_name(edge)] = turn.state.loops.get(_name(edge), 0) + 1
+            turn.state.loops[edge.name] = turn.state.loops.get(edge.name, 0) + 1
             actions += self._go_back(turn, edge)
-        for edge, wanted in forward.items():
+        for edge, wanted in onward.items():
             if wanted:
                 actions += self._token(turn, edge.source, edge.target, live=True)
             elif not again:  # what a loop will pass once more is not decided yet
@@ -121,31 +92,15 @@ class Graph(Orchestrator[GraphState]):
         """Send the dead tokens that no loop can call back any more."""
         actions: list[Action] = []
         while True:
-            final = next((token for token in turn.state.dead if not self._may_come_back(turn, token[0])), None)
+            final = decided(turn.state, self.edges)
             if final is None:
                 return actions
             turn.state.dead.remove(final)
             actions += self._token(turn, *final, live=False)
 
-    def _may_come_back(self, turn: Turn[GraphState], name: str) -> bool:
-        """Whether a loop that may still be taken leads to a node: it is not used up, and its begin may still run."""
-        links = self._forward()
-        running = [node for node, status in turn.state.status.items() if status == "running"]
-        may_run = {node for start in running for node in reachable(start, links)}
-        return any(
-            edge.source in may_run
-            and turn.state.loops.get(_name(edge), 0) < (edge.at_most or 0)
-            and name in reachable(edge.target, links)
-            for edge in self.edges
-            if edge.at_most is not None
-        )
-
-    def _forward(self) -> list[tuple[str, str]]:
-        return [(edge.source, edge.target) for edge in self.edges if edge.at_most is None]
-
     def _go_back(self, turn: Turn[GraphState], edge: Edge) -> list[Action]:
         """Forget what came after the target of a loop, and run it again."""
-        after = reachable(edge.target, self._forward())
+        after = reachable(edge.target, forward(self.edges))
         turn.state.dead = [token for token in turn.state.dead if token[0] not in after]
         actions: list[Action] = [TakeBack(name) for name in sorted(after) if turn.state.status.get(name) == "running"]
         for name in after:
@@ -161,17 +116,17 @@ class Graph(Orchestrator[GraphState]):
             return []  # it runs already: the first live token was enough
         tokens = state.tokens.setdefault(target, {})
         tokens[source] = live or tokens.get(source, False)
-        sources = {begin for begin, end in self._forward() if end == target}
+        sources = {begin for begin, end in forward(self.edges) if end == target}
         if not (live and self.joins.get(target) == "any") and set(tokens) != sources:
             return []
-        lively = [source for source in self._order(sources) if tokens.get(source)]
+        lively = [name for name in [START, *self.nodes] if name in sources and tokens.get(name)]
         if target == END:
             return [self._end(turn, lively)]
         if lively:
             value = turn.notes[lively[0]] if len(sources) == 1 else {source: turn.notes[source] for source in lively}
             return [self._run(turn, target, value)]
         state.status[target] = "skipped"
-        state.dead += [link for link in self._forward() if link[0] == target]
+        state.dead += [link for link in forward(self.edges) if link[0] == target]
         return []
 
     def _run(self, turn: Turn[GraphState], name: str, value: Any) -> Run:
@@ -184,31 +139,10 @@ class Graph(Orchestrator[GraphState]):
             return Fail.because("no edge to the end was taken")
         return Finish(turn.notes[lively[0]] if len(lively) == 1 else {source: turn.notes[source] for source in lively})
 
-    def _order(self, names: set[str]) -> list[str]:
-        return [name for name in [START, *self.nodes] if name in names]
+    def outline(self) -> Picture:
+        """The graph as it is."""
+        return Picture.of(self.nodes, [edge.drawn for edge in self.edges], title="graph")
 
-    def picture(self) -> Picture:
-        """The graph as it is drawn."""
-        edges = [
-            PictureEdge(e.source, e.target, _label(e), back=e.at_most is not None, dashed=e.on_failure)
-            for e in self.edges
-        ]
-        return Picture([START, *self.nodes, END], edges)
-
-
-def _name(edge: Edge) -> str:
-    return f"{edge.source} -> {edge.target}"
-
-
-def _label(edge: Edge) -> str:
-    words = []
-    if edge.label:
-        return edge.label
-    if edge.on_failure:
-        words.append("on failure")
-    if edge.when is not None:
-        name = getattr(edge.when, "__name__", "").replace("<lambda>", "if")
-        words.append(name.replace("_", " "))
-    if edge.at_most is not None:
-        words.append(f"at most {edge.at_most}x")
-    return ", ".join(words)
+    def marks(self, state: GraphState) -> Mapping[str, Mark]:
+        """Where each node stands, and the live tokens that have reached it."""
+        return {name: state.mark(name) for name in [*self.nodes, END]}

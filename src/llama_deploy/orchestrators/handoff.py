@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from llama_deploy.orchestrators.actions import Action, Answer, Emit, Fail, Finish, Run
 from llama_deploy.orchestrators.nodes import Node, named
+from llama_deploy.orchestrators.picture import END, START, Picture, PictureEdge
 from llama_deploy.orchestrators.turn import Turn
 from llama_deploy.orchestrators.typed import Orchestrator
 
@@ -82,3 +83,28 @@ class Handoff(Orchestrator[HandoffState]):
         turn.notes["given"] = given
         turn.state.holders.append(name)
         return Run(name, {"input": given, "from": before}, tag=str(len(turn.state.holders)))
+
+    def outline(self) -> Picture:
+        """Who may hand over to whom. Where everybody may to everybody, only the first one's ways are drawn."""
+        title = f"handoff: at most {self.handoffs_max} times"
+        ends = [PictureEdge(name, END) for name in self.nodes]
+        begin = PictureEdge(START, self.first)
+        anyone = all(set(names) == set(self.nodes) - {name} for name, names in self.targets.items())
+        if anyone and len(self.nodes) > 2:  # noqa: PLR2004 - two have one way to and fro
+            ways = [
+                PictureEdge(*pair, back=pair[1] == self.first)
+                for name in self.targets[self.first]
+                for pair in ((self.first, name), (name, self.first))
+            ]
+            return Picture.of(self.nodes, [begin, *ways, *ends], title=f"{title}, anyone to anyone", guessed=True)
+        order = [self.first, *(name for name in self.nodes if name != self.first)]
+        ways = [
+            PictureEdge(name, target, back=order.index(target) < order.index(name))
+            for name in order
+            for target in self.targets[name]
+        ]
+        return Picture.of(order, [begin, *ways, *ends], title=title)
+
+    def drawn_as(self, tag: str, node: str, state: HandoffState) -> str:
+        """A tag counts the holders."""
+        return state.holders[int(tag) - 1] if tag.isdigit() and int(tag) <= len(state.holders) else node

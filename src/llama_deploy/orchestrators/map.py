@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
 from llama_deploy.orchestrators.actions import Action, Answer, Fail, Finish, Run
 from llama_deploy.orchestrators.nodes import Node, named
+from llama_deploy.orchestrators.picture import END, START, Mark, Picture, PictureNode, State
 from llama_deploy.orchestrators.turn import Turn
 from llama_deploy.orchestrators.typed import Orchestrator
 
-_REDUCE = "reduce"
+_EACH, _REDUCE = "each", "reduce"
 
 
 class MapState(BaseModel):
@@ -45,7 +47,7 @@ class Map(Orchestrator[MapState]):
     ) -> None:
         if at_once is not None and at_once < 1:
             raise ValueError(f"at_once is {at_once}: it must be 1 or more")
-        self.nodes = named((), {"each": node} | ({_REDUCE: reduce} if reduce is not None else {}))
+        self.nodes = named((), {_EACH: node} | ({_REDUCE: reduce} if reduce is not None else {}))
         self.over = over
         self.at_once = at_once
         self.failures = failures
@@ -60,7 +62,7 @@ class Map(Orchestrator[MapState]):
         if not items:
             return self._folded(turn)
         turn.state.begun = min(len(items), self.at_once or len(items))
-        return [Run("each", item, tag=str(number)) for number, item in enumerate(items[: turn.state.begun])]
+        return [Run(_EACH, item, tag=str(number)) for number, item in enumerate(items[: turn.state.begun])]
 
     def on_answer(self, turn: Turn[MapState], answer: Answer) -> Iterable[Action]:
         """The next item, the reduction, or the end."""
@@ -78,7 +80,7 @@ class Map(Orchestrator[MapState]):
                 turn.notes[answer.tag] = {"error": answer.error.model_dump(mode="json") if answer.error else None}
         if state.begun < state.items:
             number, state.begun = state.begun, state.begun + 1
-            return [Run("each", self._items(turn)[number], tag=str(number))]
+            return [Run(_EACH, self._items(turn)[number], tag=str(number))]
         return self._folded(turn) if state.done == state.items else []
 
     def _items(self, turn: Turn[MapState]) -> Any:
@@ -91,3 +93,22 @@ class Map(Orchestrator[MapState]):
         left_out = set(turn.state.failed) if self.failures == "skip" else set()
         outputs = [turn.notes[str(number)] for number in range(turn.state.items) if number not in left_out]
         return [Run(_REDUCE, outputs)] if _REDUCE in self.nodes else [Finish(outputs)]
+
+    def outline(self) -> Picture:
+        """The node for each item, and what is made of all of them."""
+        often = "for each item" + (f", {self.at_once} at once" if self.at_once is not None else "")
+        nodes = [PictureNode(_EACH, self.called(_EACH), note=often)]
+        nodes += [PictureNode(_REDUCE, self.called(_REDUCE), note=_REDUCE)] if _REDUCE in self.nodes else []
+        ways = [START, *(node.name for node in nodes), END]
+        return Picture.of(nodes, pairwise(ways), title=f"map over {self.over}" if self.over else "map")
+
+    def drawn_as(self, tag: str, node: str, state: MapState) -> str:
+        """The number of an item is no node."""
+        del node, state
+        return tag if tag == _REDUCE else _EACH
+
+    def marks(self, state: MapState) -> Mapping[str, Mark]:
+        """How many of how many, known only now that it runs."""
+        failed = f", {len(state.failed)} failed" if state.failed else ""
+        all_done: State | None = "done" if state.done == state.items and state.items > len(state.failed) else None
+        return {_EACH: Mark(all_done, f"{state.done} of {state.items}{failed}")}

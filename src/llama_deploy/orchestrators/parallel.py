@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
 from llama_deploy.orchestrators.actions import Action, Answer, Fail, Finish, Run
 from llama_deploy.orchestrators.nodes import Node, named
+from llama_deploy.orchestrators.picture import END, START, Mark, Picture
 from llama_deploy.orchestrators.turn import Turn
 from llama_deploy.orchestrators.typed import Orchestrator
 
@@ -120,3 +121,13 @@ class Parallel(Orchestrator[ParallelState]):
             return [Fail.because(f"failed: {', '.join(turn.state.failed)}")]
         assert self.score is not None
         return [Finish(max(outputs, key=self.score))]
+
+    def outline(self) -> Picture:
+        """Side by side."""
+        want = f"first {self.want} of {len(self.nodes)}" if isinstance(self.want, int) else self.want
+        edges = [*((START, name) for name in self.nodes), *((name, END) for name in self.nodes)]
+        return Picture.of(self.nodes, edges, title=f"{type(self).__name__.lower()}: {want}")
+
+    def marks(self, state: ParallelState) -> Mapping[str, Mark]:
+        """Which have answered, and how."""
+        return {name: Mark("done") for name in state.done} | {name: Mark("failed") for name in state.failed}

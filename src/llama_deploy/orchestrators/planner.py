@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from llama_deploy.orchestrators.actions import Action, Answer, Emit, Fail, Finish, Run
 from llama_deploy.orchestrators.nodes import Node, named
+from llama_deploy.orchestrators.picture import END, START, Picture, PictureEdge, PictureNode
 from llama_deploy.orchestrators.turn import Turn
 from llama_deploy.orchestrators.typed import Orchestrator
 
@@ -20,12 +21,11 @@ _PLAN, _JUDGE = "plan", "judge"
 
 
 class PlannerState(BaseModel):
-    """The counts that bound it, and how much of what was done the judge and the planner have seen."""
+    """The counts that bound it, and how much of what was done the judge has seen."""
 
     rounds: int = 0
     stalls: int = 0
     resets: int = 0
-    done: int = 0
     judged: int = 0
     worker: str = ""
 
@@ -35,7 +35,7 @@ class Planner(Orchestrator[PlannerState]):
 
     `judge` is given `{"goal", "plan", "workers", "done"}`, where `done` is what was done since it last judged, and
     answers `{"finished": true, "output": …}`, or `{"worker": name, "input": …, "progress": bool}`. The named worker is
-    given the input; its answer, or its failure, goes on the ledger. More than `stalls_max` judgements without
+    given the input; its answer, or its failure, goes on the ledger `done`. More than `stalls_max` judgements without
     progress have the plan made anew with all that was done; more than `resets_max` new plans, or more than
     `rounds_max` rounds, fail the task.
     """
@@ -76,8 +76,7 @@ class Planner(Orchestrator[PlannerState]):
         if answer.tag == _JUDGE:
             return self._judged(turn, answer.output)
         what = {"error": answer.error.message if answer.error else answer.status} if answer.failed else answer.output
-        turn.notes[f"done:{turn.state.done}"] = {"worker": turn.state.worker, "answer": what}
-        turn.state.done += 1
+        turn.ledger("done").append({"worker": turn.state.worker, "answer": what})
         return [self._judge(turn)]
 
     def _judged(self, turn: Turn[PlannerState], judgement: Any) -> list[Action]:
@@ -104,12 +103,24 @@ class Planner(Orchestrator[PlannerState]):
 
     def _plan(self, turn: Turn[PlannerState]) -> Run:
         facts = turn.notes.get("facts")
-        return Run(_PLAN, {"goal": turn.input, "workers": self.workers, "facts": facts, "done": self._done(turn, 0)})
+        return Run(_PLAN, {"goal": turn.input, "workers": self.workers, "facts": facts, "done": turn.ledger("done")[:]})
 
     def _judge(self, turn: Turn[PlannerState]) -> Run:
-        done = self._done(turn, turn.state.judged)
-        turn.state.judged = turn.state.done
-        return Run(_JUDGE, {"goal": turn.input, "plan": turn.notes["plan"], "workers": self.workers, "done": done})
+        ledger = turn.ledger("done")
+        new = ledger[turn.state.judged :]
+        turn.state.judged = len(ledger)
+        return Run(_JUDGE, {"goal": turn.input, "plan": turn.notes["plan"], "workers": self.workers, "done": new})
 
-    def _done(self, turn: Turn[PlannerState], first: int) -> list[Any]:
-        return [turn.notes[f"done:{number}"] for number in range(first, turn.state.done)]
+    def outline(self) -> Picture:
+        """A plan, its judge, and the workers around it."""
+        plan = PictureNode(_PLAN, self.called(_PLAN), note="plans")
+        judge = PictureNode(_JUDGE, self.called(_JUDGE), note="judges progress")
+        edges = [PictureEdge(START, _PLAN), PictureEdge(_PLAN, _JUDGE), PictureEdge(_JUDGE, END)]
+        edges += [PictureEdge(_JUDGE, _PLAN, f"stuck, at most {self.resets_max} times", back=True)]
+        edges += [PictureEdge(_JUDGE, name) for name in self.workers]
+        edges += [PictureEdge(name, _JUDGE, back=True) for name in self.workers]
+        return Picture.of([plan, judge, *self.workers], edges, title=f"planner: at most {self.rounds_max} rounds")
+
+    def drawn_as(self, tag: str, node: str, state: PlannerState) -> str:
+        """Work is its worker's."""
+        return tag if tag in (_PLAN, _JUDGE) else state.worker or node

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from llama_deploy.orchestrators.actions import Action, Answer, Emit, Fail, Finish, Run
 from llama_deploy.orchestrators.nodes import Node, named
-from llama_deploy.orchestrators.picture import Picture, PictureEdge
+from llama_deploy.orchestrators.picture import END, START, Picture, PictureNode, rule_name
 from llama_deploy.orchestrators.turn import NoState, Turn
 from llama_deploy.orchestrators.typed import Orchestrator
 
@@ -61,8 +61,9 @@ class Router(Orchestrator[NoState]):
             return [Fail.because(f"{str(chosen)[:200]!r} is none of the routes: {', '.join(self.routes)}")]
         return [Emit({"route": route}), Run(route, turn.input)]
 
-    def picture(self) -> Picture:
+    def outline(self) -> Picture:
         """The decision, then the routes."""
-        edges = [PictureEdge(_DECIDE, name, name) for name in self.routes]
-        edges += [PictureEdge(name, "end") for name in self.routes]
-        return Picture(["start", _DECIDE, *self.routes, "end"], [PictureEdge("start", _DECIDE), *edges])
+        rule = PictureNode(_DECIDE, rule_name(self.choose), "choice")
+        decide = rule if callable(self.choose) else PictureNode(_DECIDE, self.called(_DECIDE), note="decides")
+        edges = [(START, _DECIDE), *((_DECIDE, name) for name in self.routes), *((name, END) for name in self.routes)]
+        return Picture.of([decide, *self.routes], edges, title="router")

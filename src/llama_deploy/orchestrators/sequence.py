@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from llama_deploy.orchestrators.actions import Action, Answer, Finish, Run
 from llama_deploy.orchestrators.nodes import Node, named
-from llama_deploy.orchestrators.picture import Picture, PictureEdge
+from llama_deploy.orchestrators.picture import END, START, Mark, Picture
 from llama_deploy.orchestrators.turn import Turn
 from llama_deploy.orchestrators.typed import Orchestrator
 
@@ -56,7 +56,10 @@ class Sequence(Orchestrator[SequenceState]):
         answers = {done: turn.notes[done] for done in list(self.nodes)[: turn.state.done]}
         return Run(name, {"input": turn.input, "answers": answers})
 
-    def picture(self) -> Picture:
+    def outline(self) -> Picture:
         """One below the other."""
-        names = ["start", *self.nodes, "end"]
-        return Picture(names, [PictureEdge(*pair) for pair in pairwise(names)])
+        return Picture.of(self.nodes, pairwise([START, *self.nodes, END]), title="sequence")
+
+    def marks(self, state: SequenceState) -> Mapping[str, Mark]:
+        """Those before the current one are done, however their parts have ended."""
+        return {name: Mark("done") for name in list(self.nodes)[: state.done]}

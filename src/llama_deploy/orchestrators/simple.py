@@ -90,12 +90,12 @@ class SimpleOrchestrator(BaseOrchestrator):
 
 
 def _new_task_message(task_def: TaskDefinition, task_state: dict[str, Any]) -> QueueMessage:
-    data = {"task": task_def.model_dump(), "state": task_state}  # a `NewTask`, without making one
+    data = {"task": task_def.dumped(), "state": task_state}  # a `NewTask`, without making one
     return QueueMessage(type=task_def.agent_id or "", action=ActionTypes.NEW_TASK, data=data)
 
 
 def _final_message(service: str, result: TaskResult) -> QueueMessage:
-    return QueueMessage(type=service, action=ActionTypes.COMPLETED_TASK, data=result.model_dump())
+    return QueueMessage(type=service, action=ActionTypes.COMPLETED_TASK, data=result.dumped())
 
 
 def _read_result(stored: Any) -> TaskResult:

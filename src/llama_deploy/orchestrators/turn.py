@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from llama_deploy.orchestrators.ledger import Ledger
 from llama_deploy.types.core import TaskDefinition
 
 
@@ -27,9 +28,10 @@ class Notes(MutableMapping[str, Any]):
     A change costs the bytes of that value, however many there are.
     """
 
-    def __init__(self, own: MutableMapping[str, Any], prefix: str) -> None:
-        self._own = own
-        self._prefix = prefix
+    def __init__(self, own: MutableMapping[str, Any], path: str) -> None:
+        self.own = self._own = own
+        self.path = path
+        self._prefix = f"{path}note:"
 
     def __getitem__(self, name: str) -> Any:
         return self._own[self._prefix + name]
@@ -70,6 +72,10 @@ class Turn(Generic[StateT]):
         self.notes = notes
         self.shared = shared
         """The state of the session, shared with its other tasks; of a task without a session, its own alone."""
+
+    def ledger(self, name: str) -> Ledger[Any]:
+        """A list that is only added to, kept once: services read it with `context.ledger(name)`, clients as well."""
+        return Ledger(self.notes.own, self.notes.path, name)
 
     @cached_property
     def input(self) -> Any:

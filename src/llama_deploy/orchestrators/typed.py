@@ -11,8 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Mapping, MutableMapping
-from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 from pydantic import BaseModel
@@ -34,16 +33,16 @@ from llama_deploy.orchestrators.actions import (
     Wait,
 )
 from llama_deploy.orchestrators.base import BaseOrchestrator
-from llama_deploy.orchestrators.picture import Picture, PictureEdge
-from llama_deploy.orchestrators.turn import NoState, Notes, StateT, Turn
-from llama_deploy.types.core import ActionTypes, NewTask, TaskDefinition, TaskError, TaskResult
+from llama_deploy.orchestrators.drawn import Drawn
+from llama_deploy.orchestrators.turn import Notes, StateT, Turn
+from llama_deploy.types.core import ActionTypes, TaskDefinition, TaskError, TaskResult
 from llama_deploy.types.reserved import ANSWERED_HERE, PERSON_SERVICE, STREAM_SERVICE, TAKE_BACK_SERVICE, TIMER_SERVICE
 
 _INBOX = "inbox"
 _UNDO_TAG = "(undo)"
 
 
-class Orchestrator(BaseOrchestrator, Generic[StateT]):
+class Orchestrator(BaseOrchestrator, Drawn[StateT]):
     """Subclass it: give `State`, `start` and `on_answer`, and `nodes` where nodes are orchestrators themselves.
 
     The methods decide from their arguments alone and keep nothing in `self`. They may be called again with the same
@@ -54,13 +53,10 @@ class Orchestrator(BaseOrchestrator, Generic[StateT]):
     handles_failures: ClassVar[bool] = True
     decides_retries: ClassVar[bool] = False
     state_on_demand: ClassVar[bool] = True
-    State: ClassVar[type[BaseModel]] = NoState
     version: ClassVar[int] = 1
     """Raise it when a stored state is not what this class would have made; see `migrate`."""
     final_message_type: str | None = "human"
     """Who is told when the task has ended, if somebody serves that name."""
-    nodes: Mapping[str, Any] = MappingProxyType({})
-    """By the name that `Run` uses: a service's name, or an orchestrator. A name that is not here is a service's."""
 
     @abstractmethod
     def start(self, turn: Turn[StateT]) -> Iterable[Action]:
@@ -90,10 +86,13 @@ class Orchestrator(BaseOrchestrator, Generic[StateT]):
             f"keep that version, or say in `migrate` how its state ({', '.join(state) or 'empty'}) is read"
         )
 
-    def picture(self) -> Picture:
-        """How it is drawn: as far as nothing else is known, its nodes side by side."""
-        edges = [edge for name in self.nodes for edge in (PictureEdge("start", name), PictureEdge(name, "end"))]
-        return Picture(["start", *self.nodes, "end"], edges or [PictureEdge("start", "end")])
+    def migrate_task(self, task_def: TaskDefinition, state: dict[str, Any], *, version: int) -> dict[str, Any]:
+        """Have each orchestrator of a task that is of another version by now read its state; see `migrate`."""
+        del version  # each of them has one of its own
+        own = state.get(task_def.task_id)
+        if own:
+            Machine(self, task_def, own, state).migrate()
+        return state
 
     def failure(self, answer: Answer) -> Fail:
         """The failure of a node as this orchestrator's own."""
@@ -248,12 +247,20 @@ class Machine:
             self._own[f"{path}run"] = {**self._own[f"{path}run"], "version": orchestrator.version}
         return orchestrator.State.model_validate(stored)
 
+    def migrate(self) -> None:
+        """Read every state that an orchestrator of another version has recorded, the outermost first."""
+        for key in [key for key in self._own if key.rpartition("/")[2] == "run"]:
+            path = key[: -len("run")]
+            run, orchestrator = self._own[key], self._at(path)
+            if run["version"] != orchestrator.version:
+                self._own[f"{path}state"] = self._state(path, orchestrator, run).model_dump(mode="json")
+
     def _turn(self, path: str, state: BaseModel) -> Turn[Any]:
 
         def given() -> Any:
             return self._own[f"{path}input"] if path else _task_input(self._task)
 
-        notes = Notes(self._own, f"{path}note:")
+        notes = Notes(self._own, path)
         return Turn(task=self._task, given=given, state=state, notes=notes, shared=self._shared)
 
     # --- actions ----------------------------------------------------------------------------------------------------
@@ -333,7 +340,7 @@ class Machine:
             return given
         text = given if isinstance(given, str) else msgspec.json.encode(given).decode()
         task = self._task.model_copy(update={"input": text, "agent_id": service})
-        return NewTask(task=task).model_dump()
+        return {"task": task.dumped(), "state": {}}
 
     def _run(self, path: str, orchestrator: Orchestrator[Any], action: Run, tag: str) -> None:
         """Send a step to a service."""

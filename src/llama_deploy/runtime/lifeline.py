@@ -18,6 +18,12 @@ import sys
 SUPERVISOR_PID = "LLAMA_DEPLOY_SUPERVISOR_PID"
 """The environment variable by which a child learns that it has a supervisor, and which one."""
 
+READY_DESCRIPTOR = "LLAMA_DEPLOY_READY_DESCRIPTOR"
+"""The environment variable by which a child learns where to say that it is ready."""
+
+RETIRE = signal.SIGUSR1
+"""Asks a child to take nothing new, to finish all that it holds, and to end then; SIGTERM has it hurry."""
+
 _PR_SET_PDEATHSIG = 1
 """prctl(2)."""
 
@@ -50,6 +56,14 @@ def die_with_supervisor() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(supervisor):
         os._exit(0)
+
+
+def tell_ready() -> None:
+    """Say to the supervisor that this process is ready. Does nothing the second time, or where nobody asked."""
+    descriptor = os.environ.pop(READY_DESCRIPTOR, None)
+    if descriptor is not None:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(int(descriptor), "wb", buffering=0) as pipe:
+            pipe.write(b"!")
 
 
 class Guard:

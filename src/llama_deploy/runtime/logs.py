@@ -1,6 +1,7 @@
 """Structured logs through the standard `logging`, so that whoever embeds this decides where they go.
 
-`get_logger(name)` gives a logger that takes an event and key-value pairs. Without any set-up only warnings are shown,
+`get_logger(name)` gives a logger that takes an event and key-value pairs; `leave_out` has secrets left out of every
+line, tracebacks included. Without any set-up only warnings are shown,
 on stderr, as `logging` does it; `configure` is for programs of our own. Nothing else is imported for it: every service
 process pays for what this module needs.
 """
@@ -10,7 +11,10 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 
 class EventLogger:
@@ -47,7 +51,29 @@ class EventLogger:
         if self._logger.isEnabledFor(level):
             said = " ".join(f"{key}={value}" for key, value in pairs.items())
             text = (f"{event}  {said}" if said else event) + (f"\n{trace}" if trace else "")
+            if _hiding:
+                if exc_info is not None:
+                    text += "\n" + "".join(traceback.format_exception(exc_info)).rstrip()
+                    exc_info = None
+                for without in tuple(_hiding.values()):
+                    text = without(text)
             self._logger.log(level, "%s", text, exc_info=exc_info, stacklevel=3)
+
+
+_hiding: WeakKeyDictionary[Any, Callable[[str], str]] = WeakKeyDictionary()
+"""By whoever asked for it: what makes a line one without secrets."""
+
+
+def leave_out(owner: Any, without: Callable[[str], str] | None) -> None:
+    """Pass every line of this process through `without`, for as long as `owner` lives or until it says `None`.
+
+    Where several owners have said so, a line passes all of theirs: nobody's secret stands in a log that another one
+    writes to as well. What is logged past this module, by libraries and by users' own code, is not touched.
+    """
+    if without is None:
+        _hiding.pop(owner, None)
+    else:
+        _hiding[owner] = without
 
 
 def get_logger(name: str) -> EventLogger:

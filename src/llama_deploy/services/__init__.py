@@ -11,18 +11,24 @@ from llama_deploy.services.base import Parked, Service, StepContext, current_ste
 
 if TYPE_CHECKING:
     from llama_deploy.services.adapters import as_service
+    from llama_deploy.services.agents import (
+        LangGraphService,
+        OpenAIAgentService,
+        PydanticAIService,
+        ServiceAsTool,
+    )
     from llama_deploy.services.arguments import UnresolvedAnnotationError
     from llama_deploy.services.base import StepContext as ServiceContext
     from llama_deploy.services.endpoint import EndpointService
     from llama_deploy.services.failures import error_from_exception
     from llama_deploy.services.function import FunctionService, service
-    from llama_deploy.services.human import HumanService
+    from llama_deploy.services.human import PlainHumanService as HumanService
     from llama_deploy.services.link import serve_services
     from llama_deploy.services.program import ProgramService
     from llama_deploy.services.results import result_from_value
     from llama_deploy.services.runner import Runner
-    from llama_deploy.services.tool import ToolService
-    from llama_deploy.services.workflow import WorkflowService
+    from llama_deploy.services.tool import PlainToolService as ToolService
+    from llama_deploy.services.workflow import PlainWorkflowService as WorkflowService
 else:
     ServiceContext = StepContext
     __getattr__, __dir__ = lazy_names(
@@ -30,11 +36,15 @@ else:
         {
             "EndpointService": "llama_deploy.services.endpoint",
             "FunctionService": "llama_deploy.services.function",
-            "HumanService": "llama_deploy.services.human",
+            "HumanService": "llama_deploy.services.human:PlainHumanService",
+            "LangGraphService": "llama_deploy.services.agents.langgraph",
+            "OpenAIAgentService": "llama_deploy.services.agents.openai_agents",
             "ProgramService": "llama_deploy.services.program",
-            "ToolService": "llama_deploy.services.tool",
+            "PydanticAIService": "llama_deploy.services.agents.pydantic_ai",
+            "ServiceAsTool": "llama_deploy.services.agents.service_tool",
+            "ToolService": "llama_deploy.services.tool:PlainToolService",
             "UnresolvedAnnotationError": "llama_deploy.services.arguments",
-            "WorkflowService": "llama_deploy.services.workflow",
+            "WorkflowService": "llama_deploy.services.workflow:PlainWorkflowService",
             "Runner": "llama_deploy.services.runner",
             "as_service": "llama_deploy.services.adapters",
             "error_from_exception": "llama_deploy.services.failures",
@@ -48,10 +58,14 @@ __all__ = [
     "EndpointService",
     "FunctionService",
     "HumanService",
+    "LangGraphService",
+    "OpenAIAgentService",
     "Parked",
     "ProgramService",
+    "PydanticAIService",
     "Runner",
     "Service",
+    "ServiceAsTool",
     "ServiceContext",
     "StepContext",
     "ToolService",

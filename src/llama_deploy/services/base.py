@@ -10,20 +10,15 @@ import asyncio
 import inspect
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import CancelledError, Future
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llama_deploy.errors import (
-    InvalidRequestError,
-    LimitExceededError,
-    NonRetryableError,
-    StepCanceledError,
-    WaitTimeoutError,
-)
+from llama_deploy._lazy import published_names
+from llama_deploy.errors import InvalidRequestError, LimitExceededError, NonRetryableError, StepCanceledError
 from llama_deploy.messages.frames import HEARTBEAT_BYTES_MAX
 from llama_deploy.runtime.files import Source
 from llama_deploy.services.encoding import encode
@@ -31,9 +26,12 @@ from llama_deploy.types import ServiceDefinition, TaskOptions, TaskResult
 from llama_deploy.types.artifacts import Artifact
 
 if TYPE_CHECKING:
-    from llama_deploy.messages.frames import Returned
     from llama_deploy.services.blocking import Blocking
-    from llama_deploy.services.transfers import Transfers
+    from llama_deploy.services.contents import Contents
+    from llama_deploy.services.desk import Desk
+    from llama_deploy.services.memory import StepMemory
+else:
+    __getattr__, __dir__ = published_names(__name__)
 
 
 class Parked(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,35 +47,6 @@ class Parked(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: bytes | None = None
     consumed: int = 0
     """How many inputs of this step the service has used up; parking is refused when there are newer ones."""
-
-
-class Desk(Protocol):
-    """Where an attempt's code has its wishes to the control plane taken care of; called from any thread."""
-
-    def remembered(self, key: str) -> bytes | None:
-        """JSON of what is recorded for the step under a key."""
-
-    def all_remembered(self) -> Mapping[str, bytes]:
-        """JSON of everything that is recorded for the step, by key."""
-        ...
-
-    def remember(self, key: str, value: bytes) -> Future[bytes]:
-        """Have a value recorded under a key; the answer is the value that is recorded there."""
-        ...
-
-    def call(self, key: str, definition: bytes) -> Future[Returned]:
-        """Call another service under a key; the answer is what came of it."""
-        ...
-
-    def end_call(self, key: str) -> None:
-        """Nobody waits for a call any more."""
-
-    def heartbeat(self, details: bytes | None) -> None:
-        """The code lives; `details` is JSON."""
-
-    @property
-    def last_heartbeat(self) -> bytes | None:
-        """JSON of what an earlier attempt said last."""
 
 
 class StepContext:
@@ -99,12 +68,13 @@ class StepContext:
         data: dict[str, Any],
         emit: Callable[[bytes], None],
         ask: Callable[[dict[str, Any]], None],
-        inputs: asyncio.Queue[Any],
+        inputs: asyncio.Queue[Any] | None = None,
         inputs_given: int = 0,
         snapshot: bytes | None = None,
         run_timeout_s: float = 0.0,
         desk: Desk | None = None,
-        contents: Transfers | None = None,
+        contents: Contents | None = None,
+        memory: StepMemory | None = None,
     ) -> None:
         self.step_id = step_id
         self.attempt = attempt
@@ -120,21 +90,34 @@ class StepContext:
         """What an earlier attempt parked with (`Parked.snapshot`)."""
         self.run_timeout_s = run_timeout_s
         """The run deadline of this attempt in seconds; time spent waiting for a person does not count."""
-        self.inputs = inputs
-        """Inputs from people for this step, oldest first, as decoded JSON values; also those of earlier attempts."""
+        self._inputs = inputs
         self.inputs_given = inputs_given
         """How many inputs stood in `inputs` when this attempt began."""
+        self.answers_taken = 0
+        """How many answers this attempt has got from `ask`."""
         self.canceled = False
         """True once the attempt should stop: its coroutine is cancelled, a thread has to look here."""
         self._woken: threading.Event | None = None
+        self._loop = asyncio._get_running_loop()  # noqa: SLF001 - None where there is none, as in a test
+        self._waited_for: dict[Future[Any], None] = {}
+        """What threads wait for that is awaited on the loop."""
         self._emit = emit
         self._ask = ask
         self._desk = desk
         self._once: dict[str, Future[Any]] | None = None
         self._calls = 0
+        self.nested_calls: dict[str, int] = {}  # for `nested`: how often which request was made
         self.calls_need_keys = False
         """Whether the order of calls may differ between attempts by the nature of the service, as in a workflow."""
         self._contents = contents
+        self._memory = memory
+
+    @property
+    def inputs(self) -> asyncio.Queue[Any]:
+        """Inputs from people for this step, oldest first, as decoded JSON values; also those of earlier attempts."""
+        if self._inputs is None:
+            self._inputs = asyncio.Queue()
+        return self._inputs
 
     @property
     def input(self) -> str:
@@ -180,15 +163,25 @@ class StepContext:
         into a result: the content is kept for as long as the task is. Storing the same content again costs nothing.
         Raises `LimitExceededError` above `artifact_bytes_max`, and what reading the source raises.
         """
-        return await self._transfers().save(source, name=name, media_type=media_type)
+        return await self.contents.save(source, name=name, media_type=media_type)
 
     def save_from_thread(self, source: Source, *, name: str | None = None, media_type: str | None = None) -> Artifact:
-        """`save` for code that runs in a thread; it waits for the end there."""
-        contents = self._transfers()
-        saving = contents.save(source, name=name, media_type=media_type)
-        return asyncio.run_coroutine_threadsafe(saving, contents.loop).result()
+        """`save` for code that runs in a thread; it waits for the end there.
 
-    def _transfers(self) -> Transfers:
+        Raises `StepCanceledError` as soon as the attempt should stop.
+        """
+        saved = self.start_waiting(self.contents.save(source, name=name, media_type=media_type))
+        try:
+            artifact: Artifact = saved.result()
+        except CancelledError as error:
+            raise StepCanceledError("the attempt should stop", why="it was canceled while it saved a file") from error
+        finally:
+            self.end_waiting(saved)
+        return artifact
+
+    @property
+    def contents(self) -> Contents:
+        """For this package: where contents are stored and read."""
         if self._contents is None:
             raise InvalidRequestError("this step has no connection that a content could go over")
         return self._contents
@@ -201,7 +194,9 @@ class StepContext:
         """
         if self.inputs.empty():
             self.request_input({"prompt": prompt, **details})
-        return await self.inputs.get()
+        answer = await self.inputs.get()
+        self.answers_taken += 1
+        return answer
 
     # --- stopping ---------------------------------------------------------------------------------------------------
 
@@ -219,6 +214,21 @@ class StepContext:
         self.canceled = True
         if self._woken is not None:
             self._woken.set()
+        for waited_for in tuple(self._waited_for):
+            waited_for.cancel()
+
+    def start_waiting(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """For this package: have something awaited on the loop, for a thread; it is cancelled with the attempt."""
+        assert self._loop is not None, "a step runs on a loop"
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._waited_for[future] = None
+        if self.canceled:  # it may have been before the future was noted
+            future.cancel()
+        return future
+
+    def end_waiting(self, future: Future[Any]) -> None:
+        """For this package: nobody waits for it any more."""
+        self._waited_for.pop(future, None)
 
     def wait_canceled(self, seconds: float) -> bool:
         """For this package: sleep in a thread; true when the attempt should stop."""
@@ -305,6 +315,40 @@ class StepContext:
             outcome.set_exception(recorded)
         return None
 
+    async def ledger(self, name: str = "transcript", *, first: int = 0) -> list[Any]:
+        """The items from position `first` on of a list that an orchestrator above this step keeps, as it is now.
+
+        Of the nearest one that has a list of this name: for a participant of a group chat, `"transcript"`. Items never
+        change. Raises `LedgerNotFoundError`, and `StepCanceledError` in an attempt that is not wanted any more.
+        """
+        items: list[Any] = []
+        position: int | None = first
+        while position is not None:
+            page = await asyncio.wrap_future(self.desk.read_ledger(name, position))
+            position = take_page(items, page)
+        return items
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What the service remembers of the session, or of the task: a JSON object to read and to change in place.
+
+        It is recorded with the step's answer, in the same commit. An attempt that fails leaves nothing in it, and the
+        next one is handed what the first one was. Steps that share a memory run one after the other. Raises
+        `NonRetryableError` in a service that was not made with `memory="session"` or `memory="task"`.
+        """
+        if self._memory is None:
+            raise NonRetryableError(
+                f"{self.service} keeps no memory", fix='make it with memory="session", or memory="task"'
+            )
+        return self._memory.value
+
+    @property
+    def kept_memory(self) -> StepMemory | None:
+        """For this package: the memory with where it came from; `None` for a service that keeps none."""
+        return self._memory
+
     # --- calling ----------------------------------------------------------------------------------------------------
 
     async def call(
@@ -331,7 +375,7 @@ class StepContext:
         else under this number or key, and what submitting a task raises (`ServiceUnknownError`). When the task of
         this step has ended, what it called and has not ended is canceled.
         """
-        from llama_deploy.services.calls import output_of
+        from llama_deploy.services.calls import call_timeout, output_of
 
         name, body = self.prepare_call(service, input, arguments, key, options, wait_for_service=wait_for_service)
         try:
@@ -384,13 +428,12 @@ class StepContext:
         return Blocking(self)
 
 
-def call_timeout(service: str, timeout_s: float) -> WaitTimeoutError:
-    """The error of a call that was waited for in vain."""
-    return WaitTimeoutError(
-        f"the call of {service!r} has not ended within {timeout_s:g} s",
-        why="what was called goes on for as long as the task that called it",
-        fix="give it more time, or let options.total_timeout_s end it",
-    )
+def take_page(items: list[Any], encoded: bytes) -> int | None:
+    """For this package: add a page of a ledger to the items so far; returns where the next one begins."""
+    page = msgspec.json.decode(encoded)
+    items += page["items"]
+    following: int | None = page["next"]
+    return following
 
 
 _current: ContextVar[StepContext | None] = ContextVar("llama_deploy_step", default=None)
@@ -408,6 +451,11 @@ def current_step() -> StepContext:
     if context is None:
         raise NonRetryableError("no step runs here", fix="call current_step() in the code of a service")
     return context
+
+
+def running_step() -> StepContext | None:
+    """For this package: as `current_step`, and `None` outside of any step."""
+    return _current.get()
 
 
 class Service(ABC):

@@ -52,6 +52,30 @@ class Blocking:
             raise
         return context.end_once(key, outcome, recorded)
 
+    def ledger(self, name: str = "transcript", *, first: int = 0) -> list[Any]:
+        """As `StepContext.ledger`."""
+        from llama_deploy.services.base import take_page
+
+        items: list[Any] = []
+        position: int | None = first
+        while position is not None:
+            position = take_page(items, self._wait(self._context.desk.read_ledger(name, position)))
+        return items
+
+    def ask(self, prompt: str, **details: Any) -> Any:
+        """As `StepContext.ask`: the thread waits where it stands, for as long as nobody answers.
+
+        It keeps its place of `concurrency`, and its run deadline stands still. Nothing that the function has done
+        before is done again, unless its process ends meanwhile: then the next attempt begins the function anew and is
+        given the recorded answers in the same order. Raises `StepCanceledError` when the attempt should stop.
+        """
+        context = self._context
+        answer = context.start_waiting(context.ask(prompt, **details))
+        try:
+            return self._wait(answer)
+        finally:
+            context.end_waiting(answer)
+
     def sleep(self, seconds: float) -> None:
         """Let time pass. Raises `StepCanceledError` as soon as the attempt should stop."""
         if self._context.wait_canceled(seconds):
@@ -70,8 +94,7 @@ class Blocking:
         **arguments: Any,
     ) -> Any:
         """As `StepContext.call`. The thread waits and does not count towards the service's `concurrency` meanwhile."""
-        from llama_deploy.services.base import call_timeout
-        from llama_deploy.services.calls import output_of
+        from llama_deploy.services.calls import call_timeout, output_of
 
         desk = self._context.desk
         name, body = self._context.prepare_call(

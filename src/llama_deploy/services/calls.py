@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from llama_deploy.errors import InvalidRequestError, TaskFailed
+from llama_deploy.errors import InvalidRequestError, TaskFailed, WaitTimeoutError
 from llama_deploy.messages.frames import Returned
 from llama_deploy.messages.submissions import definition, input_text
 from llama_deploy.types import TaskOptions, TaskResult, TaskState
@@ -65,3 +65,12 @@ def output_of(returned: Returned, service: str) -> Any:
     )
     failed.retryable = False  # type: ignore[attr-defined]  # asked for by name, as of any exception
     raise failed
+
+
+def call_timeout(service: str, timeout_s: float) -> WaitTimeoutError:
+    """The error of a call that was waited for in vain."""
+    return WaitTimeoutError(
+        f"the call of {service!r} has not ended within {timeout_s:g} s",
+        why="what was called goes on for as long as the task that called it",
+        fix="give it more time, or let options.total_timeout_s end it",
+    )

@@ -12,7 +12,7 @@ import functools
 import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 from llama_deploy.errors import SettingError
 from llama_deploy.services.arguments import Arguments, UnresolvedAnnotationError, read_signature, return_schema
@@ -52,6 +52,7 @@ class FunctionService(Service, Generic[P, R]):
         retry: RetryPolicy | None = None,
         limits: ServiceLimits | None = None,
         process: bool = False,
+        memory: Literal["none", "session", "task"] = "none",
         local_names: Mapping[str, Any] | None = None,
     ) -> None:
         """`name` is the function's own unless given, `description` the first paragraph of its docstring.
@@ -72,6 +73,7 @@ class FunctionService(Service, Generic[P, R]):
             run_timeout_s=run_timeout_s,
             retry=retry,
             limits=limits,
+            memory=memory,
         )
         self._style = _style(function)
         self._local_names = local_names
@@ -176,6 +178,7 @@ def service(
     retry: RetryPolicy | None = None,
     limits: ServiceLimits | None = None,
     process: bool = False,
+    memory: Literal["none", "session", "task"] = "none",
 ) -> Callable[[Callable[P, R]], FunctionService[P, R]]: ...
 
 
@@ -190,14 +193,16 @@ def service(
     retry: RetryPolicy | None = None,
     limits: ServiceLimits | None = None,
     process: bool = False,
+    memory: Literal["none", "session", "task"] = "none",
 ) -> Any:
     """Make a function a service; the function stays callable as before.
 
     `@service` or `@service(name=..., description=..., concurrency=..., run_timeout_s=..., retry=..., limits=...,
-    process=...)`. `concurrency` is the number of steps that one instance works on at the same time, `run_timeout_s` the
-    deadline of one attempt in seconds, `retry` is applied where the orchestrator does not handle failures itself;
-    `limits` hold over all instances; with `process` it runs in worker processes, which can be killed. Raises
-    `SettingError` for a signature that no input can fill.
+    process=..., memory=...)`. `concurrency` is the number of steps that one instance works on at the same time,
+    `run_timeout_s` the deadline of one attempt in seconds, `retry` is applied where the orchestrator does not handle
+    failures itself; `limits` hold over all instances; with `process` it runs in worker processes, which can be killed;
+    `memory` is what its steps share as `context.memory`: one per session, one per task, or none. Raises `SettingError`
+    for a signature that no input can fill.
     """
     local_names = _defining_scope(function) if function is not None else None
 
@@ -211,6 +216,7 @@ def service(
             retry=retry,
             limits=limits,
             process=process,
+            memory=memory,
             local_names=local_names if function is not None else _defining_scope(decorated),
         )
 

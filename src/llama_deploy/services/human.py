@@ -10,10 +10,11 @@ import inspect
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from llama_deploy._lazy import published_names
 from llama_deploy.errors import SettingError
 from llama_deploy.services.base import Parked, Service, StepContext
 from llama_deploy.services.results import result_from_value
@@ -26,8 +27,8 @@ Notify = Callable[[TaskResult], Awaitable[Any] | Any]
 """Called with the outcome of a finished task; async, or plain and then run in a thread."""
 
 
-class HumanService(Service):
-    """Asks a person.
+class PlainHumanService(Service):
+    """Asks a person: `HumanService`, which takes the published arguments as well.
 
     `prompt` is the text shown, in which `{input}` stands for the task's input; without it the input itself is shown.
     Without `answer` whatever the person gives is the step's answer, and no instance has to live when it comes. With
@@ -123,3 +124,9 @@ def _adapter(name: str, answer: Any) -> TypeAdapter[Any]:
 def _in_words(error: ValidationError) -> str:
     found = error.errors(include_url=False, include_input=False, include_context=False)
     return "; ".join(": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"]))) for one in found)
+
+
+if TYPE_CHECKING:
+    HumanService = PlainHumanService
+else:
+    __getattr__, __dir__ = published_names(__name__)

@@ -1,77 +1,80 @@
-"""The connection of a service instance to its control plane: one WebSocket, kept up for ever.
+"""The connections of a service instance: one to every control plane on the store, each kept up for ever.
 
-It lives in a thread and on a loop of its own, so that a handler that blocks its loop does not look dead: heartbeats,
-acknowledgements and cancellations go on. A control plane that does not answer heartbeats is taken for gone, like one
-that closes. Whatever the connection loses is repeated by the runner after the next `Welcome`.
+They live in a thread and on a loop of their own, so that a handler that blocks its loop does not look dead: heartbeats,
+acknowledgements and cancellations go on. Where control planes share a store, each tells which others there are; the
+instance connects to all of them, and lets go of those that are listed by none and do not answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import signal
+import ssl
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import msgspec
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI, WebSocketException
 
-from llama_deploy.errors import CannotReachError, LlamaDeployError, ProtocolError, SettingError
-from llama_deploy.messages.frames import (
-    FRAME_BYTES_MAX,
-    ControlOp,
-    Disowned,
-    Heartbeat,
-    Refused,
-    Welcome,
-    decode_control_frame,
-    encode_frame,
-    frames_of,
-)
-from llama_deploy.runtime import failpoint
+from llama_deploy.errors import CannotReachError, Category, LlamaDeployError, ProtocolError, SettingError
+from llama_deploy.messages.frames import FRAME_BYTES_MAX
+from llama_deploy.messages.problems import from_problem
+from llama_deploy.runtime.credentials import Credentials, known_by
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services.adapters import as_service
+from llama_deploy.services.line import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S, Line
 from llama_deploy.services.runner import Runner
 from llama_deploy.services.steps import RunningStep
 
+__all__ = ["CONNECT_TIMEOUT_S", "Link", "instance_url", "serve_services"]
+
 log = get_logger("llama_deploy.link")
-
-RECONNECT_S = (0.05, 0.5)
-"""First and longest pause between attempts to connect; doubled each time, up to half of it taken off at random. A
-control plane that starts again waits twice the longest for its instances (`recovery_grace_s`)."""
-
-CONNECT_TIMEOUT_S = 5.0
-"""How long one attempt to connect may take."""
-
-WELCOME_TIMEOUT_S = 30.0
-"""How long the control plane may take to answer the first operation of a connection."""
-
-CLOSE_TIMEOUT_S = 2.0
-"""How long the closing handshake may take before the socket is dropped."""
 
 
 class Link(threading.Thread):
-    """Keeps one runner connected to one control plane."""
+    """Keeps one runner connected to the control plane at `url`, and to all others that share its store.
 
-    def __init__(self, runner: Runner, url: str, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    Of several URLs, separated by commas, any may be down: the first that answers tells of the others.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        url: str,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         super().__init__(name="llama-deploy-link", daemon=True)
         self._runner = runner
-        self._url = instance_url(url)
+        self._seeds = {_plain(one): one for one in map(str.strip, url.split(","))}
+        self._credentials = credentials or Credentials()
+        self._tls: ssl.SSLContext | None = None
         self._work_loop = asyncio.get_running_loop()
         self._loop = loop or asyncio.new_event_loop()
-        self._outgoing: list[Any] = []
-        self._connection: ClientConnection | None = None
-        self._flushing = False
+        self._lines: dict[Line, asyncio.Task[None]] = {}
         self._stopped = asyncio.Event()
-        self._heard_at = 0.0
-        self._pause_s = RECONNECT_S[0]
-        self.failure = ""
-        """Why there is no connection; empty while there is one."""
-        runner.send = self._send_from_work_loop
+        self._failed: BaseException | None = None
         runner.stopping.watch = self._watch_from_work_loop
+        self._first = [self._line(one) for one in self._seeds.values()]
+
+    def _line(self, url: str) -> Line:
+        return Line(
+            self._runner,
+            instance_url(url),
+            work_loop=self._work_loop,
+            loop=self._loop,
+            open_=self._open,
+            changed=self._changed,
+        )
+
+    @property
+    def failure(self) -> str:
+        """Why there is no connection; empty while there is one."""
+        lines = list(self._lines)
+        return "" if any(line.connected for line in lines) else next((line.failure for line in lines), "")
 
     def run(self) -> None:
         """The thread: connect, and connect again, until `stop`."""
@@ -86,36 +89,28 @@ class Link(threading.Thread):
             self._loop.close()
 
     async def stop(self) -> None:
-        """Send what is waiting, close the connection, end the thread."""
+        """Send what is waiting, close the connections, end the thread."""
         with contextlib.suppress(RuntimeError):  # the thread has ended by itself: the instance was refused
             self._loop.call_soon_threadsafe(self._stopped.set)
         await asyncio.to_thread(self.join, 5.0)
 
     async def _keep_connected(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                connection = await self._connect()
-                if connection is not None:
-                    async with connection:
-                        await self._serve(connection)
-            except (OSError, TimeoutError, WebSocketException, ProtocolError) as error:
-                if not self.failure:
-                    log.warning("cannot reach the control plane, trying again", url=self._url, error=str(error))
-                self.failure = str(error) or type(error).__name__
-                if isinstance(error, InvalidHandshake | InvalidURI | ProtocolError):
-                    self._pause_s = RECONNECT_S[1]
-            self._connection = None
-            self._work_loop.call_soon_threadsafe(self._runner.disconnected)
-            try:
-                async with asyncio.timeout(self._pause_s * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter, no secret
-                    await self._stopped.wait()
-            except TimeoutError:
-                self._pause_s = min(RECONNECT_S[1], self._pause_s * 2)
+        first, self._first = self._first, []
+        for line in first:
+            self._begin(line)
+        await self._stopped.wait()
+        for line in self._lines:
+            line.stop()
+        await asyncio.gather(*self._lines.values(), return_exceptions=True)
+        if self._failed is not None:
+            raise self._failed
 
-    async def _open(self) -> ClientConnection:
+    async def _open(self, url: str) -> ClientConnection:
         """Open a connection; a simulation has its own."""
         return await connect(
-            self._url,
+            url,
+            additional_headers=self._credentials.headers(),
+            ssl=self._context() if url.startswith("wss:") else None,
             max_size=FRAME_BYTES_MAX,
             compression=None,
             ping_interval=None,
@@ -123,80 +118,60 @@ class Link(threading.Thread):
             close_timeout=CLOSE_TIMEOUT_S,
         )
 
-    async def _connect(self) -> ClientConnection | None:
-        """A new connection, `None` when it is stopped meanwhile: one that hangs must not hold up the end."""
-        connecting, stopped = asyncio.create_task(self._open()), asyncio.create_task(self._stopped.wait())
-        try:
-            await asyncio.wait((connecting, stopped), return_when=asyncio.FIRST_COMPLETED)
-            return await connecting if connecting.done() else None
-        finally:
-            connecting.cancel()
-            stopped.cancel()
-            await asyncio.gather(connecting, stopped, return_exceptions=True)
+    def _context(self) -> ssl.SSLContext:
+        """What TLS is spoken with, made when it is first needed."""
+        self._tls = self._tls or self._credentials.ssl_context()
+        return self._tls
 
-    async def _serve(self, connection: ClientConnection) -> None:
-        self._outgoing.clear()
-        failpoint("link.connected")
-        with contextlib.suppress(ConnectionClosed):  # what was said before is still to be read
-            await connection.send(encode_frame([self._runner.hello()]))
-        failpoint("link.greeted")
-        self._connection = connection
-        self._heard_at = self._loop.time()
-        heartbeat: asyncio.Task[None] | None = None
-        welcomed = asyncio.create_task(self._expect_welcome(connection))
-        stop = asyncio.create_task(self._close_when_stopped(connection))
-        try:
-            async for data in connection:
-                self._heard_at = self._loop.time()
-                operations = _decoded(data)
-                welcome = next((op for op in operations if isinstance(op, Welcome)), None)
-                if heartbeat is None and welcome is not None:
-                    if self.failure:
-                        log.info("connected to the control plane again", url=self._url)
-                    self.failure = ""
-                    self._pause_s = RECONNECT_S[0]
-                    welcomed.cancel()
-                    heartbeat = asyncio.create_task(self._beat(connection, welcome))
-                self._pass_on(operations)
-        finally:
-            stop.cancel()
-            welcomed.cancel()
-            if heartbeat is not None:
-                heartbeat.cancel()
+    # --- which control planes there are -----------------------------------------------------------------------------
 
-    def _pass_on(self, operations: Sequence[ControlOp]) -> None:
-        wanted = [op for op in operations if not isinstance(op, Disowned) or op.step_ids]
-        if wanted:
-            self._work_loop.call_soon_threadsafe(self._runner.receive, wanted)
-        for operation in operations:
-            if isinstance(operation, Refused):
-                self._stopped.set()
+    def _begin(self, line: Line) -> None:
+        task = self._lines[line] = asyncio.get_running_loop().create_task(line.keep_connected())
+        task.add_done_callback(partial(self._ended, line))
 
-    async def _close_when_stopped(self, connection: ClientConnection) -> None:
-        await self._stopped.wait()
-        await self._flush(connection)
-        await connection.close()
+    def _ended(self, line: Line, task: asyncio.Task[None]) -> None:
+        """A line has ended: it was stopped, or refused. With the last one, or a defect, all of it ends."""
+        del self._lines[line]
+        if not task.cancelled() and task.exception() is not None:
+            self._failed = task.exception()
+        if line.refusal is not None and not any(one.connected for one in self._lines):
+            self._work_loop.call_soon_threadsafe(self._runner.receive, [line.refusal], line.upstream)
+            self._stopped.set()
+        elif not self._lines or self._failed is not None:
+            self._stopped.set()
+        elif line.refusal is not None:
+            log.warning("a control plane does not take this instance; others do", url=line.url, error=line.failure)
+            self._work_loop.call_soon_threadsafe(self._runner.upstreams.detach, line.upstream)
+        elif not self._work_loop.is_closed():
+            self._work_loop.call_soon_threadsafe(self._runner.upstreams.detach, line.upstream)
 
-    async def _expect_welcome(self, connection: ClientConnection) -> None:
-        """Give up a connection on which the control plane never answers: nothing else would notice it."""
-        await asyncio.sleep(WELCOME_TIMEOUT_S)
-        log.warning("the control plane does not answer, connecting again", url=self._url)
-        connection.transport.abort()
+    def _changed(self, line: Line) -> None:
+        """A control plane is there, is gone, or has told who the others are: have a line to each of them, and no other.
 
-    async def _beat(self, connection: ClientConnection, welcome: Welcome) -> None:
-        """Say that the instance lives, whatever its handlers are doing, and hear whether the control plane does.
-
-        Every heartbeat is answered. After a lease of silence the connection leads nowhere: a network was cut, and
-        the sockets have not noticed.
+        Nothing is let go while nobody is connected.
         """
-        while True:
-            await asyncio.sleep(welcome.heartbeat_s)
-            silent_s = self._loop.time() - self._heard_at
-            if silent_s > welcome.lease_s + welcome.heartbeat_s:
-                log.warning("the control plane is silent, connecting again", url=self._url, silent_s=round(silent_s, 1))
-                connection.transport.abort()
-                return
-            await connection.send(encode_frame([Heartbeat(self._runner.held())]))
+        if self._stopped.is_set():
+            return
+        connected = [one for one in self._lines if one.connected]
+        if line.connected and line.plane:  # the same control plane under another URL: one line is enough
+            for other in connected:
+                if other is not line and other.plane == line.plane:
+                    line.stop()
+                    return
+        listed = {_plain(url) for one in connected for url in one.planes or ()}
+        known = {_plain(url) for one in self._lines for url in (one.url, one.plane) if url}
+        for url in listed - known:
+            self._begin(self._line(url))
+        if connected:
+            for one in list(self._lines):
+                reached = any(other.plane and _plain(other.plane) == _plain(one.url) for other in connected)
+                if not one.connected and (reached or not {_plain(one.url), _plain(one.plane)} & listed):
+                    one.stop()
+        else:
+            for url in self._seeds.keys() - known:
+                self._begin(self._line(url))
+
+    # --- signs of life ----------------------------------------------------------------------------------------------
 
     def _watch_from_work_loop(self, step: RunningStep) -> None:
         if not self._loop.is_closed():
@@ -210,42 +185,16 @@ class Link(threading.Thread):
         if quiet_s > 0:
             self._loop.call_later(quiet_s, self._watch, step)
         elif (answer := self._runner.stopping.silent(step)) is not None:
-            self._enqueue([answer])
-
-    def _send_from_work_loop(self, operations: list[Any]) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._enqueue, operations)
-
-    def _enqueue(self, operations: list[Any]) -> None:
-        self._outgoing.extend(operations)
-        if not self._flushing and self._connection is not None:
-            self._flushing = True
-            self._loop.create_task(self._flush_all())
-
-    async def _flush_all(self) -> None:
-        try:
-            while self._outgoing and self._connection is not None:
-                await self._flush(self._connection)
-        except WebSocketException:
-            pass  # the receiving side sees the same and connects again; the runner repeats what was lost
-        finally:
-            self._flushing = False
-
-    async def _flush(self, connection: ClientConnection) -> None:
-        failpoint("link.before_send")
-        operations, self._outgoing = self._outgoing, []
-        for frame in frames_of(operations):
-            await connection.send(frame)
-        failpoint("link.after_send")
+            for line in self._lines:
+                if line.upstream is step.upstream:
+                    line.enqueue([answer])
 
 
-def _decoded(data: str | bytes) -> list[ControlOp]:
-    if isinstance(data, str):
-        raise ProtocolError("the control plane sent text where frames are expected")
-    try:
-        return decode_control_frame(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError("the control plane sent what is not a frame", why=str(error)) from error
+def _plain(url: str) -> str:
+    """A control plane's URL as it is compared with others."""
+    rest = url.partition("://")[2].removesuffix("/v1/connect/instance").rstrip("/")
+    secure = url.startswith(("https:", "wss:"))
+    return f"{'https' if secure else 'http'}://{rest}" if rest else ""
 
 
 def instance_url(url: str) -> str:
@@ -262,22 +211,30 @@ async def serve_services(
     *,
     control_plane_url: str = "http://127.0.0.1:8000",
     instance_id: str | None = None,
+    release: str = "",
     drain_timeout_s: float = 30.0,
     connect_timeout_s: float | None = None,
+    token: str | None = None,
+    credentials: Credentials | None = None,
     on_ready: Callable[[], None] | None = None,
     stop: asyncio.Event | None = None,
+    leave: asyncio.Future[float | None] | None = None,
+    handle_signals: bool = True,
 ) -> bool:
     """Serve functions, workflows or `Service` objects in this process until SIGTERM, SIGINT or `stop`.
 
-    Connects to the control plane and stays connected: through its restarts too, since registration is repeated with
+    Connects to the control plane (`control_plane_url`, of several on one store separated by commas the first that is
+    there, and then all of them) and stays connected: through its restarts too, since registration is repeated with
     every connection. At the end nothing new is taken and what is held is finished within `drain_timeout_s`, else
-    handed back; true when all was finished. An operator may have it leave in the same way
-    (`llamactl services drain`), and says how long that may take. `on_ready` is called once, when the control plane
-    has registered the services for the first time. With `connect_timeout_s`, raises `CannotReachError` when there is
-    no control plane by then; without, it keeps trying.
+    handed back; true when all was finished. An operator (`llamactl services drain`) or the result of `leave` may have
+    it leave so within another time. `on_ready` is called once, when they are registered. `handle_signals=False` leaves
+    signals to the program. With `connect_timeout_s`, raises `CannotReachError` when there is no control plane by then.
+    `release` names the release that this code is of (`Client.use_release`). `token` and `credentials` are those of
+    `Client`; the token needs the scope `serve`, else `UnauthenticatedError` or `ForbiddenError` is raised.
     """
+    credentials = known_by(token, credentials).checked()
     runner = Runner([as_service(service) for service in services], instance_id=instance_id)
-    stopping = stop or asyncio.Event()
+    runner.release, stopping = release, stop or asyncio.Event()
     refusal: list[dict[str, Any]] = []
 
     def refused(problem: dict[str, Any]) -> None:
@@ -286,7 +243,7 @@ async def serve_services(
 
     runner.refused = refused
     loop = asyncio.get_running_loop()
-    leaving: asyncio.Future[float | None] = loop.create_future()
+    leaving = leave or loop.create_future()
 
     def drain_requested(timeout_s: float | None) -> None:
         if not leaving.done():
@@ -294,23 +251,16 @@ async def serve_services(
 
     runner.drain_requested = drain_requested
     await runner.start()
-    handled = _handle_signals(loop, stopping)
-    link = Link(runner, control_plane_url)
+    handled = _handle_signals(loop, stopping) if handle_signals else []
+    link = Link(runner, control_plane_url, credentials=credentials)
     link.start()
     telling = asyncio.create_task(_tell_ready(runner, on_ready)) if on_ready is not None else None
     try:
         if connect_timeout_s is not None:
-            try:
-                async with asyncio.timeout(connect_timeout_s):
-                    await runner.ready.wait()
-            except TimeoutError as error:
-                raise CannotReachError(
-                    f"cannot reach the control plane at {control_plane_url}", why=link.failure, fix="llamactl dev"
-                ) from error
+            await _reached(runner, link, stopping, control_plane_url, connect_timeout_s)
         await _either(stopping, leaving)
         if refusal:
-            problem = refusal[0]
-            raise ProtocolError(problem.get("what", "refused"), why=problem.get("why", ""), fix=problem.get("fix", ""))
+            raise _refused_with(refusal[0])
         if not stopping.is_set():
             asked_s = leaving.result()
             draining = asyncio.ensure_future(runner.drain(drain_timeout_s if asked_s is None else asked_s))
@@ -326,6 +276,28 @@ async def serve_services(
         await link.stop()
         for number in handled:
             loop.remove_signal_handler(number)
+
+
+async def _reached(runner: Runner, link: Link, stopping: asyncio.Event, url: str, timeout_s: float) -> None:
+    """Wait until the services are registered, or the instance is to end. Raises `CannotReachError`."""
+    ready = asyncio.ensure_future(runner.ready.wait())
+    try:
+        async with asyncio.timeout(timeout_s):
+            await _either(stopping, ready)
+    except TimeoutError as error:
+        raise CannotReachError(
+            f"cannot reach the control plane at {url}", why=link.failure, fix="llamactl dev"
+        ) from error
+    finally:
+        ready.cancel()
+
+
+def _refused_with(problem: dict[str, Any]) -> LlamaDeployError:
+    """What an instance ends with that the control plane does not take."""
+    refusal = from_problem(problem)
+    if refusal.category in (Category.UNAUTHORISED, Category.FORBIDDEN):
+        return refusal
+    return ProtocolError(refusal.what or "refused", why=refusal.why, fix=refusal.fix)
 
 
 async def _either(stopping: asyncio.Event, other: asyncio.Future[Any]) -> None:

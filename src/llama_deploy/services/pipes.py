@@ -33,6 +33,8 @@ class Start(msgspec.Struct, array_like=True):
     run_timeout_s: float
     remembered: dict[str, bytes]
     last_heartbeat: bytes | None
+    keeps_memory: bool = False
+    memory: bytes | None = None
 
 
 def write(writer: asyncio.StreamWriter, *message: Any) -> None:

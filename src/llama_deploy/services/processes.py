@@ -27,6 +27,8 @@ from llama_deploy.runtime.lifeline import Guard
 from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services import pipes
 from llama_deploy.services.base import StepContext
+from llama_deploy.services.desk import Desk
+from llama_deploy.services.worker_contents import Lending
 from llama_deploy.types import TaskResult
 
 log = get_logger("llama_deploy.worker")
@@ -167,6 +169,7 @@ class _Process:
         self._reader = reader
         self._writer = writer
         self._said: deque[str] = deque(maxlen=SAID_LINES_MAX)
+        self._lending = Lending(partial(pipes.write, writer))
         self._context: StepContext | None = None
         self._result: asyncio.Future[TaskResult] | None = None
         self._done: asyncio.Future[None] | None = None
@@ -218,6 +221,8 @@ class _Process:
             context.run_timeout_s,
             dict(desk.all_remembered()),
             desk.last_heartbeat,
+            context.kept_memory is not None,
+            context.kept_memory.given if context.kept_memory is not None else None,
         )
         pipes.write(self._writer, "run", start)
         inputs = loop.create_task(self._pass_inputs(context))
@@ -281,6 +286,7 @@ class _Process:
 
     def _end_work(self) -> None:
         self._context = None
+        self._lending.end()
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 
@@ -293,10 +299,19 @@ class _Process:
         elif context is None:
             return
         elif kind == "result":
+            if rest[1] is not None and context.kept_memory is not None:
+                context.kept_memory.replace(rest[1])
             if self._result is not None and not self._result.done():
                 self._result.set_result(TaskResult.model_validate_json(rest[0]))
             self._end_work()
-        elif kind == "event":
+        elif kind == "part":
+            self._lending.take(*rest)
+        else:
+            self._take_wish(context, kind, rest)
+
+    def _take_wish(self, context: StepContext, kind: str, rest: list[Any]) -> None:
+        """What the code wants of the control plane."""
+        if kind == "event":
             context.stream(msgspec.json.decode(rest[0]))
         elif kind == "ask":
             context.request_input(msgspec.json.decode(rest[0]))
@@ -304,14 +319,22 @@ class _Process:
             context.desk.heartbeat(rest[0])
         elif kind == "end_call":
             context.desk.end_call(rest[0])
+        elif kind in ("keep", "piece"):
+            work = self._lending.asked(context.contents, kind, *rest)
+            work.add_done_callback(partial(self._reply, rest[0]))
         else:
             number, key, value = rest
-            ask = context.desk.remember if kind == "remember" else context.desk.call
-            answer: Future[Any] = ask(key, value)
+            answer = self._asked(context.desk, kind, key, value)
             loop = asyncio.get_running_loop()
             answer.add_done_callback(lambda done: loop.call_soon_threadsafe(partial(self._reply, number, done)))
 
-    def _reply(self, number: int, done: Future[Any]) -> None:
+    @staticmethod
+    def _asked(desk: Desk, kind: str, key: str, value: bytes) -> Future[Any]:
+        if kind == "ledger":
+            return desk.read_ledger(key, int(value))
+        return desk.remember(key, value) if kind == "remember" else desk.call(key, value)
+
+    def _reply(self, number: int, done: Future[Any] | asyncio.Task[Any]) -> None:
         if done.cancelled() or not self.alive:
             return
         error = done.exception()

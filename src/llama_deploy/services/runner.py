@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -41,6 +42,7 @@ from llama_deploy.messages.frames import (
     Heartbeat,
     HeldStep,
     Hello,
+    LedgerRead,
     Park,
     ParkRefused,
     Refused,
@@ -49,14 +51,20 @@ from llama_deploy.messages.frames import (
     Welcome,
     pieces,
 )
+from llama_deploy.messages.mesh import Adopted, Begun, Claimed, NotLed, Planes, Queued
 from llama_deploy.runtime import Clock, SystemClock, failpoint
-from llama_deploy.runtime.logs import get_logger
+from llama_deploy.runtime.logs import get_logger, leave_out
 from llama_deploy.services.base import Parked, Service, StepContext, encode_value, enter_step
+from llama_deploy.services.memory import StepMemory
 from llama_deploy.services.steps import RunningStep, encoded_answer, failed_result
 from llama_deploy.services.stopping import Stopping
 from llama_deploy.services.transfers import Transfers
+from llama_deploy.services.turns import Turns
+from llama_deploy.services.upstream import Upstream
+from llama_deploy.services.upstreams import Upstreams
 from llama_deploy.types import TaskResult, generate_id
 from llama_deploy.types.artifacts import artifact_source
+from llama_deploy.types.redaction import Redaction
 
 log = get_logger("llama_deploy.runner")
 
@@ -65,80 +73,102 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Runner:
-    """One instance: serves a set of services over one link."""
+    """One instance: serves a set of services, for one control plane or for several that share a store."""
 
     def __init__(
         self, services: Sequence[Service], *, instance_id: str | None = None, clock: Clock | None = None
     ) -> None:
         self.services = {service.definition.service_name: service for service in services}
+        if "llama_deploy.services.workflow" in sys.modules:
+            from llama_deploy.services.nested import nest
+
+            nest(services)
         self.instance_id = instance_id or generate_id()
         self._clock = clock or SystemClock()
         self.steps: dict[str, RunningStep] = {}
-        self.send: Callable[[list[Any]], None] = lambda _: None
-        """Set by the link: sends operations, in order, without waiting."""
-        self.ready = asyncio.Event()
-        """Set while the control plane has this instance registered."""
+        self.turns = Turns(self.services)
+        self.upstreams = Upstreams(self.steps, self.turns, repeat=self._repeat, stop=self._stop)
+        self.ready = self.upstreams.ready
+        """Set while a control plane has this instance registered."""
         self.refused: Callable[[dict[str, Any]], None] = lambda _: None
         """Called when the control plane does not want this instance."""
+        self.mesh = True
+        """Whether its link connects it to every control plane that it hears of."""
+        self.stays, self.release = False, ""  # lives in a control plane's own process; the release that its code is of
         self.draining = False
         self.drain_requested: Callable[[float | None], None] = lambda _: None
         """Called when the control plane wants this instance to leave, with the seconds that it may take for that."""
-        self.transfers = Transfers(self.ready, self._post)
-        self._stopping = Stopping(self.services, post=self._post, fail=self._fail)
+        self.transfers = Transfers(self.ready, self.upstreams.carry)
+        self.upstreams.carrier_lost = self.transfers.disconnected
+        self.stopping = Stopping(self.services, post=self.upstreams.tell_all, fail=self._fail)
+        """How code is made to stop here."""
         self._heartbeat_s = 1.0
-        self._outgoing: list[Any] = []
-        self._flush_scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            EventsCommitted: self._events_committed,
+        self._mesh_handlers: dict[type, Callable[[Any, Upstream], None]] = {
+            Deliver: self._deliver,
             Welcome: self._welcomed,
             Disowned: self._disowned,
-            CancelStep: lambda operation: self._stop(operation.step_id, operation.reason),
+            CancelStep: self._canceled,
+            Adopted: self.upstreams.adopted,
+            Claimed: self.upstreams.claimed,
+            NotLed: self.upstreams.not_led,
+        }
+        """What depends on who says it."""
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            EventsCommitted: self._events_committed,
             DeliverInput: self._input,
             ParkRefused: self._park_refused,
             Remembered: self._reply,
+            LedgerRead: self._reply,
             Returned: self._reply,
             Drain: lambda operation: self.drain_requested(operation.timeout_s),
             Refused: lambda operation: self.refused(_decode(operation.problem)),
+            Planes: lambda _: None,  # the link's
         }
 
     async def start(self) -> None:
         """Start the services; call it on the loop that their code shall run on."""
         self._loop = asyncio.get_running_loop()
         self.transfers.start()
-        self._stopping.start()
+        self.stopping.start()
         for service in self.services.values():
             await service.start()
-
-    @property
-    def stopping(self) -> Stopping:
-        """How code is made to stop here."""
-        return self._stopping
 
     # --- the link's side --------------------------------------------------------------------------------------------
 
     def hello(self) -> Hello:
         """What to say first on a connection, and again after every reconnect."""
         definitions = [service.definition.model_dump(mode="json") for service in self.services.values()]
-        return Hello(
-            PROTOCOL_VERSION, self.instance_id, _encode(definitions), self.held(), os.getpid(), socket.gethostname()
-        )
+        held = [HeldStep(step.delivery.step_id, step.attempt) for step in list(self.steps.values())]
+        me = (os.getpid(), socket.gethostname(), self.mesh, self.stays, self.release)
+        return Hello(PROTOCOL_VERSION, self.instance_id, _encode(definitions), held, *me)
 
-    def held(self) -> list[HeldStep]:
-        """Every step that runs here or whose answer is not acknowledged; may be called from another thread."""
-        return [step.held() for step in list(self.steps.values())]
+    def held(self, upstream: Upstream | None = None) -> list[HeldStep]:
+        """Every step of a control plane that runs here or whose answer is not acknowledged; for any thread."""
+        wanted = upstream or self.upstreams.main
+        return [step.held() for step in list(self.steps.values()) if step.upstream is wanted]
 
-    def disconnected(self) -> None:
+    @property
+    def send(self) -> Callable[[list[Any]], None]:
+        """Sends operations, in order, without waiting; set by whoever connects this to one control plane alone."""
+        return self.upstreams.main.send
+
+    @send.setter
+    def send(self, send: Callable[[list[Any]], None]) -> None:
+        self.upstreams.main.send = send
+
+    def disconnected(self, upstream: Upstream | None = None) -> None:
         """The connection is gone. Work goes on; answers wait for the next one."""
-        self.ready.clear()
-        self.transfers.disconnected()
+        self.upstreams.disconnected(upstream or self.upstreams.main)
 
-    def receive(self, operations: Sequence[ControlOp]) -> None:
-        """What the control plane says, in order."""
+    def receive(self, operations: Sequence[ControlOp], upstream: Upstream | None = None) -> None:
+        """What a control plane says, in order."""
+        said_by = upstream or self.upstreams.main
         for operation in operations:
-            if isinstance(operation, Deliver):
-                self._deliver(operation)
+            of_mesh = self._mesh_handlers.get(type(operation))
+            if of_mesh is not None:
+                of_mesh(operation, said_by)
             elif isinstance(operation, Acknowledged):
                 for step_id in operation.step_ids:
                     self._acknowledged(step_id)
@@ -147,63 +177,67 @@ class Runner:
             else:
                 self._handlers[type(operation)](operation)
 
-    def _disowned(self, operation: Disowned | Welcome) -> None:
+    def _disowned(self, operation: Disowned | Welcome, upstream: Upstream) -> None:
         for step_id in operation.disowned if isinstance(operation, Welcome) else operation.step_ids:
-            self._stop(step_id, "the step went to another instance")
+            step = self.steps.get(step_id)
+            if step is not None and self.upstreams.listens_to(step, upstream):
+                self._stop(step_id, "the step went to another instance")
 
-    def _reply(self, operation: Remembered | Returned) -> None:
+    def _canceled(self, operation: CancelStep, upstream: Upstream) -> None:
+        step = self.steps.get(operation.step_id)
+        if step is not None and self.upstreams.listens_to(step, upstream):
+            self._stop(operation.step_id, operation.reason)
+
+    def _reply(self, operation: Remembered | LedgerRead | Returned) -> None:
         """What user code asked for is answered."""
         step = self.steps.get(operation.step_id)
         if step is None or step.attempt != operation.attempt:
             return
         if isinstance(operation, Remembered):
             step.take_remembered(operation)
+        elif isinstance(operation, LedgerRead):
+            step.take_page(operation)
         else:
             failpoint("runner.returned")
             step.take_returned(operation)
 
-    def _post(self, operation: Any) -> None:
-        self._outgoing.append(operation)
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_scheduled = False
-        if self._outgoing and self.ready.is_set():
-            operations, self._outgoing = self._outgoing, []
-            self.send(operations)
-
-    def _welcomed(self, welcome: Welcome) -> None:
+    def _welcomed(self, welcome: Welcome, upstream: Upstream) -> None:
         """Registered (again): drop what is not ours any more, repeat what was not acknowledged."""
-        self._disowned(welcome)
+        self._disowned(welcome, upstream)
         failpoint("runner.welcomed")
-        self._outgoing.clear()
-        self.ready.set()
         self._heartbeat_s = welcome.heartbeat_s
-        self._stopping.welcomed(welcome.cancel_grace_s)
-        for step in self.steps.values():
-            if step.beat is not None:
-                step.beat_unsent = True
-                self._beaten(step)
-            if step.answer is not None:
-                self._post_answer(step, step.answer)
-            else:
-                self._post_events(step, step.committed, step.events)
-            step.unsent = 0
-            if step.answer is None:
-                for operation in [*step.asked.values(), *step.unanswered()]:
-                    self._post(operation)
+        leave_out(self, Redaction(welcome.redact).text if welcome.redact else None)
+        self.upstreams.welcomed(upstream, welcome.adopted, meshed=welcome.planes is not None)
+        self.stopping.welcomed(welcome.cancel_grace_s)
         if self.draining:
             self._stop_taking()
 
+    def _repeat(self, step: RunningStep) -> None:
+        """Say again what is not acknowledged of a step, to whom it belongs now."""
+        if step.beat is not None:
+            step.beat_unsent = True
+            self._beaten(step)
+        if step.answer is not None:
+            self._post_answer(step, step.answer)
+        else:
+            self._post_events(step, step.committed, step.events)
+        step.unsent = 0
+        if step.answer is None:
+            if step.task is None:
+                step.post(Queued(step.delivery.step_id, step.attempt))
+            for operation in [*step.asked.values(), *step.unanswered()]:
+                step.post(operation)
+
     # --- running ----------------------------------------------------------------------------------------------------
 
-    def _deliver(self, delivery: Deliver) -> None:
+    def _deliver(self, delivery: Deliver, upstream: Upstream) -> None:
         known = self.steps.get(delivery.step_id)
         if known is not None:
             if known.attempt >= delivery.attempt:
-                if known.attempt == delivery.attempt and known.answer is not None:  # its answer went astray
+                if known.attempt == delivery.attempt and known.upstream is not upstream:
+                    known.upstream = upstream
+                    self._repeat(known)
+                elif known.attempt == delivery.attempt and known.answer is not None:  # its answer went astray
                     self._post_answer(known, known.answer)
                 return
             self._stop(delivery.step_id, "a newer attempt has come")
@@ -211,10 +245,28 @@ class Runner:
         service = self.services.get(delivery.service)
         if service is not None and not delivery.run_timeout_s:
             delivery = msgspec.structs.replace(delivery, run_timeout_s=service.definition.run_timeout_s)
-        step = RunningStep(delivery, loop=self._loop, post=self._post, beaten=self._beaten)
+        step = RunningStep(delivery, loop=self._loop, upstream=upstream, turns=self.turns, beaten=self._beaten)
         self.steps[delivery.step_id] = step
         self._idle.clear()
+        self._begin(step)
+
+    def _begin(self, step: RunningStep) -> None:
+        """Run an attempt, once the service has room for it."""
+        if self.turns.take(step.delivery.service, partial(self._begin_late, step)):
+            self._start(step)
+        else:
+            step.post(Queued(step.delivery.step_id, step.attempt))
+
+    def _begin_late(self, step: RunningStep) -> bool:
+        if step.stopped or self.steps.get(step.delivery.step_id) is not step:
+            return False
+        step.post(Begun(step.delivery.step_id, step.attempt))
+        self._start(step)
+        return True
+
+    def _start(self, step: RunningStep) -> None:
         step.task = self._loop.create_task(self._run(step))
+        step.task.add_done_callback(lambda _: step.end_turn())
 
     async def _run(self, step: RunningStep) -> None:
         """One attempt from beginning to answer. Whatever user code does ends here, and is answered."""
@@ -226,7 +278,7 @@ class Runner:
             context = step.context = self._context(step)
             enter_step(context)
             artifact_source.set(self.transfers)
-            self._stopping.begin(step)
+            self.stopping.begin(step)
             result = await service.run(context)
         except asyncio.CancelledError as error:
             if step.stopped or step.answer is not None:
@@ -249,11 +301,8 @@ class Runner:
 
     def _context(self, step: RunningStep) -> StepContext:
         delivery = step.delivery
-        inputs: asyncio.Queue[Any] = asyncio.Queue()
-        for value in delivery.inputs:
-            inputs.put_nowait(_decode(value))
         data = _decode(delivery.message)
-        return StepContext(
+        context = StepContext(
             step_id=delivery.step_id,
             attempt=delivery.attempt,
             task_id=delivery.task_id,
@@ -263,13 +312,23 @@ class Runner:
             data=data if isinstance(data, dict) else {},
             emit=partial(self._emit, step),
             ask=partial(self._ask, step),
-            inputs=inputs,
             inputs_given=len(delivery.inputs),
             snapshot=delivery.snapshot,
             run_timeout_s=delivery.run_timeout_s,
             desk=step,
             contents=self.transfers,
+            memory=self._memory(delivery),
         )
+        for value in delivery.inputs:
+            context.inputs.put_nowait(_decode(value))
+        return context
+
+    def _memory(self, delivery: Deliver) -> StepMemory | None:
+        """What the service remembers, where it does."""
+        service = self.services.get(delivery.service)
+        if service is None or service.definition.memory == "none":
+            return None
+        return StepMemory(delivery.memory, delivery.memory_version)
 
     def _answer(self, step: RunningStep, result: TaskResult | Parked) -> None:
         delivery = step.delivery
@@ -303,7 +362,7 @@ class Runner:
 
     def _tell_heartbeat(self, step: RunningStep) -> None:
         if step.beat_unsent and step.answer is None and not step.stopped and self.ready.is_set():
-            self._post(Heartbeat([step.held()]))
+            step.post(Heartbeat([step.held()]))
 
     def _post_answer(self, step: RunningStep, answer: Answer | Park) -> None:
         """Send the answer with the stream events that are not committed yet; many of them go ahead of it."""
@@ -311,11 +370,11 @@ class Runner:
             self._post_events(step, step.committed, step.events)
         elif step.events:
             answer = msgspec.structs.replace(answer, events_from=step.committed, events=list(step.events))
-        self._post(answer)
+        step.post(msgspec.structs.replace(answer, runs_on=True) if step.runs_on else answer)
 
     def _post_events(self, step: RunningStep, first: int, events: list[bytes]) -> None:
         for offset, part in pieces(events):
-            self._post(Events(step.delivery.step_id, step.attempt, first + offset, list(part)))
+            step.post(Events(step.delivery.step_id, step.attempt, first + offset, list(part)))
 
     def _acknowledged(self, step_id: str) -> None:
         step = self.steps.get(step_id)
@@ -334,7 +393,7 @@ class Runner:
         step = self.steps.get(step_id)
         if step is None:
             return
-        self._stopping.take_away(step, reason)
+        self.stopping.take_away(step, reason)
         self._forget(step_id, step)
 
     # --- streams and inputs -----------------------------------------------------------------------------------------
@@ -383,7 +442,7 @@ class Runner:
             failpoint("runner.asked")
             number = max(len(step.delivery.inputs), *step.asked, 0) + 1
             step.asked[number] = AskInput(step.delivery.step_id, step.attempt, encoded, number)
-            self._post(step.asked[number])
+            step.post(step.asked[number])
 
         self._loop.call_soon_threadsafe(post)
 
@@ -402,15 +461,16 @@ class Runner:
         step = self.steps.get(operation.step_id)
         if step is None or not isinstance(step.answer, Park):
             return
-        step.delivery = msgspec.structs.replace(step.delivery, snapshot=step.answer.snapshot)
+        memory = step.answer.memory if step.answer.memory is not None else step.delivery.memory
+        step.delivery = msgspec.structs.replace(step.delivery, snapshot=step.answer.snapshot, memory=memory)
         step.answer = None
-        step.task = self._loop.create_task(self._run(step))
+        self._begin(step)
 
     # --- ending -----------------------------------------------------------------------------------------------------
 
     def _stop_taking(self) -> None:
         for name in self.services:
-            self._post(Credits(name, 0))
+            self.upstreams.tell_all(Credits(name, 0))
 
     async def drain(self, timeout_s: float) -> bool:
         """Take nothing new, finish what is held, say goodbye; what is not finished in time is handed back.
@@ -425,15 +485,16 @@ class Runner:
                 await self._idle.wait()
         except TimeoutError:
             finished = False
-        running = [step.task for step in self.steps.values() if step.task is not None] + list(self._stopping.tasks)
+        running = [step.task for step in self.steps.values() if step.task is not None] + list(self.stopping.tasks)
         for step_id in list(self.steps):
             self._stop(step_id, "the instance is shutting down")
-        failpoint("runner.before_goodbye")
-        self._post(Goodbye())
-        self._flush()
-        failpoint("runner.after_goodbye")
-        if running:
+        if running:  # what is handed back does not run any more when somebody else begins it
             await asyncio.wait(running, timeout=1.0)
+        failpoint("runner.before_goodbye")
+        self.upstreams.tell_all(Goodbye())
+        self.upstreams.flush_all()
+        failpoint("runner.after_goodbye")
         for service in self.services.values():
             await service.stop()
+        leave_out(self, None)
         return finished

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,7 +28,9 @@ from llama_deploy.messages.frames import (
     Deliver,
     EndCall,
     HeldStep,
+    LedgerRead,
     Park,
+    ReadLedger,
     Remember,
     Remembered,
     Returned,
@@ -37,6 +40,8 @@ from llama_deploy.runtime.logs import get_logger
 from llama_deploy.services.base import Parked, StepContext, encode_value
 from llama_deploy.services.encoding import check_size
 from llama_deploy.services.failures import error_from_exception
+from llama_deploy.services.turns import Turns
+from llama_deploy.services.upstream import Upstream
 from llama_deploy.types import TaskResult
 
 log = get_logger("llama_deploy.runner")
@@ -66,16 +71,19 @@ class RunningStep:
         "failure",
         "left_behind",
         "left_s",
+        "lent",
         "loop",
         "memos",
         "on_deadline",
         "open",
-        "post",
+        "silent_task",
         "started_at",
         "stopped",
         "task",
         "timer",
+        "turns",
         "unsent",
+        "upstream",
     )
 
     def __init__(
@@ -83,14 +91,18 @@ class RunningStep:
         delivery: Deliver,
         *,
         loop: asyncio.AbstractEventLoop,
-        post: Callable[[Any], None],
+        upstream: Upstream | None,
+        turns: Turns,
         beaten: Callable[[RunningStep], None],
     ) -> None:
         self.delivery = delivery
         self.attempt = delivery.attempt
         self.loop = loop
-        self.post = post
-        """Sends one operation; called on the loop."""
+        self.upstream = upstream
+        """The control plane that it belongs to; `None` while that is to be found out."""
+        self.turns = turns
+        self.lent = False
+        """It waits for calls, and its turn is others'."""
         self.beaten = beaten
         """Called on the loop when the code has said something with a sign of life."""
         self.task: asyncio.Task[None] | None = None
@@ -104,6 +116,8 @@ class RunningStep:
         """Why its code was asked to stop, where that is the answer."""
         self.left_behind = False
         """Its code did not stop, and runs on without being waited for."""
+        self.silent_task: asyncio.Task[None] | None = None
+        """What runs its code, where it was answered for because it showed no sign of life."""
         self.left_s: float | None = None
         """Seconds that the deadline had left when it was stopped, `None` while it runs."""
         self.answer: Answer | Park | None = None
@@ -128,6 +142,11 @@ class RunningStep:
         self.open: dict[About, tuple[Any, Future[Any]]] | None = None
         """What was asked and is not answered: the operation, and who waits for its answer."""
 
+    def post(self, operation: Any) -> None:
+        """Send one operation; called on the loop. What nobody hears now is said again when it belongs to somebody."""
+        if self.upstream is not None:
+            self.upstream.post(operation)
+
     # --- what user code asks for, from any thread -------------------------------------------------------------------
 
     def remembered(self, key: str) -> bytes | None:
@@ -142,6 +161,10 @@ class RunningStep:
         """Have a value recorded under a key; the answer is the one that is recorded there."""
         return self._ask(("remember", key), Remember(self.delivery.step_id, self.attempt, key, value))
 
+    def read_ledger(self, name: str, first: int) -> Future[bytes]:
+        """Read a ledger from a position on; the answer is JSON of a `LedgerPage`."""
+        return self._ask(("ledger", f"{first}:{name}"), ReadLedger(self.delivery.step_id, self.attempt, name, first))
+
     def call(self, key: str, definition: bytes) -> Future[Returned]:
         """Call another service; the answer is what came of it."""
         return self._ask(("call", key), Call(self.delivery.step_id, self.attempt, key, definition))
@@ -153,6 +176,9 @@ class RunningStep:
     def _end_call(self, key: str) -> None:
         if self.open is not None and self.open.pop(("call", key), None) is not None:
             self.post(EndCall(self.delivery.step_id, self.attempt, key))
+            if self.lent and not self._calls():
+                self.lent = False
+                self.turns.insist(self.delivery.service)
             self.go_on()
 
     def _ask(self, about: About, operation: Any) -> Future[Any]:
@@ -169,6 +195,9 @@ class RunningStep:
         self.open[about] = (operation, future)
         if about[0] == "call":
             self.stand_still()
+            if not self.lent:
+                self.lent = True
+                self.turns.end(self.delivery.service)
         self.post(operation)
 
     # --- the deadline -----------------------------------------------------------------------------------------------
@@ -193,13 +222,22 @@ class RunningStep:
 
     def go_on(self) -> None:
         """Something that was waited for is here; with the last of it the deadline runs on."""
-        waits = self.asked or (self.open is not None and any(kind == "call" for kind, _ in self.open))
-        if waits or self.left_s is None:
+        if self.asked or self._calls() or self.left_s is None:
             return
         left_s, self.left_s = self.left_s, None
         self.beat_at = self.loop.time()
         if self.on_deadline is not None and self.answer is None and not self.stopped:
             self.limit(left_s, self.on_deadline)
+
+    def _calls(self) -> int:
+        """How many calls it waits for."""
+        return sum(kind == "call" for kind, _ in self.open) if self.open is not None else 0
+
+    def end_turn(self) -> None:
+        """Its code has ended: the turn is others', unless it was already."""
+        if not self.lent:
+            self.turns.end(self.delivery.service)
+        self.lent = False
 
     # --- signs of life ----------------------------------------------------------------------------------------------
 
@@ -226,6 +264,11 @@ class RunningStep:
             return self.delivery.heartbeat_timeout_s
         return self.beat_at + self.delivery.heartbeat_timeout_s - self.loop.time()
 
+    @property
+    def runs_on(self) -> bool:
+        """Whether it was answered for and its code has not ended: it is waited for, within the grace."""
+        return self.silent_task is not None and not self.silent_task.done() and not self.left_behind
+
     def held(self) -> HeldStep:
         """The step as heartbeats name it, with what its code said since the last one."""
         if self.beat_unsent and self.answer is None:
@@ -242,8 +285,27 @@ class RunningStep:
             self.memos = {**(self.memos or {}), operation.key: operation.value}
         self._close(("remember", operation.key), problem or operation.value)
 
+    def take_page(self, operation: LedgerRead) -> None:
+        """A page of a ledger was read, or refused."""
+        self._close(("ledger", f"{operation.first}:{operation.name}"), problem_of(operation.problem) or operation.page)
+
     def take_returned(self, operation: Returned) -> None:
-        """A call has come to its end, or was refused."""
+        """A call has come to its end, or was refused. With the last of them the step goes on, when it is its turn."""
+        last = self.lent and self._calls() == 1 and self.open is not None and ("call", operation.key) in self.open
+        if last and not self.turns.take(self.delivery.service, partial(self._come_back, operation), first=True):
+            return
+        if last:
+            self.lent = False
+        self._returned(operation)
+
+    def _come_back(self, operation: Returned) -> bool:
+        if self.stopped or self.answer is not None or not self.lent:
+            return False
+        self.lent = False
+        self._returned(operation)
+        return True
+
+    def _returned(self, operation: Returned) -> None:
         self._close(("call", operation.key), problem_of(operation.problem) or operation)
         self.go_on()
 
@@ -286,16 +348,28 @@ def encoded_answer(
     if isinstance(result, Parked):
         prompt = encode_value(result.prompt)
         check_size(result.snapshot or b"")
-        return Park(step_id, step.attempt, prompt, result.resume, result.snapshot, result.consumed)
+        memory = _remembered(step)[0]
+        check_size(memory or b"")
+        return Park(step_id, step.attempt, prompt, result.resume, result.snapshot, result.consumed, memory=memory)
     if not isinstance(result, TaskResult):
         raise ResultNotSerialisableError(
             f"the service answered with a {type(result).__name__}", fix="return a TaskResult, or Parked"
         )
-    encoded = _encode(result.model_dump())
+    encoded = _encode(result.dumped())
     check_size(encoded)
     if step.beat is not None and result.status == "failed":
         return Answer(step_id, step.attempt, encoded, started_at, finished_at, heartbeat=step.beat)
-    return Answer(step_id, step.attempt, encoded, started_at, finished_at)
+    if step.context is None or step.context.kept_memory is None or result.status != "completed":
+        return Answer(step_id, step.attempt, encoded, started_at, finished_at)
+    memory, version = _remembered(step)
+    check_size(memory or b"")
+    return Answer(step_id, step.attempt, encoded, started_at, finished_at, memory=memory, memory_version=version)
+
+
+def _remembered(step: RunningStep) -> tuple[bytes | None, int]:
+    """JSON of what the step's service remembers from now on, where that has changed, and from which version."""
+    memory = step.context.kept_memory if step.context is not None else None
+    return (None, 0) if memory is None else (memory.changed(), memory.version)
 
 
 def failed_result(step: RunningStep, error: BaseException) -> TaskResult:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from llama_deploy.errors import HeartbeatTimeoutError, LlamaDeployError, RunTimeoutError, StepCanceledError
 from llama_deploy.messages.frames import Answer, LeftBehind, Stopped
 from llama_deploy.runtime.logs import get_logger
@@ -39,8 +41,8 @@ class Stopping:
         self._post = post
         self._fail = fail
         self.grace_s = CANCEL_GRACE_S
-        self.tasks: dict[asyncio.Task[None], None] = {}
-        """Coroutines that have been asked to stop and have not."""
+        self.tasks: dict[asyncio.Task[None], RunningStep] = {}
+        """Coroutines that have been asked to stop and have not, and whose they are."""
         self._left: Counter[str] = Counter()
         self._reported: Counter[str] = Counter()
         self.watch: Callable[[RunningStep], None] = self._watch
@@ -76,6 +78,8 @@ class Stopping:
         if step.task is not None:
             log.info("step stopped", step_id=step.delivery.step_id, reason=reason)
             self._ask_to_stop(step, step.task, reason)
+        elif step not in self.tasks.values():  # it has answered: there is nothing to stop
+            self._tell_stopped(step)
         step.abandon(StepCanceledError("the attempt was canceled", why=reason))
 
     def _overrun(self, step: RunningStep) -> None:
@@ -100,7 +104,7 @@ class Stopping:
         if quiet_s > 0:
             self._loop.call_later(quiet_s, self._watch, step)
         elif (answer := self.silent(step)) is not None:
-            self._post(answer)
+            step.post(answer)
 
     def silent(self, step: RunningStep) -> Answer | None:
         """Fail an attempt that shows no sign of life; the answer to send. Called from whatever thread watches."""
@@ -116,16 +120,18 @@ class Stopping:
             return None
         if step.context is not None:
             step.context.mark_canceled()
-        if task is not None:
-            self._loop.call_soon_threadsafe(self._ask_to_stop, step, task, "no sign of life")
-        return answer
+        if task is None:
+            return answer
+        step.silent_task = task
+        self._loop.call_soon_threadsafe(self._ask_to_stop, step, task, "no sign of life")
+        return msgspec.structs.replace(answer, runs_on=True)
 
     # --- stopping ---------------------------------------------------------------------------------------------------
 
     def _ask_to_stop(self, step: RunningStep, task: asyncio.Task[None], reason: str) -> None:
         if task.done() or task in self.tasks:
             return
-        self.tasks[task] = None
+        self.tasks[task] = step
         task.cancel(reason)
         timer = self._loop.call_later(self.grace_s, self._leave, step, task)
         task.add_done_callback(partial(self._ended, step, timer))
@@ -143,7 +149,7 @@ class Stopping:
             after_s=self.grace_s,
         )
         if step.failure is not None and not step.stopped and (answer := self._fail(step, step.failure)) is not None:
-            self._post(answer)
+            step.post(answer)
         step.left_behind = True
         self._left[step.delivery.service] += 1
         self._tell_stopped(step)
@@ -162,8 +168,8 @@ class Stopping:
             self._tell_stopped(step)
 
     def _tell_stopped(self, step: RunningStep) -> None:
-        if step.stopped:
-            self._post(Stopped(step.delivery.step_id, step.attempt))
+        if step.stopped or step.silent_task is not None:
+            step.post(Stopped(step.delivery.step_id, step.attempt))
 
     # --- what was left behind ---------------------------------------------------------------------------------------
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from pydantic import ValidationError
 
+from llama_deploy._lazy import published_names
 from llama_deploy.errors import ArgumentsError, SettingError, ToolUnknownError
 from llama_deploy.services.base import Service, StepContext
 from llama_deploy.services.function import FunctionService
@@ -77,8 +78,8 @@ class _ObjectTool:
         return output.raw_output if hasattr(output, "raw_output") else output
 
 
-class ToolService(Service):
-    """Tools, called by name.
+class PlainToolService(Service):
+    """Tools, called by name: `ToolService`, which takes the published arguments as well.
 
     Answers a `NEW_TOOL_CALL` with the fields of a `ToolCallResult`, and a task whose input is
     `{"tool": name, "args": {...}}` with what the tool returned. `tool_name` may be written for `tool`, and `args` may
@@ -216,3 +217,9 @@ def _with_refs(schema: Any, rename: Callable[[str], str]) -> Any:
             copied["$ref"] = f"#/$defs/{rename(ref.removeprefix('#/$defs/'))}"
         return copied
     return [_with_refs(item, rename) for item in schema] if isinstance(schema, list) else schema
+
+
+if TYPE_CHECKING:
+    ToolService = PlainToolService
+else:
+    __getattr__, __dir__ = published_names(__name__)

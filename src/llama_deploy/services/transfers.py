@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from llama_deploy.messages.contents import (
-    PART_BYTES,
     WINDOW_PARTS,
     ContentKept,
     ContentPart,
@@ -29,8 +28,7 @@ from llama_deploy.messages.contents import (
 )
 from llama_deploy.messages.problems import from_problem
 from llama_deploy.runtime import failpoint
-from llama_deploy.runtime.files import Content, Source, prepare
-from llama_deploy.types.artifacts import Artifact, media_type_of
+from llama_deploy.services.contents import Contents, Parts
 
 TRANSFERS_MAX = 16
 """Transfers of one instance at the same time; others wait for their turn."""
@@ -40,10 +38,8 @@ class _LostError(Exception):
     """The connection is gone, and the transfer with it."""
 
 
-class Transfers:
-    """What one instance stores and reads; an `ArtifactSource`."""
-
-    piece_bytes = PART_BYTES
+class Transfers(Contents):
+    """What one instance stores and reads."""
 
     def __init__(self, ready: asyncio.Event, post: Callable[[Any], None]) -> None:
         self._ready = ready
@@ -74,29 +70,10 @@ class Transfers:
         for replies in self._replies.values():
             replies.put_nowait(None)
 
-    async def save(self, source: Source, *, name: str | None = None, media_type: str | None = None) -> Artifact:
-        """Store a content and return what stands for it. Repeating it with the same content stores nothing.
-
-        When it returns, the content is in the store; it stays as long as a task speaks of it, and for a while before
-        one does.
-        """
-        content = await prepare(source)
-        try:
-            name = name or content.name
-            artifact = Artifact(
-                hash=content.hash,
-                size_bytes=content.size_bytes,
-                name=name,
-                media_type=media_type or media_type_of(name),
-            )
-            await self._again_when_lost(lambda transfer, replies: self._send(content, transfer, replies))
-        finally:
-            content.close()
-        return artifact.bound(self)
+    async def keep(self, content: Parts) -> None:
+        await self._again_when_lost(lambda transfer, replies: self._send(content, transfer, replies))
 
     async def piece(self, hash: str, first: int, limit: int) -> tuple[bytes, int]:  # noqa: A002
-        """Fulfils `ArtifactSource`."""
-
         async def ask(transfer: int, replies: asyncio.Queue[Any]) -> tuple[bytes, int]:
             self._post(GetContent(transfer, hash, first, limit))
             part = await _reply(replies)
@@ -122,7 +99,7 @@ class Transfers:
                 finally:
                     del self._replies[transfer]
 
-    async def _send(self, content: Content, transfer: int, replies: asyncio.Queue[Any]) -> None:
+    async def _send(self, content: Parts, transfer: int, replies: asyncio.Queue[Any]) -> None:
         self._post(OfferContent(transfer, content.hash, content.size_bytes))
         reply = await _reply(replies)
         if isinstance(reply, ContentKept):

@@ -28,8 +28,11 @@ from llama_deploy.services import pipes
 from llama_deploy.services.base import StepContext, encode_value, enter_step
 from llama_deploy.services.failures import error_from_exception
 from llama_deploy.services.function import FunctionService
+from llama_deploy.services.memory import StepMemory
 from llama_deploy.services.steps import problem_of
+from llama_deploy.services.worker_contents import WorkerContents
 from llama_deploy.types import TaskResult
+from llama_deploy.types.artifacts import artifact_source
 
 MAIN = "__llama_deploy_worker__"
 """Name under which a program is loaded that was started by its file, so that it does not start again."""
@@ -79,6 +82,9 @@ class _Desk:
         if not done.cancelled() and done.exception() is None:
             self._memos[key] = done.result()
 
+    def read_ledger(self, name: str, first: int) -> Future[bytes]:
+        return self._worker.ask("ledger", name, str(first).encode())
+
     def call(self, key: str, definition: bytes) -> Future[Returned]:
         return self._worker.ask("call", key, definition)
 
@@ -98,6 +104,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
         self._open: dict[int, Future[Any]] = {}
+        self._contents = WorkerContents(self._loop, self.say, self._open, self._numbers)
+        self._giving: dict[asyncio.Task[None], None] = {}
+        """Parts of contents that are on their way to the parent."""
         self._context: StepContext | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -128,6 +137,10 @@ class Worker:
                 self._cancel()
             elif kind == "input" and self._context is not None:
                 self._context.inputs.put_nowait(msgspec.json.decode(rest[0]))
+            elif kind == "part":
+                giving = self._loop.create_task(self._contents.give(*rest))
+                self._giving[giving] = None
+                giving.add_done_callback(lambda done: self._giving.pop(done, None))
             elif kind == "reply":
                 self._reply(*rest)
 
@@ -136,8 +149,9 @@ class Worker:
             self._context.mark_canceled()
         if self._task is not None:
             self._task.cancel()
-        waiting, self._open = self._open, {}
-        for answer in waiting.values():
+        waiting = tuple(self._open.values())
+        self._open.clear()
+        for answer in waiting:
             if not answer.done():
                 answer.set_exception(StepCanceledError("the attempt was canceled"))
 
@@ -152,8 +166,11 @@ class Worker:
             answer.set_result(msgspec.convert(value, Returned) if isinstance(value, list) else value)
 
     async def _run(self, service: FunctionService[..., Any], start: pipes.Start) -> None:
+        memory = None
         try:
-            result = await service.run(self._enter(start))
+            context = self._enter(start)
+            result = await service.run(context)
+            memory = context.kept_memory.changed() if context.kept_memory is not None else None
         except asyncio.CancelledError as error:
             canceled = self._context is not None and self._context.canceled
             result = _failed(StepCanceledError("the attempt was canceled") if canceled else error)
@@ -161,7 +178,7 @@ class Worker:
             result = _failed(error)
         self._context = None
         self._open.clear()
-        self.say("result", msgspec.json.encode(result.model_dump()))
+        self.say("result", msgspec.json.encode(result.model_dump()), memory)
 
     def _enter(self, start: pipes.Start) -> StepContext:
         inputs: asyncio.Queue[Any] = asyncio.Queue()
@@ -182,8 +199,11 @@ class Worker:
             snapshot=start.snapshot,
             run_timeout_s=start.run_timeout_s,
             desk=_Desk(self, start),
+            contents=self._contents,
+            memory=StepMemory(start.memory) if start.keeps_memory else None,
         )
         enter_step(context)
+        artifact_source.set(self._contents)
         return context
 
 

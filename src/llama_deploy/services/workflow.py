@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from pydantic import ValidationError
@@ -19,7 +19,9 @@ from workflows.context.context_types import SerializedEventAttempt
 from workflows.errors import WorkflowConfigurationError, WorkflowRuntimeError, WorkflowValidationError
 from workflows.events import Event, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent
 
+from llama_deploy._lazy import published_names
 from llama_deploy.errors import ArgumentsError, ResultNotSerialisableError, SettingError
+from llama_deploy.services.agent_memory import is_agent
 from llama_deploy.services.base import Parked, Service, StepContext
 from llama_deploy.services.encoding import encode
 from llama_deploy.services.keeping import kept_in
@@ -27,6 +29,8 @@ from llama_deploy.services.workflow_events import EventTypes, event_fields
 from llama_deploy.services.workflow_run import WorkflowRun
 from llama_deploy.types import ActionTypes, RetryPolicy, ServiceDefinition, TaskResult
 
+DEFAULT_AGENT_NAME = "Agent"
+"""What llama-index calls an agent that was given no name."""
 RUN_TIMEOUT_S = 600.0
 """Deadline of one attempt in seconds where neither the service nor the workflow names one."""
 
@@ -35,8 +39,8 @@ _KEEPS_RETRIES = "not_before" in SerializedEventAttempt.model_fields
 """Whether this engine saves a step that waits for its own retry; one that does not would lose it when parked."""
 
 
-class WorkflowService(Service):
-    """A workflow, served.
+class PlainWorkflowService(Service):
+    """A workflow, served: `WorkflowService`, which takes the published arguments as well.
 
     `workflow` is an instance, a `Workflow` class, or a function that makes an instance. The input of a task is a JSON
     object: the keyword arguments of the start event. Every event that the workflow writes to its stream is an event of
@@ -52,6 +56,9 @@ class WorkflowService(Service):
     memory is held. It goes on in whichever process serves the workflow when the input comes. Timeouts of
     `wait_for_event` do not run on meanwhile. A context that cannot be saved as JSON keeps its run in memory.
 
+    With `memory`, the state of a run's context (`context.store`) is left to the next run of the session, or of the
+    task; with agents of llama-index that is the conversation. One that cannot be saved as JSON fails the step then.
+
     An input is a person's plain answer, which becomes the workflow's one `HumanResponseEvent` subclass or
     `HumanResponseEvent(response=answer)`, or `{"event": {"type": NAME, ...fields}}` for any event of the workflow.
     """
@@ -65,20 +72,30 @@ class WorkflowService(Service):
         concurrency: int = 8,
         run_timeout_s: float | None = None,
         retry: RetryPolicy | None = None,
+        memory: Literal["none", "session", "task"] = "none",
+        allowed_types: Collection[type[Any]] = (),
+        nested: Mapping[str, str] | None = None,
     ) -> None:
         """`name` is the workflow's own name if it was given one, else its class's.
 
         `run_timeout_s` is the deadline of one attempt in seconds; by default the workflow's own `timeout` where that
-        was set, else 600. Raises `SettingError` for a workflow that is not valid.
+        was set, else 600. With `memory`, runs go on from the context of the one before. `allowed_types` are classes
+        that a saved context may hold beside those of the workflow's own package. `nested` names attributes of the
+        workflow that hold another one, each with the service that runs it; by default those whose workflow is a service
+        beside it in the same instance. Raises `SettingError` for a workflow that is not valid.
         """
         sample = _make(workflow)
+        self.template = workflow if isinstance(workflow, Workflow) else None
+        """The instance that was given, where it was one."""
+        self.nested = nested
+        """Services by the attribute that holds their workflow; `None` while nobody has looked."""
         own_timeout_s = sample._timeout  # noqa: SLF001 - the engine has no other way to read or set it
         has_own = own_timeout_s is not None and own_timeout_s != _ENGINE_TIMEOUT_S
         deadline_s = run_timeout_s or (own_timeout_s if has_own else None) or RUN_TIMEOUT_S
         self._timeout_s = own_timeout_s if has_own else (None if _waits_for_people(sample) else deadline_s)
         self._new_instance = _instance_maker(workflow, sample)
         self._start_class = sample.start_event_class
-        self._types = EventTypes(sample)
+        self._types = EventTypes(sample, allowed_types)
         self._may_park = _KEEPS_RETRIES or not _retries_steps(sample)
         limit = sample._num_concurrent_runs  # noqa: SLF001 - it counts per instance, and every run has its own
         self.definition = ServiceDefinition(
@@ -90,6 +107,7 @@ class WorkflowService(Service):
             concurrency=min(concurrency, limit or concurrency),
             run_timeout_s=deadline_s,
             retry=retry,
+            memory=memory,
         )
 
     async def run(self, context: StepContext) -> TaskResult | Parked:
@@ -98,9 +116,20 @@ class WorkflowService(Service):
         start = None if context.snapshot is not None else self._start_event(context)
         workflow = self._new_instance()
         workflow._timeout = self._timeout_s  # noqa: SLF001 - see above
+        for name, service in (self.nested or {}).items():
+            self._call_instead(workflow, name, service)
         run = WorkflowRun(workflow, start=start, context=context, types=self._types, may_park=self._may_park)
         outcome = await run.drive()
         return outcome if isinstance(outcome, Parked) else _task_result(await kept_in(outcome, context))
+
+    @staticmethod
+    def _call_instead(workflow: Workflow, name: str, service: str) -> None:
+        """Put the service in the place of a workflow inside of the workflow."""
+        from llama_deploy.services.nested import CalledWorkflow
+
+        inner = getattr(workflow, name, None)
+        if not isinstance(inner, CalledWorkflow):
+            setattr(workflow, name, CalledWorkflow(service, inner if isinstance(inner, Workflow) else None))
 
     def _start_event(self, context: StepContext) -> StartEvent:
         given: Any = context.data
@@ -159,6 +188,8 @@ def _retries_steps(workflow: Workflow) -> bool:
 
 def _own_name(workflow: Workflow) -> str:
     name = workflow.workflow_name
+    if is_agent(workflow) and workflow.name != DEFAULT_AGENT_NAME:  # type: ignore[attr-defined]  # as agents have it
+        return str(workflow.name)  # type: ignore[attr-defined]
     return type(workflow).__name__ if "." in name else name  # the engine's default is module-qualified
 
 
@@ -167,7 +198,9 @@ def _label(workflow: Any) -> str:
 
 
 def _summary(workflow: Workflow) -> str:
-    """The first paragraph of the docstring of the workflow's own class."""
+    """What an agent says of itself, else the first paragraph of the docstring of the workflow's own class."""
+    if is_agent(workflow):
+        return str(workflow.description)  # type: ignore[attr-defined]
     text = inspect.cleandoc(type(workflow).__dict__.get("__doc__") or "")
     return " ".join(text.split("\n\n", 1)[0].split())
 
@@ -221,3 +254,9 @@ def _task_result(result: Any) -> TaskResult:
     says_nothing = isinstance(result, StopEvent) and type(result).__str__ is StopEvent.__str__
     text = encoded.decode() if says_nothing else str(result)
     return TaskResult(task_id="", history=[], result=text, kind="json", value=msgspec.json.decode(encoded))
+
+
+if TYPE_CHECKING:
+    WorkflowService = PlainWorkflowService
+else:
+    __getattr__, __dir__ = published_names(__name__)

@@ -7,6 +7,7 @@ code has loaded already; nothing is imported because of a name.
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,11 +20,15 @@ from workflows.events import Event, HumanResponseEvent
 
 from llama_deploy.errors import ArgumentsError, ResultNotSerialisableError
 from llama_deploy.messages.stream_events import EVENT_OMITTED_KEY, EVENT_TYPE_KEY
+from llama_deploy.services.agent_memory import Memories, memory_from
 from llama_deploy.services.base import StepContext
 from llama_deploy.services.encoding import encode
 
 _ENGINE_PACKAGES = ("workflows",)
 _TYPE_KEYS = (EVENT_TYPE_KEY, "qualified_name", "type")
+_PLAIN = frozenset({str, int, float, bool, type(None), dict, list})
+_MEMORY_MARK = "__is_memory"
+"""Marks the form of an agent's memory in a saved context."""
 
 
 def qualified_name(cls: type[Any]) -> str:
@@ -72,7 +77,9 @@ def _fields_one_by_one(event: Event) -> tuple[dict[str, Any], list[str]]:
 class EventTypes:
     """The classes that a workflow's names may stand for."""
 
-    def __init__(self, workflow: Workflow) -> None:
+    def __init__(self, workflow: Workflow, allowed: Collection[type[Any]] = ()) -> None:
+        """`allowed` are further classes that the workflow's context may hold."""
+        self._allowed = frozenset(allowed)
         self._packages = {cls.__module__.partition(".")[0] for cls in type(workflow).__mro__} - {"builtins", "typing"}
         declared: list[type[Event]] = [*workflow.events, HumanResponseEvent]
         modules = {
@@ -90,9 +97,15 @@ class EventTypes:
             self._by_name[f"{cls.__module__}.{cls.__name__}"] = cls
             self._by_name[qualified_name(cls)] = cls
             self._by_short_name.setdefault(cls.__name__, []).append(cls)
+        for extra in allowed:
+            self._by_name[f"{extra.__module__}.{extra.__name__}"] = self._by_name[qualified_name(extra)] = extra
         responses = [cls for cls in workflow.events if issubclass(cls, HumanResponseEvent)]
         self.response: type[Event] = responses[0] if len(responses) == 1 else HumanResponseEvent
         """What a person's plain answer becomes: the workflow's one response event, else `HumanResponseEvent`."""
+
+    def allows(self, cls: type[Any]) -> bool:
+        """Whether the class was allowed by whoever serves the workflow: its own JSON form is taken to be whole."""
+        return cls in self._allowed
 
     def find(self, name: str) -> type[Any]:
         """The loaded class of this name, for a stored snapshot. Raises `ValueError` for any other name."""
@@ -176,6 +189,20 @@ class SnapshotSerializer(JsonSerializer):
     def __init__(self, types: EventTypes) -> None:
         super().__init__()
         self._types = types
+        self._memories = Memories()
+
+    async def look_at(self, state: Any) -> None:
+        """Call it before the context with this state is saved: what an agent remembers may have to be awaited."""
+        if isinstance(state, DictState):
+            await self._memories.look_at(list(state.values()))
+
+    def serialize_value(self, value: Any) -> Any:
+        """As the engine writes it, but for memories: theirs is a form that is whole, or none."""
+        if type(value) not in _PLAIN and not self._types.allows(type(value)):
+            form = self._memories.form_of(value)
+            if form is not None:
+                return {_MEMORY_MARK: True, "value": form}
+        return super().serialize_value(value)
 
     def resolve_class(self, qualified_name: str) -> type[Any]:
         """Called by engines from 2.20 on, also for names in nested fields."""
@@ -187,6 +214,8 @@ class SnapshotSerializer(JsonSerializer):
             return [self.deserialize_value(item) for item in data]
         if not isinstance(data, dict):
             return data
+        if data.keys() == {_MEMORY_MARK, "value"}:
+            return memory_from(data["value"])
         name = data.get("qualified_name")
         if not name or not (data.get("__is_pydantic") or data.get("__is_component")):
             return {key: self.deserialize_value(value) for key, value in data.items()}
@@ -206,6 +235,24 @@ def check_names(snapshot: dict[str, Any], types: EventTypes) -> None:
     for worker in (snapshot.get("workers") or {}).values():
         for waiter in worker.get("collected_waiters", ()):
             types.find(waiter["waiting_for_event"])
+
+
+def check_values(saved: Any, serializer: SnapshotSerializer) -> None:
+    """Refuse a stored snapshot of which a value cannot be made again: engines find that out only in mid-run.
+
+    Raises `ValueError`.
+    """
+    if isinstance(saved, dict):
+        for value in saved.values():
+            check_values(value, serializer)
+    elif isinstance(saved, list):
+        for value in saved:
+            check_values(value, serializer)
+    elif isinstance(saved, str) and '"__is_' in saved:
+        try:
+            serializer.deserialize(saved)
+        except (TypeError, KeyError, AttributeError) as error:  # what a class says to fields that do not fit it
+            raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def check_complete(snapshot: dict[str, Any], state: Any) -> None:

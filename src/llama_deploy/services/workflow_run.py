@@ -15,6 +15,7 @@ from collections import deque
 from typing import Any
 
 from workflows import Context, Workflow
+from workflows.context.context_types import SerializedContext
 from workflows.context.state_store import UnserializableKeyWarning
 from workflows.errors import (
     ContextSerdeError,
@@ -42,6 +43,7 @@ from workflows.handler import WorkflowHandler
 from llama_deploy.errors import (
     ArgumentsError,
     NoInputExpectedError,
+    ResultNotSerialisableError,
     RunTimeoutError,
     ServiceRaisedError,
     SettingError,
@@ -55,6 +57,7 @@ from llama_deploy.services.workflow_events import (
     awaited_events,
     check_complete,
     check_names,
+    check_values,
     keeps_waiting_right,
     stream_event,
 )
@@ -71,6 +74,8 @@ END_GRACE_S = 0.1
 SETTLE_TURNS = 16
 """Turns of the event loop after which what is under way inside the engine has shown itself in the mailbox."""
 SNAPSHOT_VERSION = 1
+MEMORY_FIELD = "context"
+"""Where the state of a workflow's context stands in the memory of its service."""
 
 _ENGINE_OUTCOMES = (WorkflowFailedEvent, WorkflowTimedOutEvent, WorkflowCancelledEvent)
 """How the engine announces a run that has no result; the attempt's error tells it instead."""
@@ -123,7 +128,7 @@ class WorkflowRun:
         end.add_done_callback(lambda _: self._mail.put_nowait(("end", None)))
         try:
             parked = await self._follow(handler, events)
-            return parked if parked is not None else await end
+            return parked if parked is not None else await self._end_well(handler, await end)
         except Exception as error:
             if self._lost_traceback:
                 error.add_note(self._lost_traceback)
@@ -146,15 +151,55 @@ class WorkflowRun:
         )
         try:
             if self._context.snapshot is None:
-                return self._workflow.run(start_event=self._start_event, run_id=run_id)
+                return self._workflow.run(start_event=self._start_event, ctx=self._carried_over(), run_id=run_id)
             return self._workflow.run(ctx=self._restore(self._context.snapshot), run_id=run_id)
         except (WorkflowValidationError, WorkflowConfigurationError) as error:
             raise SettingError("the workflow cannot run", why=str(error)) from error
+
+    def _carried_over(self) -> Context[Any] | None:
+        """A context with the state that an earlier run has left in the memory of the service."""
+        state = self._context.memory.get(MEMORY_FIELD) if self._context.kept_memory is not None else None
+        if state is None:
+            return None
+        try:
+            fresh = SerializedContext(state=state).model_dump(mode="json")
+            check_names(fresh, self._types)
+            check_values(state, self._serializer)
+            return Context.from_dict(self._workflow, fresh, self._serializer)
+        except (ContextSerdeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ServiceRaisedError(
+                "the context that an earlier run has left cannot be read",
+                why=str(error),
+                fix="serve the version of the workflow that left it, or clear the memory of the service",
+            ) from error
+
+    async def _end_well(self, handler: WorkflowHandler, result: Any) -> Any:
+        """The result; what the state of the run is in the end is left in the memory of the service."""
+        if self._context.kept_memory is None:
+            return result
+        try:
+            state = await handler.ctx.store.get_state()
+            await self._serializer.look_at(state)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UnserializableKeyWarning)  # `check_complete` deals with it
+                snapshot = handler.ctx.to_dict(self._serializer)
+            check_names(snapshot, self._types)
+            check_values(snapshot.get("state"), self._serializer)
+            check_complete(snapshot, state)
+        except Exception as error:
+            raise ResultNotSerialisableError(
+                "the context of the workflow cannot be kept as its memory",
+                why=str(error),
+                fix="keep JSON types and pydantic models in the context, or serve the workflow without memory",
+            ) from error
+        self._context.memory[MEMORY_FIELD] = snapshot["state"]
+        return result
 
     def _restore(self, snapshot: bytes) -> Context[Any]:
         try:
             saved, prompt, consumed = _read_snapshot(snapshot)
             check_names(saved, self._types)
+            check_values(saved, self._serializer)
             restored = Context.from_dict(self._workflow, saved, self._serializer)
         except (ContextSerdeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ServiceRaisedError(
@@ -330,17 +375,17 @@ class WorkflowRun:
         """Give the run the next held input if it asks for one, or can do nothing without."""
         value, times = self._held[0]
         wanted = self._try_held if times else self._prompt is not None
-        if wanted or (self._started and not self._running and self._is_idle(handler)):
+        if wanted or (self._started and not self._running and await self._is_idle(handler)):
             self._held.popleft()
             await self._deliver(handler, value, times)
 
-    def _is_idle(self, handler: WorkflowHandler) -> bool:
-        snapshot = self._snapshot(handler)
+    async def _is_idle(self, handler: WorkflowHandler) -> bool:
+        snapshot = await self._snapshot(handler)
         return snapshot is None or awaited_events(snapshot) is not None
 
     async def _park(self, handler: WorkflowHandler) -> Parked | None:
         """The saved run, if it does nothing but wait for somebody and can be saved."""
-        snapshot = self._snapshot(handler)
+        snapshot = await self._snapshot(handler)
         awaited = None if snapshot is None else awaited_events(snapshot)
         if snapshot is None or awaited is None or not (awaited or self._prompt):
             return None
@@ -357,8 +402,9 @@ class WorkflowRun:
             return None
         return Parked(prompt=self._prompt, resume="redeliver", snapshot=encoded, consumed=self._inputs_seen)
 
-    def _snapshot(self, handler: WorkflowHandler) -> dict[str, Any] | None:
+    async def _snapshot(self, handler: WorkflowHandler) -> dict[str, Any] | None:
         try:
+            await self._serializer.look_at(await handler.ctx.store.get_state())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UnserializableKeyWarning)  # `check_complete` deals with it
                 return handler.ctx.to_dict(self._serializer)
@@ -374,6 +420,7 @@ class WorkflowRun:
     def _save(self, snapshot: dict[str, Any]) -> bytes:
         """The snapshot as it is stored; raises whatever reading it back raises, so that nothing unreadable is kept."""
         check_names(snapshot, self._types)
+        check_values(snapshot, self._serializer)
         Context.from_dict(self._workflow, snapshot, self._serializer)
         saved = {
             "version": SNAPSHOT_VERSION,

@@ -7,8 +7,9 @@ and bytes; what they mean (states, policies, retries) is the engine's business.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from llama_deploy.state_stores.rows import (
@@ -18,8 +19,10 @@ from llama_deploy.state_stores.rows import (
     DeliveryMove,
     DeliveryRow,
     HistoryRow,
+    MemberRow,
     SessionListing,
     SessionRow,
+    ShardRow,
     SharedRead,
     SharedValue,
     SharedWrite,
@@ -39,8 +42,10 @@ __all__ = [
     "DeliveryMove",
     "DeliveryRow",
     "HistoryRow",
+    "MemberRow",
     "SessionListing",
     "SessionRow",
+    "ShardRow",
     "SharedRead",
     "SharedValue",
     "SharedWrite",
@@ -60,7 +65,7 @@ BLOB_PART_BYTES = 262_144
 class StateStore(ABC):
     """A durable memory for tasks, sessions and services.
 
-    Methods are called on the event loop that `open` ran on. Reads see everything whose `settled` was called.
+    Methods are called on the event loop that `open` ran on. Reads see everything that was settled.
     """
 
     statistics: StoreStatistics
@@ -86,13 +91,112 @@ class StateStore(ABC):
 
     @abstractmethod
     def record(self, transition: Transition) -> None:
-        """Hand over one transition; returns at once, and `transition.settled` tells the end of it.
+        """Hand over one transition; returns at once; the store calls `transition.settle` with the end of it.
 
-        Before `settled`: after a crash the transition is recorded whole, or not at all. After `settled(None)`: it
+        Before: after a crash the transition is recorded whole, or not at all. After `settle(None)`: it
         survives any crash, with SQLite's `synchronous=FULL` also a loss of power. When the store cannot write, it
         keeps the transition and tries again; `healthy` is false meanwhile. Handing over the same transition twice
         is refused by its guards.
         """
+
+    # --- shards -----------------------------------------------------------------------------------------------------
+    #
+    # A store for one control plane has one shard, and whoever has it open holds that: the methods here say so, and
+    # such a store leaves them as they are. A store that several control planes share replaces all of them, claims every
+    # shard in `open` unless it is told to leave that to its user, and keeps these promises:
+    #
+    # * A commit takes effect only while the store that hands it over leads every shard that it touches; it locks their
+    #   rows, and a takeover changes them. So once a claim has returned, no commit of an earlier owner can follow.
+    # * A batch may span shards. All of their epochs are checked in the statement that writes, in the order of shards,
+    #   so that no two commits wait for each other; what belongs to a lost shard is refused alone. Batches that never
+    #   mixed shards would make of one commit as many as there are shards, and guard nothing further.
+    # * The epoch belongs to the store that claimed, not to the transition: no decision can carry a wrong one along.
+    # * After a crash the owner's shards stay its own until its lease ends; what it recorded stands.
+
+    shards_count: int = 1
+    """Into how many shards the sessions are divided; fixed when the store was made, known once it is open."""
+    owner: str = ""
+    """The name under which this store claims shards, unique to it."""
+
+    @property
+    def held(self) -> Mapping[int, int]:
+        """The shards that this store leads, as far as it knows, and the epoch of each."""
+        return {0: 1}
+
+    async def shards(self) -> list[ShardRow]:
+        """Every shard, in order, as it is recorded now."""
+        return [ShardRow(0, self.owner, 1, math.inf)]
+
+    async def claim_shards(self, shards: Sequence[int] | None = None, *, lease_s: float = 10.0) -> dict[int, int]:
+        """Take the lead of those shards (of all) that nobody leads, and of those whose owner's lease has ended.
+
+        Returns what it got, with the new epochs, one above those before; what is held already is not among them, and
+        others that are led are left alone. Waits for the commits of earlier owners that are under way; none can follow.
+        The lease of everything held is `lease_s` seconds from now by the store's clock. After a crash before it
+        returned, the shards are held by nobody who works until that lease ends.
+        """
+        del shards, lease_s
+        return {}
+
+    async def renew_shards(self, *, lease_s: float = 10.0) -> dict[int, int]:
+        """Prolong the lease of everything that is held; returns what still is. What is not there was taken over.
+
+        A lease that has ended is prolonged too, as long as nobody has taken the shard over.
+        """
+        del lease_s
+        return dict(self.held)
+
+    async def release_shards(self, shards: Sequence[int] | None = None) -> None:
+        """Give up the lead of shards (of all), after what was handed over for them is settled; others may take it."""
+        del shards
+
+    on_lost: Callable[[Sequence[int]], None] = staticmethod(lambda _: None)
+    """Called on the loop when a commit, or a renewal, finds that shards were taken over: before anything that belongs
+    to them is settled as refused."""
+
+    async def join(self, *, name: str, url: str) -> int:
+        """Make this owner known to the others that share the store, by a name and the URL where they reach it.
+
+        Returns its seat: the smallest number that no other living member has, so that what is kept under it is soon
+        somebody's again when this one is gone. Repeating it keeps the seat, unless the lease ended and another has it.
+        """
+        del name, url
+        return 0
+
+    async def resign(self) -> None:
+        """Be no member any more, so that the others share out what was released. Repeating it does nothing."""
+
+    async def members(self, *, lease_s: float = 10.0) -> list[MemberRow]:
+        """Prolong the lease of everything that is held, as `renew_shards` does, and tell who there is.
+
+        One statement, so that it may be asked often. What was found to be taken over is not in `held` afterwards.
+        """
+        del lease_s
+        return [MemberRow(self.owner, False, "", "", 0, math.inf, dict(self.held), {})]  # noqa: FBT003 - a row
+
+    async def take_up(self, shards: Sequence[int], when: float) -> int:
+        """Have every delivery of these shards that is not parked looked at at `when`; returns how many there are.
+
+        Whoever has just claimed them calls it: what was published before is not known to be on its way any more.
+        """
+        del shards
+        return await self.make_due(when)
+
+    def announce(self, word: str) -> None:
+        """Tell the other control planes on this store something, soon and apart from any commit.
+
+        It is a hint to look, of at most some thousand bytes: it may be lost or repeated. Where there is only one
+        control plane, nobody hears it.
+        """
+        del word
+
+    def listen(self, heard: Callable[[str], None]) -> None:
+        """Have `heard` called on the loop with what others announce, and with `""` when anything may have been missed.
+
+        Once per opening, after `open`. Where nothing can be heard it is never called; so whoever listens also looks by
+        itself from time to time.
+        """
+        del heard
 
     @property
     @abstractmethod

@@ -21,7 +21,7 @@ VALUES_MAX = 1_000
 ENDED_STATES = ("completed", "failed", "canceled", "rejected")
 UNHAPPY_STATES = ("failed", "canceled", "rejected")
 _TEXT = frozenset({"task_id", "session_id", "service", "state", "error", "origin"})
-_NUMBERS = frozenset({"paused", "steps", "created_at", "updated_at", "ended_at"})
+_NUMBERS = frozenset({"paused", "dead", "steps", "created_at", "updated_at", "ended_at"})
 _COMPARISONS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "lt": ("<", lambda found, value: found < value),
     "le": ("<=", lambda found, value: found <= value),
@@ -59,6 +59,8 @@ def _checked(condition: Condition) -> Condition:
         raise InvalidRequestError(f"{column}: there is no comparison {operator!r}")
     if operator == "prefix" and column in _NUMBERS:
         raise InvalidRequestError(f"{column}: a number has no beginning", fix="compare it with lt, le, gt or ge")
+    if column == "dead" and operator != "in":
+        raise InvalidRequestError("dead: it is 0 or 1", fix="compare it with in")
     if operator in _COMPARISONS and len(condition.values) != 1:
         raise InvalidRequestError(f"{column}: {operator} takes one value, not {len(condition.values)}")
     for value in condition.values:
@@ -78,14 +80,14 @@ def _check_value(column: str, value: object) -> None:
         raise InvalidRequestError(f"{column}: {value!r} is not a number")
 
 
-def predicate(where: TaskFilter) -> Callable[[TaskRow], bool]:
-    """Whether a row passes the filter."""
+def predicate(where: TaskFilter, given_up: Callable[[str], bool] = lambda _: False) -> Callable[[TaskRow], bool]:
+    """Whether a row passes the filter. `given_up`: whether a task has a dead letter that was not sent again."""
     conditions = conditions_of(where)
-    return lambda row: all(_holds(row, condition) for condition in conditions)
+    return lambda row: all(_holds(row, condition, given_up) for condition in conditions)
 
 
-def _holds(row: TaskRow, condition: Condition) -> bool:
-    found: Any = getattr(row, condition.column)
+def _holds(row: TaskRow, condition: Condition, given_up: Callable[[str], bool]) -> bool:
+    found: Any = given_up(row.task_id) if condition.column == "dead" else getattr(row, condition.column)
     if found is None:
         return False
     if condition.column == "session_id" and found == row.task_id:
@@ -99,12 +101,12 @@ def _holds(row: TaskRow, condition: Condition) -> bool:
     return holds is not condition.negated
 
 
-def where_clauses(where: TaskFilter) -> tuple[list[str], list[Any]]:
-    """The terms of a `WHERE` over `tasks`, and their parameters."""
+def where_clauses(where: TaskFilter, *, letters: str = "dead_letters") -> tuple[list[str], list[Any]]:
+    """The terms of a `WHERE` over `tasks`, and their parameters; `letters` is the table of dead letters."""
     clauses: list[str] = []
     parameters: list[Any] = []
     for condition in conditions_of(where):
-        sql = _sql(condition, parameters)
+        sql = _sql(condition, parameters) if condition.column != "dead" else _dead_sql(condition, letters)
         clauses.append(f"NOT ({sql})" if condition.negated else sql)
         if condition.column == "ended_at":
             clauses.append("ended_at IS NOT NULL")
@@ -118,11 +120,18 @@ def _sql(condition: Condition, parameters: list[Any]) -> str:
     values = [_bindable(value) for value in condition.values]
     if condition.operator == "in":
         parameters += values
-        return f"{column} IN ({', '.join('?' * len(values))})"
+        return f"{column} IN ({', '.join('?' * len(values))})" if values else "FALSE"
     if condition.operator == "prefix":
         return " OR ".join(_prefixes(column, condition.values, parameters)).join("()") if values else "FALSE"
     parameters += values
     return f"{column} {_COMPARISONS[condition.operator][0]} ?"
+
+
+def _dead_sql(condition: Condition, letters: str) -> str:
+    given_up = f"task_id IN (SELECT l.task_id FROM {letters} AS l WHERE l.redriven = '')"  # noqa: S608 - no user text
+    terms = {1: given_up, 0: f"NOT {given_up}"}
+    wanted = [sql for value, sql in terms.items() if value in condition.values]
+    return f"({' OR '.join(wanted)})" if wanted else "FALSE"
 
 
 def _needs_empty_session(condition: Condition) -> bool:

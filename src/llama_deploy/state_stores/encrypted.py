@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -22,8 +22,10 @@ from llama_deploy.state_stores.base import (
     DeadListing,
     DeliveryRow,
     HistoryRow,
+    MemberRow,
     SessionListing,
     SessionRow,
+    ShardRow,
     SharedValue,
     SharedWrite,
     StateStore,
@@ -208,6 +210,61 @@ class EncryptedStore(StateStore):
             [replace(entry, data=seal(entry.data, *_history(entry))) for entry in history],
             [replace(chunk, data=seal(chunk.data, *_stream(chunk))) for chunk in chunks],
         )
+
+    # --- shards -----------------------------------------------------------------------------------------------------
+
+    @property
+    def shards_count(self) -> int:  # type: ignore[override]  # of the store inside, known once that is open
+        """Into how many shards the sessions are divided."""
+        return self._inner.shards_count
+
+    @property
+    def owner(self) -> str:  # type: ignore[override]
+        """The name under which the store inside claims shards."""
+        return self._inner.owner
+
+    @property
+    def held(self) -> Mapping[int, int]:
+        return self._inner.held
+
+    async def shards(self) -> list[ShardRow]:
+        return await self._inner.shards()
+
+    async def claim_shards(self, shards: Sequence[int] | None = None, *, lease_s: float = 10.0) -> dict[int, int]:
+        return await self._inner.claim_shards(shards, lease_s=lease_s)
+
+    async def renew_shards(self, *, lease_s: float = 10.0) -> dict[int, int]:
+        return await self._inner.renew_shards(lease_s=lease_s)
+
+    async def release_shards(self, shards: Sequence[int] | None = None) -> None:
+        await self._inner.release_shards(shards)
+
+    @property
+    def on_lost(self) -> Callable[[Sequence[int]], None]:
+        """Called when shards were taken over."""
+        return self._inner.on_lost
+
+    @on_lost.setter
+    def on_lost(self, lost: Callable[[Sequence[int]], None]) -> None:
+        self._inner.on_lost = lost
+
+    async def join(self, *, name: str, url: str) -> int:
+        return await self._inner.join(name=name, url=url)
+
+    async def resign(self) -> None:
+        await self._inner.resign()
+
+    async def members(self, *, lease_s: float = 10.0) -> list[MemberRow]:
+        return await self._inner.members(lease_s=lease_s)
+
+    async def take_up(self, shards: Sequence[int], when: float) -> int:
+        return await self._inner.take_up(shards, when)
+
+    def announce(self, word: str) -> None:
+        self._inner.announce(word)
+
+    def listen(self, heard: Callable[[str], None]) -> None:
+        self._inner.listen(heard)
 
     # --- what is in clear -------------------------------------------------------------------------------------------
 

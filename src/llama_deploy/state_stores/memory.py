@@ -84,7 +84,7 @@ class MemoryStore(MemoryKeeping):
         failpoint("store.after_commit")
         for transition, outcome in zip(batch, outcomes, strict=True):
             self._unsettled -= 1
-            transition.settled(outcome)
+            transition.settle(outcome)
 
     def _apply(self, transition: Transition) -> LlamaDeployError | None:
         """Record one transition whole; or nothing of it, and return why."""
@@ -210,7 +210,7 @@ class MemoryStore(MemoryKeeping):
         return (0, {}) if stream is None else (stream.end, dict(stream.attempts))
 
     async def list_tasks(self, where: TaskFilter, *, limit: int, cursor: str | None = None) -> TaskListing:
-        matches = predicate(where)
+        matches = predicate(where, self.given_up())
         found: list[tuple[int, TaskRow]] = []
         after = row_number(cursor)
         for number, row in self._tasks.in_order(
@@ -224,7 +224,7 @@ class MemoryStore(MemoryKeeping):
         return TaskListing(rows, str(found[limit - 1][0]) if len(found) > limit else None)
 
     async def count_matching(self, where: TaskFilter) -> int:
-        matches = predicate(where)
+        matches = predicate(where, self.given_up())
         return sum(matches(row) for _, row in self._tasks.in_order(session_id=where.session_id))
 
     async def count_tasks(self) -> dict[str, int]:

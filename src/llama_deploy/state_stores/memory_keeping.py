@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,11 @@ class MemoryKeeping(StateStore):
                     break
         rows = [row for _, row in found[:limit]]
         return DeadListing(rows, str(found[limit - 1][0]) if len(found) > limit else None)
+
+    def given_up(self) -> Callable[[str], bool]:
+        """Whether a task has a dead letter that was not sent again, as of now."""
+        tasks = {row.task_id for _, row in self._dead.values() if not row.redriven}
+        return tasks.__contains__
 
     async def load_dead(self, step_id: str) -> DeadLetterRow | None:
         found = self._dead.get(step_id)

@@ -67,7 +67,8 @@ class DeliveryRow(msgspec.Struct, frozen=True, gc=False):
     parked: int = 0
     """0, or the history entry in which the step was parked; a parked step is never overdue."""
     started: int = 0
-    """1 once an instance was seen to work on this attempt for longer than a moment."""
+    """0 until it is recorded that an instance works on this attempt; then a number of 16 bits, with sign, that stands
+    for that instance, or 1 where it is not known which."""
 
 
 class DeliveryMove(msgspec.Struct, frozen=True, gc=False):
@@ -145,14 +146,53 @@ class SessionRow(msgspec.Struct, frozen=True, gc=False):
     created_at: float
 
 
-class Transition(msgspec.Struct, kw_only=True, gc=False):
+class ShardRow(msgspec.Struct, frozen=True, gc=False):
+    """Who leads a shard of the sessions, and until when nobody else may take it over."""
+
+    shard: int
+    owner: str
+    """Whoever claimed it last; empty when it was released, or never claimed."""
+    epoch: int
+    """How often it was claimed. A commit under an earlier epoch is refused."""
+    lease_until: float
+    """The store's time until which it cannot be taken over without its owner's consent; `inf` with a single owner."""
+
+
+class MemberRow(msgspec.Struct, frozen=True, gc=False):
+    """A process that has the store open, and the shards that it leads."""
+
+    owner: str
+    """Empty for what nobody leads who is known."""
+    shared: bool
+    """Whether it shares the store: it takes its part of the shards, and leaves the others theirs."""
+    name: str
+    url: str
+    """Where others reach it."""
+    seat: int | None
+    """A small number that no other living member has."""
+    lease_s: float
+    """Seconds until its lease ends, by the store's clock; 0 or less where that is over."""
+    epochs: dict[int, int]
+    """The shards that are recorded as its own, and the epoch of each."""
+    since: dict[int, float]
+    """When it claimed each of them, by the store's clock; 0 where that is not known."""
+
+
+class Transition(msgspec.Struct, kw_only=True):
     """Everything that one hop changes. Recorded whole, or refused whole when one of its guards fails.
 
-    `settled` is called on the event loop after the commit: with `None` when the transition is recorded, with a
-    `CommitConflictError` when a guard failed. Calls come in the order in which transitions were handed over.
+    A store calls `settle` on the event loop after the commit: with `None` when the transition is recorded, with a
+    `CommitConflictError` when a guard failed, with a `ShardLostError` when another control plane leads its shard.
+    Calls come in the order in which transitions were handed over.
+
+    Other than the rows it is tracked by the garbage collector: what follows a commit knows the transition, and one
+    that is never settled would keep itself, and its task, for ever.
     """
 
     settled: Callable[[LlamaDeployError | None], None]
+    shard_key: str = ""
+    """The session that this belongs to, or the task where there is none; with a `task`, or a `session`, that says it.
+    A transition that says neither commits only while every shard that this store holds is still its own."""
     task: TaskRow | None = None
     expected_version: int = 0
     """The version of the task row that this replaces; 0 inserts the row and refuses an existing one."""
@@ -177,6 +217,15 @@ class Transition(msgspec.Struct, kw_only=True, gc=False):
     """Hashes of contents that `task` needs for as long as it is kept; a content that is not there refuses it all,
     one that the task uses already does not."""
 
+    def settle(self, outcome: LlamaDeployError | None) -> None:
+        """Tell the end of it to `settled`, once, and let go of that: the two know each other."""
+        settled, self.settled = self.settled, _settled_already
+        settled(outcome)
+
+
+def _settled_already(_: LlamaDeployError | None) -> None:
+    raise AssertionError("a transition is settled once")
+
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """One condition on a column of a task's row."""
@@ -189,6 +238,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
         "error",
         "origin",
         "paused",
+        "dead",  # 1 where something of the task was given up and not sent again, else 0; compared with `in` only
         "steps",
         "created_at",
         "updated_at",

@@ -214,7 +214,7 @@ class SQLiteStore(SQLiteKeeping):
         self._flush()  # the next batch goes to disk while this one's consequences are worked on
         for index, transition in enumerate(batch):
             try:
-                transition.settled(errors.get(index))
+                transition.settle(errors.get(index))
             except Exception as error:  # a defect of one task's follow-up must not keep the others from theirs
                 log.exception("what follows a commit failed", exc_info=error)
         for write in rare:

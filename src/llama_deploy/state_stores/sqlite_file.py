@@ -9,7 +9,7 @@ import fcntl
 import glob
 import os
 import sqlite3
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
 
 from llama_deploy.errors import (
@@ -21,6 +21,7 @@ from llama_deploy.errors import (
     StoreVersionError,
 )
 from llama_deploy.runtime import failpoint
+from llama_deploy.state_stores import sql_files
 
 APPLICATION_ID = 0x4C444550
 """Marks the file as ours (`PRAGMA application_id`), so that another program's database is never touched."""
@@ -159,18 +160,11 @@ def _read_only_error(path: Path, why: str) -> StoreReadOnlyError:
     )
 
 
-def load_statements() -> dict[str, str]:
+def load_statements() -> Mapping[str, str]:
     """The named statements of `statements.sql`."""
-    text = (resources.files(__package__) / "sql" / "sqlite" / "statements.sql").read_text(encoding="utf-8")
-    statements: dict[str, str] = {}
-    for block in text.split("-- name: ")[1:]:
-        name, _, body = block.partition("\n")
-        statements[name.strip()] = body.strip().removesuffix(";")
-    return statements
+    return sql_files.load_statements("sqlite")
 
 
 def migrations() -> list[str]:
     """The migration scripts in order; the database's `user_version` counts those that have run."""
-    folder = resources.files(__package__) / "sql" / "sqlite"
-    names = sorted(item.name for item in folder.iterdir() if item.name[:4].isdigit())
-    return [(folder / name).read_text(encoding="utf-8") for name in names]
+    return [f"{migration.before}\n{migration.after}" for migration in sql_files.load_migrations("sqlite")]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llama_deploy.errors import StoreUnavailableError
+from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.backups import write_file
 from llama_deploy.state_stores.base import (
     DeadLetterRow,
@@ -34,6 +35,8 @@ from llama_deploy.state_stores.checks import (
 from llama_deploy.state_stores.sqlite_reads import SQLiteReads
 
 T = TypeVar("T")
+
+log = get_logger("llama_deploy.store")
 
 PARTS_AT_ONCE = 16
 """Parts of a content that one commit removes: removing reads every page of them."""
@@ -58,6 +61,8 @@ class SQLiteKeeping(SQLiteReads):
         super().__init__(path)
         self._copying: set[sqlite3.Connection] = set()
         self._copies: set[asyncio.Future[None]] = set()
+        self._erased = True
+        """Whether the file may hold copies of what was erased; of an earlier process nobody knows."""
 
     @abstractmethod
     async def _write_now(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -85,7 +90,9 @@ class SQLiteKeeping(SQLiteReads):
             connection.execute(self._sql["delete_shared"], (session_id,))
             return connection.execute(self._sql["delete_session"], (session_id,)).rowcount
 
-        return await self._write_now(work) > 0
+        deleted = await self._write_now(work) > 0
+        self._erased |= deleted
+        return deleted
 
     async def put_service(self, name: str, definition: bytes) -> None:
         await self._run("put_service", name, definition)
@@ -256,6 +263,7 @@ class SQLiteKeeping(SQLiteReads):
             return self._delete_tasks(connection, task_ids, erase=erase)
 
         removed, left = await self._write_now(work)
+        self._erased |= erase
         for hash_ in left:
             await self._remove_parts(hash_)
         return removed
@@ -290,14 +298,19 @@ class SQLiteKeeping(SQLiteReads):
         return len(doomed), unused
 
     async def scrub(self) -> bool:
-        """What is removed from a page is overwritten at once (`secure_delete`); here unused pages go, and the log."""
+        """Write the file anew where something was erased since it was last written so, and empty the log.
 
-        def work(connection: sqlite3.Connection) -> bool:
-            _give_back(connection)
-            return bool(connection.execute("PRAGMA freelist_count").fetchone()[0])
-
-        while await self._write_now(work):
-            pass
+        Overwriting what is removed (`secure_delete`) is not enough: whenever SQLite moves rows to another page it may
+        leave a copy behind, in space that no statement reaches. Commits wait meanwhile, some seconds per gigabyte.
+        """
+        if self._erased:
+            self._erased = False
+            try:
+                await self._between_commits(lambda connection: connection.execute("VACUUM"))
+            except StoreUnavailableError as error:
+                self._erased = True
+                log.warning("the file could not be written anew after erasing", error=error.why)
+                return False
         busy = await self._between_commits(lambda c: c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
         return not busy
 

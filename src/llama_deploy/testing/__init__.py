@@ -11,7 +11,7 @@ from llama_deploy._lazy import lazy_names
 from llama_deploy.testing.clock import ManualClock
 from llama_deploy.testing.faulty_queue import FaultyQueue
 from llama_deploy.testing.faulty_store import FaultyStore
-from llama_deploy.testing.orchestrator_conformance import OrchestratorConformance
+from llama_deploy.testing.orchestrator_conformance import OrchestratorConformance, check_orchestrator
 from llama_deploy.testing.orchestrator_play import Play, play
 from llama_deploy.testing.queue_conformance import QueueConformance
 from llama_deploy.testing.store_conformance import StoreConformance
@@ -33,5 +33,6 @@ __all__ = [
     "Play",
     "QueueConformance",
     "StoreConformance",
+    "check_orchestrator",
     "play",
 ]

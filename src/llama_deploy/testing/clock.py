@@ -61,6 +61,20 @@ class ManualClock:
                 callback()
         self._now = target
 
+    def stand_still(self, seconds: float) -> None:
+        """Let time pass while nothing runs, then run what has fallen due: as in a process that was stopped so long.
+
+        Each callback sees the time of the end. An exception of one reaches the caller, and the rest runs later.
+        """
+        if seconds < 0:
+            raise ValueError(f"time does not go back: {seconds}")
+        self._now += seconds
+        while self._timers and self._timers[0][0] <= self._now:
+            callback, self._timers[0][2].callback = self._timers[0][2].callback, None
+            heapq.heappop(self._timers)
+            if callback is not None:
+                callback()
+
 
 class _ManualTimer:
     """A timer of `ManualClock`; without a callback once it has run or was canceled."""

@@ -43,6 +43,8 @@ class FaultyQueue(MessageQueue):
         self.delayed = 0
         self.capabilities = Capabilities(in_process=inner.capabilities.in_process, ordered=False)
         self._chance = chance or random.Random()
+        self.held_up = 0
+        """Envelopes that are still to come, late or for the second time."""
         self._published: dict[str, None] = {}
         self._stopped = False
 
@@ -73,9 +75,11 @@ class FaultyQueue(MessageQueue):
 
     def _later(self, envelope: Envelope) -> None:
         delay_s = self._chance.uniform(0.0, self.delay_s_max)
+        self.held_up += 1
         asyncio.get_running_loop().call_later(delay_s, self._carry, envelope)
 
     def _carry(self, envelope: Envelope) -> None:
+        self.held_up -= 1
         if not self._stopped:
             self.inner.publish([envelope])
 

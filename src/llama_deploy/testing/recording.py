@@ -26,7 +26,7 @@ from llama_deploy.state_stores.base import (
 AT = 1_700_000_000.0
 """The time at which everything happens unless it says otherwise, in seconds since the epoch."""
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 """How long a test of a suite may work with a store, and how long that may take to open and to close."""
 
 _FINAL = frozenset({"completed", "failed", "canceled", "rejected"})

@@ -11,7 +11,7 @@ import operator
 from typing import Any, Literal
 
 from llama_deploy.errors import InvalidRequestError
-from llama_deploy.state_stores.base import Condition, StateStore, TaskFilter, TaskRow
+from llama_deploy.state_stores.base import Condition, DeadLetterRow, StateStore, TaskFilter, TaskRow
 from llama_deploy.testing.recording import AT, StoreSuite, all_tasks, entry_row, record_all, task_row
 
 _COMPARE = {"lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
@@ -127,6 +127,34 @@ class ConditionConformance(StoreSuite):
                     assert await all_tasks(store, where, limit=2) == expected
                     assert await store.count_matching(where) == len(expected)
 
+    async def test_tasks_of_which_something_was_given_up(self) -> None:
+        rows = _rows()
+        sent_again, waiting, both = rows[0].task_id, rows[1].task_id, rows[2].task_id
+        letters = [(f"{waiting}:1", waiting), (f"{sent_again}:1", sent_again), (f"{both}:1", both), (f"{both}:2", both)]
+        async with self.opened() as store:
+            await self._record(store, rows)
+            dead = tuple(DeadLetterRow(step, task, "s", 1, AT, "LD502", "no") for step, task in letters)
+            await record_all(store, [{"dead": (letter,), "shard_key": letter.task_id} for letter in dead])
+            for step in (f"{sent_again}:1", f"{both}:1"):
+                assert await store.mark_redriven(step, "t-new")
+            all_of_them = [row.task_id for row in rows]
+            others = [task_id for task_id in all_of_them if task_id not in (waiting, both)]
+            for values, negated, expected in [
+                ((1,), False, [waiting, both]),
+                ((1.0,), False, [waiting, both]),
+                ((0,), False, others),
+                ((1,), True, others),
+                ((0, 1), False, all_of_them),
+                ((), False, []),
+                ((2,), True, all_of_them),
+            ]:
+                condition = Condition(column="dead", values=values, negated=negated)
+                where = TaskFilter(conditions=(condition,), oldest_first=True)
+                assert await all_tasks(store, where, limit=2) == expected, condition
+                assert await store.count_matching(where) == len(expected), condition
+            where = TaskFilter(states=("failed", "working"), conditions=(Condition(column="dead", values=(1,)),))
+            assert await all_tasks(store, where) == [both]
+
     async def _record(self, store: StateStore, rows: list[TaskRow]) -> None:
         await record_all(store, [{"task": row, "entry": entry_row(row.task_id)} for row in rows])
 
@@ -142,6 +170,8 @@ class ConditionConformance(StoreSuite):
             {"column": "number", "values": (1,)},
             {"column": "state; DROP TABLE tasks", "values": ("x",)},
             {"column": "state", "operator": "like", "values": ("x",)},
+            {"column": "dead", "operator": "gt", "values": (0,)},
+            {"column": "dead", "operator": "prefix", "values": ("1",)},
             {"column": "state", "values": (1,)},
             {"column": "state", "values": (None,)},
             {"column": "state", "values": ("\ud800",)},

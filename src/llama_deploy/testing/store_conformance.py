@@ -16,10 +16,16 @@ from llama_deploy.testing.store_backup import BackupConformance
 from llama_deploy.testing.store_conditions import ConditionConformance
 from llama_deploy.testing.store_keeping import KeepingConformance
 from llama_deploy.testing.store_reads import ReadConformance
+from llama_deploy.testing.store_shards import ShardConformance
 from llama_deploy.testing.store_transitions import TransitionConformance
 
 
 class StoreConformance(
-    TransitionConformance, ReadConformance, ConditionConformance, KeepingConformance, BackupConformance
+    TransitionConformance,
+    ReadConformance,
+    ConditionConformance,
+    KeepingConformance,
+    BackupConformance,
+    ShardConformance,
 ):
     """Every promise of `llama_deploy.state_stores.base`, one test each. Each test begins with an empty store."""

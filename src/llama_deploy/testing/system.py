@@ -15,11 +15,11 @@ from typing import Any, Self
 
 from llama_deploy.client import Client, InProcessTransport
 from llama_deploy.client.in_process import ClientPort
-from llama_deploy.client.transport import Lost, Receive
+from llama_deploy.connections.transport import Lost, Receive
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.gateway import Port
 from llama_deploy.errors import CannotReachError
-from llama_deploy.message_queues import SimpleMessageQueue
+from llama_deploy.message_queues.simple import InProcessQueue
 from llama_deploy.messages.frames import (
     decode_control_frame,
     decode_instance_frame,
@@ -36,7 +36,7 @@ from llama_deploy.testing.faulty_store import FaultyStore
 
 QUIET_TURNS = 20
 """Turns of the event loop after which everything that needs no time has happened."""
-READY_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 60.0
 
 
 class Crash(asyncio.CancelledError):
@@ -171,7 +171,7 @@ class InMemorySystem:
         """
         if self._plane is not None:
             return
-        self._queue = FaultyQueue(SimpleMessageQueue(clock=self.clock), chance=self._chance)
+        self._queue = FaultyQueue(InProcessQueue(clock=self.clock), chance=self._chance)
         plane = ControlPlane(
             store=self.store,
             queue=self._queue,

@@ -45,7 +45,10 @@ if TYPE_CHECKING:
     from llama_deploy.types.artifacts import Artifact, File
     from llama_deploy.types.erasure import ErasurePage, ErasureView
     from llama_deploy.types.history import HistoryEntry, HistoryPage
+    from llama_deploy.types.ledgers import LedgerPage
+    from llama_deploy.types.planes import MissingPlane
     from llama_deploy.types.queues import LimitsView, PauseView, QueuePage, QueueView, WaitingPage, WaitingStep
+    from llama_deploy.types.releases import ReleasesView, ReleaseView
     from llama_deploy.types.webhooks import WebhookSettings, WebhookView
 else:
     __getattr__, __dir__ = lazy_names(
@@ -57,11 +60,15 @@ else:
             "File": "llama_deploy.types.artifacts",
             "HistoryEntry": "llama_deploy.types.history",
             "HistoryPage": "llama_deploy.types.history",
+            "LedgerPage": "llama_deploy.types.ledgers",
             "InstanceView": "llama_deploy.types.api",
             "LimitsView": "llama_deploy.types.queues",
+            "MissingPlane": "llama_deploy.types.planes",
             "PauseView": "llama_deploy.types.queues",
             "QueuePage": "llama_deploy.types.queues",
             "QueueView": "llama_deploy.types.queues",
+            "ReleaseView": "llama_deploy.types.releases",
+            "ReleasesView": "llama_deploy.types.releases",
             "ServicePage": "llama_deploy.types.api",
             "ServiceView": "llama_deploy.types.api",
             "SessionPage": "llama_deploy.types.api",
@@ -91,14 +98,18 @@ __all__ = [
     "HistoryPage",
     "HumanResponse",
     "InstanceView",
+    "LedgerPage",
     "LimitsView",
     "MessageRole",
+    "MissingPlane",
     "NewTask",
     "Origin",
     "PauseView",
     "QueuePage",
     "QueueView",
     "RateLimit",
+    "ReleaseView",
+    "ReleasesView",
     "RetryPolicy",
     "ServiceDefinition",
     "ServiceLimits",

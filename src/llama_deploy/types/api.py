@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.types.core import ServiceDefinition, TaskResult
 from llama_deploy.types.limits import ServiceLimits
+from llama_deploy.types.planes import MissingPlane
 from llama_deploy.types.queues import LimitsView, PauseView
 from llama_deploy.types.state import TaskState
 from llama_deploy.types.webhooks import WebhookView
@@ -44,6 +45,8 @@ class TaskView(_View):
     """What it came from: `child:<task id>`, `retry:<task id>`, `schedule:<name>`; None for what a client submitted."""
     error: str | None = None
     """The code of the error that it ended with."""
+    release: str | None = None
+    """The release that its steps go to (`ReleaseView`), as far as it is in memory; None where it is bound to none."""
     webhook: WebhookView | None = None
     """Who is told of the end of the task, and how that gets on; only where one task is asked for."""
     heartbeat: dict[str, Any] | None = None
@@ -60,6 +63,8 @@ class TaskPage(_View):
 
     items: list[TaskView]
     next: str | None = None
+    missing: list[MissingPlane] = Field(default_factory=list)
+    """Control planes that lead some of these tasks and did not say what those wait for."""
 
 
 class TaskResultView(_View):
@@ -96,6 +101,8 @@ class InstanceView(_View):
     instance_id: str
     host: str = ""
     pid: int | None = None
+    release: str | None = None
+    """The release that it says it runs."""
     connected_at: float | None = None
     last_seen_at: float | None = None
     capacity: int = 0
@@ -107,6 +114,8 @@ class InstanceView(_View):
     left_behind: int = 0
     """Pieces of code that were asked to stop, did not, and run on without being waited for."""
     draining: bool = False
+    control_planes: list[str] = Field(default_factory=list)
+    """The names of the control planes that it is connected to; empty where there is one."""
 
 
 class ServiceView(_View):
@@ -120,6 +129,8 @@ class ServiceView(_View):
     """Steps that instances hold now."""
     oldest_waiting_s: float | None = None
     """Age in seconds of the step that waits longest."""
+    answered: int = 0
+    """Answers that have come since the control planes were started."""
     paused: PauseView | None = None
     """Set while nothing is handed out."""
     limits: ServiceLimits | None = None
@@ -131,6 +142,8 @@ class ServiceView(_View):
     state: str = "down"
     """`up` while an instance is connected, `paused` where nothing is handed to it, `draining` while all of them drain,
     `returning` while one is expected back, else `down`."""
+    missing: list[MissingPlane] = Field(default_factory=list)
+    """Control planes that did not answer; what they know is not counted here."""
 
 
 class ServicePage(_View):
@@ -138,3 +151,5 @@ class ServicePage(_View):
 
     items: list[ServiceView]
     next: str | None = None
+    missing: list[MissingPlane] = Field(default_factory=list)
+    """Control planes that did not answer."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.types.api import TaskView
 
-BulkAction = Literal["cancel", "pause", "resume", "retry", "replay", "delete"]
+BulkAction = Literal["cancel", "pause", "resume", "migrate", "retry", "replay", "redrive", "export", "delete"]
 
 
 class BulkItem(BaseModel):

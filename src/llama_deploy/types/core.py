@@ -126,6 +126,12 @@ class TaskDefinition(_Model):
         def service_id(self, value: str | None) -> None:
             self.agent_id = value
 
+    def dumped(self) -> dict[str, Any]:
+        """As `model_dump()`, at a tenth of its cost where nothing is nested; what is nested is not copied."""
+        if self.options is not None or type(self) is not TaskDefinition:
+            return self.model_dump()
+        return {**self.__dict__, "service_id": self.agent_id}
+
     @model_validator(mode="before")
     @classmethod
     def _accept_service_id(cls, data: Any) -> Any:
@@ -195,6 +201,11 @@ class TaskResult(_Model):
     """The attempt of the step that answered, counted from 1."""
     tag: str | None = None
     """The orchestrator's own word for the step, from the message that asked for it."""
+
+    def dumped(self) -> dict[str, Any]:
+        """As `model_dump()`, at a tenth of its cost where nothing is nested; what is nested is not copied."""
+        nested = self.error is not None or self.history or self.data or self.value is not None
+        return self.model_dump() if nested or type(self) is not TaskResult else dict(self.__dict__)
 
     @property
     def output(self) -> Any:
@@ -270,11 +281,13 @@ class ServiceDefinition(_Model):
     prompt: list[ChatMessage] = Field(default_factory=list)
     host: str | None = None
     port: int | None = None
-    kind: Literal["function", "workflow", "human", "tool", "other"] = "other"
+    kind: Literal["function", "workflow", "human", "tool", "agent", "other"] = "other"
     input_schema: dict[str, Any] | None = None
     """JSON Schema of the keyword arguments, where it is known."""
     output_schema: dict[str, Any] | None = None
     """JSON Schema of the answer, where it is known."""
+    memory: Literal["none", "session", "task"] = "none"
+    """What its steps share, one after the other: a memory of their session, one of their task, or nothing."""
     concurrency: int = Field(default=8, ge=1)
     """Steps that one instance works on at the same time."""
     run_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)

@@ -36,14 +36,15 @@ FIELDS: dict[str, Kind] = {
     "origin": "text",
     "from": "text",
     "paused": "flag",
+    "dead": "flag",
     "hops": "number",
     "created": "time",
     "updated": "time",
     "ended": "time",
     "age": "age",
 }
-"""What can be asked about a task. `from` is the id of the task that it was made from, in whatever way; `age` is the
-time since it was created."""
+"""What can be asked about a task. `dead`: a step of it was given up and not sent again. `from` is the id of the task
+that it was made from, in whatever way; `age` is the time since it was created."""
 
 UNFINISHED = "unfinished"
 ENDED = "ended"

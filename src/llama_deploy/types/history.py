@@ -28,9 +28,9 @@ class HistoryEntry(BaseModel):
     """When it was recorded, in seconds since the epoch."""
     kind: str
     """`submitted`, `forked`, `answered`, `retrying`, `lost`, `input_requested`, `input`, `remembered`, `called`,
-    `begun`, `paused`, `resumed`, `timed_out` or `canceled`. Kinds may be added. A `paused` entry that names a step is
-    about an attempt that failed or was lost and was the last. `begun` stands only where a task had to wait for its
-    beginning."""
+    `begun`, `paused`, `resumed`, `migrated`, `moved` (to another release), `timed_out` or `canceled`. Kinds may be
+    added. A `paused` entry that names a step is about an attempt that failed or was lost and was the last. `begun`
+    stands only where a task had to wait for its beginning."""
     origin: dict[str, Any] | None = None
     """What the task came from: `kind`, `task_id`, and where it began there; on the first entry."""
     step_id: str | None = None
@@ -74,6 +74,10 @@ class HistoryEntry(BaseModel):
     """What the service's code said with its last sign of life, before the attempt failed or was lost."""
     child: str | None = None
     """The id of the task that the step has called."""
+    called: str | None = None
+    """The service that was called; None where the orchestrator of the called task chooses."""
+    release: str | None = None
+    """The release that the task's steps go to from here on: of the first entry, and of a `moved` one."""
 
 
 class HistoryPage(BaseModel):

@@ -30,8 +30,8 @@ class RateLimit(BaseModel):
 class ServiceLimits(BaseModel):
     """What may run at once over all instances of a service, and how often attempts begin. None is no limit.
 
-    A step counts from when it is handed to the queue until it is answered, lost, parked or taken back; while it waits
-    for a person it does not count.
+    A step counts from when it is handed to the queue until it is answered, lost, parked or taken back, and where its
+    code is told to stop, until it has; while it waits for a person it does not count.
     """
 
     model_config = ConfigDict(extra="forbid", defer_build=True, frozen=True)
@@ -43,6 +43,11 @@ class ServiceLimits(BaseModel):
     running_max_per_key: int | None = Field(default=None, ge=1, le=RUNNING_MAX_MOST)
     """Steps at once of one `key`; it says nothing of steps without one."""
     rate: RateLimit | None = None
+
+    @property
+    def over_sessions(self) -> bool:
+        """Whether steps of different sessions are limited together."""
+        return not (self.running_max is None and self.running_max_per_key is None and self.rate is None)
 
     @property
     def nothing(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from llama_deploy.types.limits import ServiceLimits
+from llama_deploy.types.planes import MissingPlane
 
 
 class _View(BaseModel):
@@ -58,6 +59,8 @@ class QueueView(_View):
     """Of those that wait, how many wait for something else than a free instance: for the service to go on (`paused`),
     for a limit (`running_max`, `running_max_per_session`, `running_max_per_key`, `rate`), or for instances of an
     earlier run to come back with what they hold (`recovery`)."""
+    missing: list[MissingPlane] = []
+    """Control planes that did not answer; what they know is not counted here."""
 
 
 class QueuePage(_View):
@@ -65,6 +68,8 @@ class QueuePage(_View):
 
     items: list[QueueView]
     next: str | None = None
+    missing: list[MissingPlane] = []
+    """Control planes that did not answer."""
 
 
 class WaitingStep(_View):
@@ -82,6 +87,8 @@ class WaitingStep(_View):
     """Seconds since it was due."""
     reason: str | None = None
     """What it waits for, in words."""
+    control_plane: str = ""
+    """The name of the control plane in whose queue it waits; empty where there is one."""
 
 
 class WaitingPage(_View):
@@ -89,3 +96,7 @@ class WaitingPage(_View):
 
     items: list[WaitingStep]
     next: int | None = None
+    total: int = 0
+    """How many there are on all pages. What a carrier holds that cannot be listed is not among them."""
+    missing: list[MissingPlane] = []
+    """Control planes that did not answer."""

@@ -39,7 +39,8 @@ class Redaction:
         words = "|".join(_as_word(pattern) for pattern in self.patterns)
         # In texts of people and of tracebacks: password=x, "password": "x", password: x
         self._assignment = re.compile(
-            rf"""((?<![\w-])["']?(?:{words})["']?\s*[:=]\s*)("[^"]*"|'[^']*'|[^\s,;)}}\]]+)""", re.IGNORECASE
+            rf"""((?<![\w-])["']?(?:{words})["']?\s*[:=]\s*)(?!\[redacted\])("[^"]*"|'[^']*'|[^\s,;)}}\]]+)""",
+            re.IGNORECASE,
         )
 
     def __bool__(self) -> bool:
@@ -68,8 +69,24 @@ class Redaction:
             return document
         return {key: self.value(inner) if key in names else inner for key, inner in document.items()}
 
+    def result(self, result: Any) -> Any:
+        """A `TaskResult` as a document without what is to be left out: its own fields keep their meaning."""
+        if not self.patterns or not isinstance(result, dict):
+            return result
+        shown = self.fields(result, "result", "value", "history", "emitted")
+        error = shown.get("error")
+        if isinstance(error, dict):
+            texts = {key: self.text(text) for key, text in error.items() if isinstance(text, str)}
+            shown["error"] = {**error, **texts}
+        if isinstance(shown.get("result"), str):
+            shown["result"] = self.text(shown["result"])
+        return shown
+
     def text(self, text: str) -> str:
-        """A text for people with what is assigned to such keys left out; a key in other words is not found."""
+        """A text for people with what is assigned to such keys left out; a key in other words is not found.
+
+        What was left out before stays as it is.
+        """
         return self._assignment.sub(rf"\g<1>{REDACTED}", text) if self.patterns else text
 
     def _json_text(self, text: str) -> str:

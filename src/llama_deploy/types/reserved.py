@@ -10,5 +10,7 @@ STREAM_SERVICE = "__stream__"
 """A message to it, with the action `TASK_STREAM`, appends `data["event"]` to the task's stream."""
 DEADLINE_SERVICE = "__deadline__"
 """Whom the delivery that stands for a task's deadline is for; it is never sent."""
+MEMORY_KEY = "__memory__:"
+"""A key of a session's state that begins so is what the service named after it remembers; no policy sees it."""
 ANSWERED_HERE = frozenset({TIMER_SERVICE, PERSON_SERVICE})
 """The control plane answers them itself; no instance may register under such a name."""

@@ -6,7 +6,6 @@ an attempt adds both, the clock and the jitter.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +15,12 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_S_MAX = 86_400.0
 """The longest wait, in seconds, that a service may ask for with `retry_after_s`; a longer one is cut to this."""
+
+
+def asked_for_s(error: TaskError | None) -> float:
+    """The seconds that a service has asked for with `retry_after_s`, up to `RETRY_AFTER_S_MAX`; 0 where it has not."""
+    asked_s = error.retry_after_s if error is not None else None
+    return 0.0 if asked_s is None or not asked_s > 0 else min(asked_s, RETRY_AFTER_S_MAX)
 
 
 class RetryPolicy(BaseModel):
@@ -56,11 +61,7 @@ class RetryPolicy(BaseModel):
         """
         if failures > self.max_retries or (error is not None and self.is_final(error)):
             return None
-        delay_s = self.next_delay(failures)
-        asked_s = error.retry_after_s if error is not None else None
-        if asked_s is None or math.isnan(asked_s):
-            return delay_s
-        return max(delay_s, min(asked_s, RETRY_AFTER_S_MAX))
+        return max(self.next_delay(failures), asked_for_s(error))
 
     def is_final(self, error: TaskError) -> bool:
         """Whether no attempt follows `error`, by its own word or by this policy's."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.support import DEADLINE_S
 
 from llama_deploy.apiserver import Deployment
 from llama_deploy.control_plane import EngineSettings
@@ -83,7 +84,9 @@ async def served() -> AsyncIterator[Served]:
 async def http(served: Served) -> AsyncIterator[httpx2.AsyncClient]:
     """Requests straight to the application; an answer is complete when it is returned."""
     transport = httpx2.ASGITransport(app=build_app(served.deployment.plane), raise_app_exceptions=False)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=10, verify=False) as client:
+    async with httpx2.AsyncClient(
+        transport=transport, base_url="http://test", timeout=DEADLINE_S, verify=False
+    ) as client:
         yield client
 
 
@@ -98,5 +101,5 @@ async def url(served: Served) -> AsyncIterator[str]:
 @pytest.fixture
 async def live(url: str) -> AsyncIterator[httpx2.AsyncClient]:
     """Requests over the socket, whose answers can be read while they go on."""
-    async with httpx2.AsyncClient(base_url=url, timeout=10, verify=False) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=DEADLINE_S, verify=False) as client:
         yield client

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from tests.support import DEADLINE_S, eventually
 
 from llama_deploy.control_plane import EngineSettings
 from llama_deploy.control_plane.http.app import build_app
@@ -115,7 +118,7 @@ async def test_the_size_of_a_body_is_limited() -> None:
     await plane.start()
     try:
         transport = httpx2.ASGITransport(app=build_app(plane))
-        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as http:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=DEADLINE_S) as http:
             for response in (
                 await http.post("/v1/artifacts", content=bytes(1_001)),
                 await http.post("/v1/artifacts", content=sent(bytes(1_001))),
@@ -136,3 +139,21 @@ async def test_a_page_of_another_site_stores_nothing(http: httpx2.AsyncClient) -
     assert (await http.put(path, content=DATA, headers=other)).status_code == 400
     assert (await http.get(path)).status_code == 404
     assert (await http.post("/v1/artifacts", content=b"x", headers=own)).status_code == 201
+
+
+async def test_a_client_that_dies_in_mid_upload_is_no_error_of_ours(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    content = b"x" * 10_000
+    path = f"/v1/artifacts/{hashlib.sha256(content).hexdigest()}"
+    _, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
+    writer.write(
+        f"PUT {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n".encode() + content[:100]
+    )
+    await writer.drain()
+    writer.transport.abort()
+    await eventually(lambda: "a client broke its request off" in caplog.text)
+    async with httpx2.AsyncClient(base_url=url, timeout=DEADLINE_S) as http:
+        assert (await http.get(path)).status_code == 404
+        assert (await http.put(path, content=content)).status_code == 201
+    assert "request failed" not in caplog.text
+    assert "Exception" not in caplog.text

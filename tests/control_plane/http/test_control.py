@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx2
@@ -9,7 +10,7 @@ import pytest
 
 
 async def submit(http: httpx2.AsyncClient, service: str, value: Any, **query: Any) -> dict[str, Any]:
-    answer = await http.post("/v1/tasks", json={"service": service, "input": value}, params={"wait_s": 5, **query})
+    answer = await http.post("/v1/tasks", json={"service": service, "input": value}, params={"wait_s": 60, **query})
     found: dict[str, Any] = answer.json()
     return found
 
@@ -17,7 +18,7 @@ async def submit(http: httpx2.AsyncClient, service: str, value: Any, **query: An
 async def test_a_retry_is_a_new_task_that_names_the_old_one(http: httpx2.AsyncClient) -> None:
     old = await submit(http, "fail", {"text": "broken"})
     path = f"/v1/tasks/{old['task_id']}/retry"
-    answer = await http.post(path, json={"task_id": "again"}, params={"wait_s": 5})
+    answer = await http.post(path, json={"task_id": "again"}, params={"wait_s": 60})
     assert answer.status_code == 201
     assert answer.json()["origin"] == f"retry:{old['task_id']}"
     assert answer.json()["state"] == "failed"
@@ -34,9 +35,9 @@ async def test_a_replay_takes_another_input(http: httpx2.AsyncClient) -> None:
     refused = await http.post(f"/v1/tasks/{old['task_id']}/retry")
     assert (refused.status_code, refused.json()["code"]) == (409, "LD215")
     for body in ({"input": {"text": "b"}}, {"input": {"text": "b"}, "step_id": f"{old['task_id']}:1"}):
-        answer = await http.post(f"/v1/tasks/{old['task_id']}/replay", json=body, params={"wait_s": 5})
+        answer = await http.post(f"/v1/tasks/{old['task_id']}/replay", json=body, params={"wait_s": 60})
         assert (answer.status_code, answer.json()["result"]["result"]) == (201, "B")
-    forked = await http.post(f"/v1/tasks/{old['task_id']}/fork", json={"seq": 1}, params={"wait_s": 5})
+    forked = await http.post(f"/v1/tasks/{old['task_id']}/fork", json={"seq": 1}, params={"wait_s": 60})
     assert forked.json()["result"]["result"] == "A"
 
 
@@ -80,6 +81,42 @@ async def test_many_tasks_are_counted_first_then_changed_page_by_page(http: http
     assert [old for old, _ in made] == ids[::-1]
     again = (await http.post("/v1/tasks/bulk", json={**body, "filter": f"id:{ids[0]}"})).json()
     assert [(item["task_id"], item["new_task_id"]) for item in again["items"]] == [made[-1]]
+
+
+async def test_all_that_was_given_up_is_sent_again_by_a_filter_and_once(http: httpx2.AsyncClient) -> None:
+    ids = [(await submit(http, "fail", {"text": "no"}))["task_id"] for _ in range(3)]
+    await submit(http, "shout", {"text": "fine"})
+    by_itself = (await http.post(f"/v1/tasks/{ids[0]}/redrive")).json()
+    assert by_itself["origin"] == f"redrive:{ids[0]}"
+    await http.get(f"/v1/tasks/{by_itself['task_id']}", params={"wait_s": 60})
+    body = {"action": "redrive", "filter": f"id:{','.join(ids)}", "limit": 1}
+    counted = (await http.post("/v1/tasks/bulk", json={**body, "dry_run": True})).json()
+    assert (counted["matched"], [view["task_id"] for view in counted["first"]]) == (2, ids[:0:-1])
+    page = (await http.post("/v1/tasks/bulk", json=body)).json()
+    rest = (await http.post("/v1/tasks/bulk", json={**body, "cursor": page["next"]})).json()
+    items = [*page["items"], *rest["items"]]
+    assert [item["task_id"] for item in items] == ids[:0:-1]
+    for item in items:
+        made = (await http.get(f"/v1/tasks/{item['new_task_id']}")).json()
+        assert made["origin"] == f"redrive:{item['task_id']}"
+    again = (await http.post("/v1/tasks/bulk", json=body)).json()
+    assert (again["matched"], again["items"]) == (0, [])
+    refused = await http.post(f"/v1/tasks/{ids[0]}/redrive")
+    assert (refused.status_code, "dead:yes" in refused.json()["fix"]) == (404, True)
+    assert (await http.post("/v1/tasks/nothing/redrive")).status_code == 404
+
+
+async def test_an_export_by_a_filter_is_counted_first_and_may_be_cut_off(http: httpx2.AsyncClient) -> None:
+    ids = [(await submit(http, "shout", {"text": "a"}))["task_id"] for _ in range(3)]
+    body = {"action": "export", "filter": "service:shout"}
+    assert (await http.post("/v1/tasks/bulk", json={**body, "dry_run": True})).json()["matched"] == 3
+    refused = await http.post("/v1/tasks/bulk", json=body)
+    assert (refused.status_code, "GET /v1/export" in refused.json()["fix"]) == (400, True)
+    for limit, expected in ((2, ids[:0:-1]), (None, ids[::-1])):
+        params = {"filter": "service:shout"} | ({} if limit is None else {"limit": limit})
+        lines = [json.loads(line) for line in (await http.get("/v1/export", params=params)).text.splitlines()]
+        assert [line["task"]["task_id"] for line in lines if "task" in line] == expected
+    assert (await http.get("/v1/export", params={"filter": "id:*", "limit": 0})).status_code == 400
 
 
 async def test_one_refusal_keeps_nobody_back_and_a_filter_must_say_something(http: httpx2.AsyncClient) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from tests.support import eventually
+from tests.support import DEADLINE_S, eventually
 
 from llama_deploy.apiserver import Deployment
 from llama_deploy.client import Client
@@ -30,7 +30,7 @@ def _hidden(folder: Path) -> list[str]:
 async def test_the_file_comes_with_its_length_and_type(tmp_path: Path) -> None:
     async with Deployment([shout], store=tmp_path / "s.db", port=0, quiet=True) as deployment:
         await deployment.run("shout", text="x")
-        async with httpx2.AsyncClient(base_url=deployment.url) as http:
+        async with httpx2.AsyncClient(base_url=deployment.url, timeout=DEADLINE_S) as http:
             answer = await http.get("/v1/backup")
         assert answer.headers["content-type"] == "application/vnd.sqlite3"
         assert int(answer.headers["content-length"]) == len(answer.content)
@@ -71,7 +71,10 @@ async def test_whoever_reads_no_further_leaves_nothing_behind(tmp_path: Path) ->
         for number in range(8):
             name = f"t{number}"
             await record(deployment.plane.store, **submission(name, entry=entry_row(name, data=bytes(1_000_000))))
-        async with httpx2.AsyncClient(base_url=deployment.url) as http, http.stream("GET", "/v1/backup") as answer:
+        async with (
+            httpx2.AsyncClient(base_url=deployment.url, timeout=DEADLINE_S) as http,
+            http.stream("GET", "/v1/backup") as answer,
+        ):
             await anext(answer.aiter_bytes(1000))
         pieces = deployment.client._transport.download("/v1/backup")
         await anext(pieces)

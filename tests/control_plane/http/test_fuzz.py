@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 from tests.control_plane.frame_abuse import conversations
+from tests.support import DEADLINE_S
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -27,12 +28,19 @@ from llama_deploy.apiserver import Deployment
 from llama_deploy.client import Client
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.http.app import build_app
-from llama_deploy.messages.frames import ClientOp, InstanceOp, Refused, decode_control_frame, decode_reply_frame
+from llama_deploy.messages.frames import (
+    ClientOp,
+    Goodbye,
+    InstanceOp,
+    Refused,
+    decode_control_frame,
+    decode_reply_frame,
+    encode_frame,
+)
 from llama_deploy.services import HumanService, service
 from llama_deploy.state_stores import MemoryStore
 
 ENDED, WAITING = "ended", "waiting"
-DEADLINE_S = 20
 
 
 @service
@@ -114,7 +122,9 @@ async def say(url: str, role: str, frames: list[bytes]) -> None:
     """Say it; each reply is a frame, and a refusal of the whole connection is its last. Then ask as somebody else."""
     decode = decode_control_frame if role == "instance" else decode_reply_frame
     heard: list[Any] = []
-    async with connect(f"ws{url.removeprefix('http')}/v1/connect/{role}", max_size=None) as socket:
+    async with connect(
+        f"ws{url.removeprefix('http')}/v1/connect/{role}", max_size=None, open_timeout=DEADLINE_S
+    ) as socket:
         try:
             for frame in frames:
                 await socket.send(frame)
@@ -125,7 +135,8 @@ async def say(url: str, role: str, frames: list[bytes]) -> None:
         except ConnectionClosed:
             pass  # it was refused before it had said everything
     refusals = [operation for operation in heard if isinstance(operation, Refused) and operation.request == 0]
-    assert refusals == heard[-1:], "what ends a connection is said, and is the last that is said"
+    left = any(encode_frame([Goodbye()])[1:] in frame for frame in frames) and not refusals  # it has ended it itself
+    assert left or refusals == heard[-1:], "what ends a connection is said, and is the last that is said"
     async with Client(url, timeout_s=DEADLINE_S) as other:
         assert await other.run("shout", text="others") == "OTHERS"
 

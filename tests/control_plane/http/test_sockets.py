@@ -7,16 +7,18 @@ import json
 import random
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 from tests.control_plane.http.conftest import Served
-from tests.support import eventually
+from tests.support import DEADLINE_S, eventually
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from llama_deploy.client import Client
+from llama_deploy.errors import QueueFullError
 from llama_deploy.messages.frames import (
     FRAME_BYTES_MAX,
     PROTOCOL_VERSION,
@@ -43,11 +45,10 @@ from llama_deploy.messages.frames import (
 )
 
 PATHS = INSTANCE, CLIENT = "/v1/connect/instance", "/v1/connect/client"
-DEADLINE_S = 5
 
 
 def opened(url: str, path: str, **options: Any) -> connect:
-    return connect(f"ws{url.removeprefix('http')}{path}", max_size=None, **options)
+    return connect(f"ws{url.removeprefix('http')}{path}", max_size=None, open_timeout=DEADLINE_S, **options)
 
 
 async def replies(socket: ClientConnection, path: str) -> AsyncIterator[Any]:
@@ -79,7 +80,7 @@ async def _lives_on(served: Served, url: str) -> AsyncIterator[None]:
         yield
         assert await other.run("shout", text="after") == "AFTER"
     plane = served.deployment.plane
-    await eventually(lambda: len(plane.clients.ports) <= 1, DEADLINE_S)
+    await eventually(lambda: len(plane.clients.ports) <= 1)
     assert {len(entry.instances) for entry in plane.engine.registry.services.values()} == {1}
 
 
@@ -335,6 +336,61 @@ async def test_who_leaves_is_forgotten(served: Served, url: str) -> None:
         entry = await served.deployment.plane.engine.cache.get("g")
         await eventually(lambda: len(entry.watchers) == 2)
     await eventually(lambda: not entry.watchers and not entry.ended_callbacks)
+
+
+async def test_one_client_too_many_is_refused_and_finds_room_when_another_one_leaves(
+    served: Served, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plane = served.deployment.plane
+    most = len(plane.clients.ports) + 3
+    plane.engine.settings = replace(plane.engine.settings, clients_max=most)
+    async with Client(url, timeout_s=DEADLINE_S) as known, opened(url, CLIENT) as second, opened(url, CLIENT) as third:
+        assert await known.run("shout", text="a") == "A"
+        await eventually(lambda: len(plane.clients.ports) == most)
+        with pytest.raises(InvalidStatus) as refused:
+            await opened(url, CLIENT)
+        answer = refused.value.response
+        said = json.loads(answer.body)
+        assert (answer.status_code, said["code"]) == (429, "LD209")
+        assert said["details"] == {"setting": "clients_max", "limit": most}
+        assert "clients_max" in said["fix"]
+        assert answer.headers["retry-after"]
+        async with Client(url, timeout_s=DEADLINE_S, wait_when_full=False) as other:
+            with pytest.raises(QueueFullError, match=f"{most} clients are connected"):
+                await other.run("shout", text="b")
+            for socket in (second, third):  # the others are not harmed
+                await socket.send(encode_frame([Wait(1, "nothing")]))
+                assert isinstance(await anext(replies(socket, CLIENT)), Refused)
+            assert await known.run("shout", text="c") == "C"
+            await third.close()
+            await eventually(lambda: len(plane.clients.ports) < most)
+            assert await other.run("shout", text="b") == "B"
+            assert len(plane.clients.ports) == most
+        async with Client(url, timeout_s=DEADLINE_S) as patient:
+            await eventually(lambda: len(plane.clients.ports) < most)
+            async with opened(url, CLIENT) as last:
+                await eventually(lambda: len(plane.clients.ports) == most)
+                waits = asyncio.ensure_future(patient.run("shout", text="d"))
+                await asyncio.wait([waits], timeout=0.2)
+                assert not waits.done()
+                await last.close()
+            assert await waits == "D"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_many_clients_at_once_are_not_more_than_may_be(served: Served, url: str) -> None:
+    plane = served.deployment.plane
+    most = len(plane.clients.ports) + 2
+    plane.engine.settings = replace(plane.engine.settings, clients_max=most)
+    answers = await asyncio.gather(*(opened(url, CLIENT) for _ in range(20)), return_exceptions=True)
+    connected = [socket for socket in answers if isinstance(socket, ClientConnection)]
+    assert len(connected) == 2
+    assert sum(isinstance(one, InvalidStatus) and one.response.status_code == 429 for one in answers) == 18
+    for socket in connected:
+        await socket.close()
+    await eventually(lambda: len(plane.clients.ports) == most - 2)
+    async with opened(url, CLIENT), opened(url, CLIENT):
+        await eventually(lambda: len(plane.clients.ports) == most)
 
 
 async def test_who_does_not_read_slows_its_own_stream_only(served: Served, url: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 from tests.control_plane.http.conftest import Served
-from tests.support import eventually
+from tests.support import DEADLINE_S, eventually
 
 SSE = {"Accept": "text/event-stream"}
 
@@ -46,7 +46,7 @@ def read(text: str) -> list[Event]:
 async def done(http: httpx2.AsyncClient, count: int) -> None:
     """A task `t` that has streamed `count` events and ended."""
     body = {"service": "tell", "input": {"events": count}, "task_id": "t"}
-    assert (await http.post("/v1/tasks", json=body, params={"wait_s": 10})).json()["state"] == "completed"
+    assert (await http.post("/v1/tasks", json=body, params={"wait_s": 60})).json()["state"] == "completed"
 
 
 async def test_lines_from_any_number_on(http: httpx2.AsyncClient) -> None:
@@ -101,7 +101,7 @@ async def test_a_stream_is_live_and_ends_with_its_task(served: Served, live: htt
 
 async def test_a_slow_task_does_not_keep_a_stream_from_starting(live: httpx2.AsyncClient) -> None:
     await live.post("/v1/tasks", json={"service": "person", "input": "?", "task_id": "h"})
-    async with asyncio.timeout(5), live.stream("GET", "/v1/tasks/h/stream") as answer:
+    async with asyncio.timeout(DEADLINE_S), live.stream("GET", "/v1/tasks/h/stream") as answer:
         assert answer.status_code == 200, "the head is sent before there is any event"
 
 

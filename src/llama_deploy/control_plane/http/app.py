@@ -15,8 +15,10 @@ from llama_deploy.control_plane.http import (
     dead_routes,
     openapi,
     pause_routes,
+    picture_routes,
     problems,
     queue_routes,
+    release_routes,
     routes,
     schedule_routes,
     service_routes,
@@ -24,7 +26,29 @@ from llama_deploy.control_plane.http import (
     transfer_routes,
 )
 from llama_deploy.control_plane.http.bodies import BodyLimit
+from llama_deploy.control_plane.http.forwarding import Forwarding
+from llama_deploy.control_plane.http.published import core_routes, server_routes
 from llama_deploy.control_plane.plane import ControlPlane
+
+ROUTERS = (
+    routes.router,
+    control_routes.router,
+    picture_routes.router,
+    dead_routes.router,
+    transfer_routes.router,
+    pause_routes.router,
+    service_routes.router,
+    queue_routes.router,
+    release_routes.router,
+    data_routes.router,
+    schedule_routes.router,
+    artifact_routes.router,
+    routes.probes,
+    sockets.router,
+    core_routes.router,
+    server_routes.router,
+)
+"""Everything that answers, in this order. Which scope each route asks for is said in `access/scopes.py`."""
 
 
 def build_app(plane: ControlPlane) -> BodyLimit:
@@ -44,20 +68,12 @@ def build_app(plane: ControlPlane) -> BodyLimit:
     )
     app.state.plane = plane
     app.state.closing = asyncio.Event()
-    app.include_router(routes.router)
-    app.include_router(control_routes.router)
-    app.include_router(dead_routes.router)
-    app.include_router(transfer_routes.router)
-    app.include_router(pause_routes.router)
-    app.include_router(service_routes.router)
-    app.include_router(queue_routes.router)
-    app.include_router(data_routes.router)
-    app.include_router(schedule_routes.router)
-    app.include_router(artifact_routes.router)
-    app.include_router(routes.probes)
-    app.include_router(sockets.router)
+    for router in ROUTERS:
+        app.include_router(router)
     openapi.install(app)
     problems.install(app)
+    if plane.routing.shared:
+        app.add_middleware(Forwarding, plane=plane, closing=app.state.closing)
     settings = plane.engine.settings
     return BodyLimit(
         app,

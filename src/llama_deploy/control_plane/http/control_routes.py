@@ -10,12 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.control_plane.bulk import PAGE_TASKS_MAX
 from llama_deploy.control_plane.http import waiting
+from llama_deploy.control_plane.http.access.who import SAID_CHARACTERS_MAX, by_of
 from llama_deploy.control_plane.http.bodies import JSONRoute
+from llama_deploy.control_plane.http.inquiries import inquiry
 from llama_deploy.control_plane.http.models import REASON_CHARACTERS_MAX
 from llama_deploy.control_plane.http.problems import answers
 from llama_deploy.control_plane.http.routes import NUMBER_MAX, WaitS, plane_of
 from llama_deploy.control_plane.repeats import Edit
 from llama_deploy.control_plane.tasks import TaskEntry
+from llama_deploy.errors import InvalidRequestError
 from llama_deploy.types import TaskView
 from llama_deploy.types.control import BulkAction, BulkAnswer
 from llama_deploy.types.filters import FILTER_CHARACTERS_MAX
@@ -67,32 +70,63 @@ class ForkRequest(_Edited):
 
 
 class BulkRequest(BaseModel):
-    """What to do to which tasks."""
+    """What to do to which tasks: those that fit a filter, or those that are named."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     action: BulkAction
-    filter: str = Field(max_length=FILTER_CHARACTERS_MAX, description="`state:failed service:writer age<2d`.")
+    filter: str | None = Field(
+        default=None, max_length=FILTER_CHARACTERS_MAX, description="`state:failed service:writer age<2d`."
+    )
+    task_ids: list[str] | None = Field(
+        default=None, max_length=PAGE_TASKS_MAX, description="These tasks, in the place of a filter."
+    )
     dry_run: bool = Field(default=False, description="Only count them, and show the first few.")
     limit: int = Field(default=100, ge=1, le=PAGE_TASKS_MAX, description="Tasks of this request.")
     cursor: str | None = Field(default=None, description="`next` of the answer before.")
     reason: str = Field(default="", max_length=REASON_CHARACTERS_MAX)
+    by: str = Field(default="", max_length=SAID_CHARACTERS_MAX, description="Who; it stands in the tasks' histories.")
     idempotency_key: str | None = Field(default=None, description="Under it, one new task at most is made of each.")
+
+    def check(self) -> None:
+        """Raise `InvalidRequestError` where it is not said which tasks are meant, or twice."""
+        if (self.filter is None) == (self.task_ids is None):
+            raise InvalidRequestError(
+                "an action on many tasks needs a filter, or the ids of the tasks",
+                why="both are given" if self.filter is not None else "without either all tasks are meant",
+                fix='"filter": "id:*" means all',
+            )
+        if self.task_ids is not None and (self.dry_run or self.cursor is not None):
+            raise InvalidRequestError("with task_ids there is nothing to count, and no cursor", fix="leave them out")
 
 
 @router.post("/bulk", responses=answers(400, 413))
 async def act_on_tasks(request: Request, body: BulkRequest) -> BulkAnswer:
-    """Do one thing to all tasks that fit a filter, a page at a time; with `dry_run`, count them."""
-    return await plane_of(request).bulk.run(
+    """Do one thing to all tasks that fit a filter, a page at a time (with `dry_run`, count them); or to named ones."""
+    plane, asked = plane_of(request), inquiry(request)
+    body.check()
+    by = by_of(request, body.by)
+    if body.task_ids is not None:
+        return await plane.bulk.run_on(
+            body.action,
+            body.task_ids,
+            reason=body.reason,
+            key=body.idempotency_key,
+            by=by,
+            here_only=asked.passed_on,
+        )
+    answer = await plane.bulk.run(
         body.action,
-        body.filter,
+        body.filter or "",
         dry_run=body.dry_run,
         limit=body.limit,
         cursor=body.cursor,
         reason=body.reason,
         key=body.idempotency_key,
-        by="http",
+        by=by,
     )
+    await plane.across.complete(asked, answer.first)
+    return answer
 
 
 @router.post("/{task_id}/retry", status_code=201, responses=answers(400, 404, 409, 413, 429) | FOUND)
@@ -133,6 +167,13 @@ async def fork_task(
         key=body.idempotency_key,
     )
     return await _made(request, response, made, wait_s)
+
+
+@router.post("/{task_id}/redrive", responses=answers(400, 404, 409, 413, 429))
+async def redrive_task(request: Request, task_id: str) -> TaskView:
+    """Send all steps of a task again that were given up. The answer is the task in which that happens."""
+    plane = plane_of(request)
+    return plane.views.task(await plane.engine.cache.get(await plane.dead_letters.redrive_task(task_id)))
 
 
 async def _made(request: Request, response: Response, made: tuple[TaskEntry, bool], wait_s: float) -> TaskView:

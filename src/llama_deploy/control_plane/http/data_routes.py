@@ -9,16 +9,30 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from llama_deploy.control_plane.copies import pieces
+from llama_deploy.control_plane.http.access.who import by_of
 from llama_deploy.control_plane.http.bodies import JSONRoute
 from llama_deploy.control_plane.http.problems import answers
-from llama_deploy.control_plane.http.routes import plane_of
+from llama_deploy.control_plane.http.routes import NUMBER_MAX, plane_of
+from llama_deploy.control_plane.ledgers import PAGE_ITEMS_MAX
 from llama_deploy.control_plane.refusals import clean
-from llama_deploy.types import ErasurePage, ErasureView
+from llama_deploy.types import ErasurePage, ErasureView, LedgerPage
 
 router = APIRouter(prefix="/v1", route_class=JSONRoute, tags=["data"])
 
 SQLITE = "application/vnd.sqlite3"
 _FILE: dict[str, Any] = {SQLITE: {"schema": {"type": "string", "format": "binary"}}}
+
+
+@router.get("/tasks/{task_id}/ledgers/{name:path}", responses=answers(400, 404))
+async def get_ledger(
+    request: Request,
+    task_id: str,
+    name: str,
+    first: Annotated[int, Query(ge=0, le=NUMBER_MAX, description="The position of the first item.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = PAGE_ITEMS_MAX,
+) -> LedgerPage:
+    """A page of a list that the task's orchestrator keeps and only adds to, such as `transcript` of a group chat."""
+    return await plane_of(request).engine.ledgers.page(task_id, name, first=first, limit=limit)
 
 
 @router.get(
@@ -46,7 +60,11 @@ async def erase_session(
 ) -> ErasureView:
     """Cancel what runs in a session, then erase its tasks, what came of them, and its state; from the files too."""
     erasure = plane_of(request).erasure
-    return await erasure.look(session_id) if dry_run else await erasure.erase(session_id, by=clean(by))
+    return (
+        await erasure.look(session_id)
+        if dry_run
+        else await erasure.erase(session_id, by=by_of(request, clean(by), otherwise=""))
+    )
 
 
 @router.get("/erasures", responses=answers())

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.control_plane.dead_letters import DeadFilter
 from llama_deploy.control_plane.http.bodies import JSONRoute
+from llama_deploy.control_plane.http.inquiries import inquiry
 from llama_deploy.control_plane.http.problems import answers
 from llama_deploy.control_plane.http.routes import PAGE_ITEMS_MAX, Limit, plane_of
 from llama_deploy.errors import InvalidRequestError
@@ -50,10 +51,23 @@ async def list_dead_letters(
     return await plane_of(request).dead_letters.page(service=service, task_id=task_id, limit=limit, cursor=cursor)
 
 
+class RedriveRequest(DeadRequest):
+    """Which dead letters are sent again: those that fit, or those that are named."""
+
+    step_ids: list[str] | None = Field(
+        default=None, max_length=PAGE_ITEMS_MAX, description="These, in the place of what they have to fit."
+    )
+
+
 @router.post("/redrive", responses=answers(400, 413))
-async def redrive_dead_letters(request: Request, body: DeadRequest) -> DeadLetterAnswer:
-    """Send all that fit again. While `more` is true, there are further ones: ask again."""
-    return await plane_of(request).dead_letters.redrive_all(body.where, limit=body.limit, dry_run=body.dry_run)
+async def redrive_dead_letters(request: Request, body: RedriveRequest) -> DeadLetterAnswer:
+    """Send all again that fit, or that are named. While `more` is true, there are further ones: ask again."""
+    letters = plane_of(request).dead_letters
+    if body.step_ids is None:
+        return await letters.redrive_all(body.where, limit=body.limit, dry_run=body.dry_run)
+    if body.model_fields_set != {"step_ids"}:
+        raise InvalidRequestError("with step_ids nothing else is to be said", fix="leave the rest out")
+    return await letters.redrive_these(body.step_ids, here_only=inquiry(request).passed_on)
 
 
 @router.post("/purge", responses=answers(400, 413))

@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from llama_deploy.errors import InvalidRequestError
+from llama_deploy.runtime.line_log import LineLog
 
 EVENT_STREAM = "text/event-stream"
 NDJSON = "application/x-ndjson"
@@ -32,6 +33,20 @@ class EndlessResponse(StreamingResponse):
         """ASGI."""
         scope[ENDLESS] = True
         await super().__call__(scope, receive, send)
+
+
+def log_response(log: LineLog, *, last: int, follow: bool) -> StreamingResponse:
+    """The newest lines of a log as text; with `follow` also those to come, until the reader or the server leaves."""
+    shown, newest = log.last(last), log.newest
+
+    async def lines() -> AsyncIterator[bytes]:
+        for line in shown:
+            yield line.text.encode("utf-8", "backslashreplace") + b"\n"
+        if follow:
+            async for line in log.follow(newest):
+                yield line.text.encode("utf-8", "backslashreplace") + b"\n"
+
+    return EndlessResponse(lines(), media_type="text/plain; charset=utf-8", headers=HEADERS)
 
 
 def streaming_type(accept: str) -> str | None:

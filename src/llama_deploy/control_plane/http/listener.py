@@ -7,9 +7,9 @@ affair, which takes much longer to import.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 
+from llama_deploy.control_plane.http.access.places import is_loopback
 from llama_deploy.errors import PortInUseError, SettingError, UnsafeListenError
 
 PORT_MAX = 65_535
@@ -22,12 +22,14 @@ def bind(host: str, port: int, *, allow_remote: bool = False) -> socket.socket:
     """A listening socket; port 0 takes a free one.
 
     Raises `PortInUseError`, `SettingError` for an address that is none, and `UnsafeListenError` for one beyond
-    loopback unless `allow_remote`: there is no authentication, so whoever reaches the port may use everything.
+    loopback unless `allow_remote`: without tokens whoever reaches the port may use everything.
     """
-    if not allow_remote and not _is_loopback(host):
+    if not allow_remote and not is_loopback(host):
         raise UnsafeListenError(
             f"{host} can be reached from other machines, and there is no authentication",
-            fix="listen on 127.0.0.1, or pass --allow-remote where a firewall or proxy protects it",
+            why="no token is configured",
+            fix="llamactl tokens create     ask for tokens, which go under `access` of the deployment file\n"
+            "listen on 127.0.0.1, or pass --allow-remote where a firewall or proxy protects it",
         )
     if not 0 <= port <= PORT_MAX:  # the system would take the rest of a division, and listen there
         raise SettingError(f"cannot listen on {host}:{port}", why=f"a port is a number from 0 to {PORT_MAX}")
@@ -63,12 +65,3 @@ def _notice_dead_peers(listener: socket.socket) -> None:
     for name, seconds in KEEPALIVE.items():
         if hasattr(socket, name):
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llama_deploy.control_plane.http.problems import Problem
 from llama_deploy.control_plane.refusals import refuse_origin
-from llama_deploy.types import ServiceLimits, TaskDefinition, TaskOptions, TaskView
+from llama_deploy.types import MissingPlane, ServiceLimits, TaskDefinition, TaskOptions, TaskView
 from llama_deploy.types.options import SECONDS_MAX
 from llama_deploy.types.schedules import Schedule
 
@@ -67,6 +67,12 @@ class BatchRequest(_Body):
     tasks: list[TaskRequest] = Field(max_length=BATCH_TASKS_MAX)
 
 
+class LookupRequest(_Body):
+    """Tasks to look up."""
+
+    task_ids: list[str] = Field(max_length=BATCH_TASKS_MAX)
+
+
 class InputRequest(_Body):
     """What a person answers."""
 
@@ -78,20 +84,14 @@ class CancelRequest(_Body):
     """Why a task is canceled, and who wants it."""
 
     reason: str = Field(default="", max_length=REASON_CHARACTERS_MAX)
-    by: str = Field(default="", max_length=200, description="Who; it stands in the task's history.")
+    by: str = Field(default="", max_length=200, description="Who; it stands in the record.")
 
 
 class PauseRequest(_Body):
-    """Why a task is paused, or goes on."""
+    """Why something is paused or goes on, and who wants it: a task, a schedule, a service."""
 
     reason: str = Field(default="", max_length=REASON_CHARACTERS_MAX)
-
-
-class ServicePauseRequest(_Body):
-    """Who pauses a service or has it go on, and why."""
-
-    reason: str = Field(default="", max_length=REASON_CHARACTERS_MAX)
-    by: str = Field(default="", max_length=200)
+    by: str = Field(default="", max_length=200, description="Who; it stands in the record.")
 
 
 class LimitsRequest(_Body):
@@ -99,6 +99,18 @@ class LimitsRequest(_Body):
 
     limits: ServiceLimits
     by: str = Field(default="", max_length=200)
+
+
+class ReleaseRequest(_Body):
+    """How the release before gives way."""
+
+    finish_within_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=SECONDS_MAX,
+        allow_inf_nan=False,
+        description="Seconds that its tasks may take to finish on it; 0: none. By default release_finish_within_s.",
+    )
 
 
 class DrainRequest(_Body):
@@ -164,17 +176,28 @@ class StoreStatus(BaseModel):
 
 
 class Status(BaseModel):
-    """What the control plane is doing, in numbers. Times are seconds since the epoch."""
+    """What the control planes are doing, in numbers. Times are seconds since the epoch.
+
+    Where several share a store, what is counted is of all of them, and what is about one of the one that was asked.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     name: str
     redact: list[str] = Field(default_factory=list, description="Keys whose values people do not get to see.")
     ready: bool
+    version: str = Field(description="Of the program.")
     started_at: float
+    now: float = Field(description="The time by the control plane's clock.")
     store: StoreStatus
     tasks: dict[str, int] = Field(description="How many tasks are in each state; states without any are left out.")
     services: dict[str, bool] = Field(description="Every known service, and whether an instance of it is connected.")
     instances: int
     clients: int
     statistics: dict[str, int] = Field(description="What was done since the start.")
+    control_planes: list[dict[str, Any]] = Field(
+        default_factory=list, description="Each of those that share the store, by itself; empty where there is one."
+    )
+    missing: list[MissingPlane] = Field(
+        default_factory=list, description="Those that did not answer: they are not counted."
+    )

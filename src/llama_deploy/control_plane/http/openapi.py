@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from llama_deploy.control_plane.http.problems import Problem
+from llama_deploy.control_plane.http.access.scopes import Rule, ScopeTable
+from llama_deploy.control_plane.http.problems import Problem, answers
 
 _FOREIGN_SCHEMAS = ("HTTPValidationError", "ValidationError")
 
@@ -36,7 +37,24 @@ def _document(app: FastAPI) -> dict[str, Any]:
     for name in _FOREIGN_SCHEMAS:
         schemas.pop(name, None)
     schemas.setdefault("Problem", Problem.model_json_schema())
-    for operations in found["paths"].values():
-        for operation in operations.values():
+    found["components"]["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer", "description": "Where the control plane asks for tokens."}
+    }
+    table = ScopeTable()
+    for path, operations in found["paths"].items():
+        for method, operation in operations.items():
             operation["responses"].pop("422", None)
+            _say_scope(operation, table.rules_of(method.upper(), path.replace(":path}", "}")))
     return found
+
+
+def _say_scope(operation: dict[str, Any], rules: list[Rule]) -> None:
+    """What a token has to allow for this operation; without tokens nothing is asked for."""
+    scopes = {rule.scope for rule in rules if rule.scope is not None}
+    if not scopes:
+        return
+    operation["security"] = [{}, {"token": []}]
+    operation["x-scope"] = ", ".join(sorted(scope.value for scope in scopes))
+    operation["responses"] |= {str(status): answer for status, answer in answers(401, 403, 429).items()} | operation[
+        "responses"
+    ]

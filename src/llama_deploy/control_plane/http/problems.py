@@ -14,8 +14,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from llama_deploy.errors import HTTP_STATUS, Category, InvalidRequestError, LlamaDeployError
+from llama_deploy.errors import HTTP_STATUS, Category, InvalidRequestError, LlamaDeployError, ShardLostError
 from llama_deploy.runtime.logs import get_logger
 
 log = get_logger("llama_deploy.http")
@@ -25,6 +26,10 @@ RETRY_AFTER_S = {Category.TOO_MANY: "1", Category.UNAVAILABLE: "2"}
 MEDIA_TYPE = "application/problem+json"
 
 JSON_TYPE = "application/json"
+
+
+ELSEWHERE = b"llama-deploy-elsewhere"
+"""The header of a refusal because another control plane leads the session: whoever passed the request on asks again."""
 
 
 class Problem(BaseModel):
@@ -43,6 +48,8 @@ class Problem(BaseModel):
 
 _DESCRIPTIONS = {
     HTTPStatus.BAD_REQUEST: "The request is not valid. Nothing was changed.",
+    HTTPStatus.UNAUTHORIZED: "A token is asked for, and none that is known was sent.",
+    HTTPStatus.FORBIDDEN: "The token does not allow this, or a page of another site asks.",
     HTTPStatus.NOT_FOUND: "What the request names does not exist.",
     HTTPStatus.CONFLICT: "What exists does not allow this. Nothing was changed.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "A limit was exceeded; the problem names the setting.",
@@ -72,12 +79,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(LlamaDeployError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _broken_off)
     app.add_exception_handler(Exception, _unexpected)
 
 
 def problem(error: LlamaDeployError) -> JSONResponse:
     """The answer for one of our errors."""
-    headers = {}
+    headers = {ELSEWHERE.decode(): "1"} if isinstance(error, ShardLostError) else {}
     if error.category in RETRY_AFTER_S:
         after_s = error.details.get("retry_after_s")
         if isinstance(after_s, int | float):
@@ -85,6 +93,15 @@ def problem(error: LlamaDeployError) -> JSONResponse:
         else:
             headers["Retry-After"] = RETRY_AFTER_S[error.category]
     return JSONResponse(error.to_problem(), HTTP_STATUS[error.category], headers, media_type=MEDIA_TYPE)
+
+
+def no_route(path: str) -> JSONResponse:
+    """The answer where nothing answers."""
+    body: dict[str, Any] = InvalidRequestError(
+        f"there is no route {path[:200]}", fix="the routes are listed at /openapi.json"
+    ).to_problem()
+    body["status"] = HTTPStatus.NOT_FOUND.value
+    return JSONResponse(body, HTTPStatus.NOT_FOUND, media_type=MEDIA_TYPE)
 
 
 async def _ours(_: Request, error: Exception) -> JSONResponse:
@@ -110,15 +127,20 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error, Refusal):
         return problem(error.error)
-    what = {
-        HTTPStatus.NOT_FOUND: f"there is no route {request.url.path}",
-        HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not possible here",
-    }
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return no_route(request.url.path)
+    what = {HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not possible here"}
     body: dict[str, Any] = InvalidRequestError(
         what.get(HTTPStatus(error.status_code), str(error.detail)), fix="the routes are listed at /openapi.json"
     ).to_problem()
     body["status"] = error.status_code
     return JSONResponse(body, error.status_code, error.headers, media_type=MEDIA_TYPE)
+
+
+async def _broken_off(request: Request, _: Exception) -> JSONResponse:
+    """Whoever asked is gone, in the middle of the body: nobody reads the answer."""
+    log.info("a client broke its request off", path=request.url.path)
+    return problem(InvalidRequestError("the request broke off"))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -14,14 +14,24 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from llama_deploy.control_plane.http import waiting
+from llama_deploy.control_plane.http.access.who import by_of
 from llama_deploy.control_plane.http.bodies import JSONRoute
-from llama_deploy.control_plane.http.lines import EVENT_STREAM, NDJSON, number_of, streamed, streaming_type
+from llama_deploy.control_plane.http.inquiries import WhichPlane, inquiry
+from llama_deploy.control_plane.http.lines import (
+    EVENT_STREAM,
+    NDJSON,
+    log_response,
+    number_of,
+    streamed,
+    streaming_type,
+)
 from llama_deploy.control_plane.http.models import (
     BatchAnswer,
     BatchRequest,
     CancelRequest,
     Health,
     InputRequest,
+    LookupRequest,
     Readiness,
     SessionRequest,
     Status,
@@ -30,7 +40,8 @@ from llama_deploy.control_plane.http.models import (
 from llama_deploy.control_plane.http.problems import answers
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.control_plane.records import to_entry
-from llama_deploy.errors import LlamaDeployError
+from llama_deploy.errors import LlamaDeployError, NotOfferedError
+from llama_deploy.runtime.line_log import LINES_KEPT
 from llama_deploy.types import (
     HistoryPage,
     ServicePage,
@@ -43,6 +54,7 @@ from llama_deploy.types import (
 )
 
 router = APIRouter(prefix="/v1", route_class=JSONRoute)
+
 probes = APIRouter(tags=["probes"])
 
 NUMBER_MAX = 2**53 - 1
@@ -106,11 +118,12 @@ async def submit_tasks(request: Request, body: BatchRequest) -> JSONResponse:
     plane = plane_of(request)
 
     async def one(item: TaskRequest) -> dict[str, Any]:
+        item.task_id = item.task_id or plane.routing.own_id()
         try:
-            entry = await plane.engine.submissions.submit_and_wait(item.definition())
+            view = await plane.submit(item.definition())
         except LlamaDeployError as error:
             return {"problem": error.to_problem()}
-        return {"task": plane.views.task(entry).model_dump(mode="json")}
+        return {"task": view.model_dump(mode="json")}
 
     return JSONResponse({"items": await asyncio.gather(*(one(item) for item in body.tasks))})
 
@@ -130,7 +143,8 @@ async def list_tasks(
 ) -> TaskPage:
     """One page of tasks, newest first; `next` is the cursor of the next page."""
     states = [part for item in state or () for part in item.split(",")]
-    return await plane_of(request).views.list_tasks(
+    plane = plane_of(request)
+    page = await plane.views.list_tasks(
         states=states,
         service=service,
         session_id=session_id,
@@ -139,6 +153,14 @@ async def list_tasks(
         limit=limit,
         cursor=cursor,
     )
+    page.missing = await plane.across.complete(inquiry(request), page.items)
+    return page
+
+
+@router.post("/tasks/lookup", tags=["tasks"], responses=answers(400, 413))
+async def look_tasks_up(request: Request, body: LookupRequest) -> TaskPage:
+    """Where tasks stand, up to 1,000 by their ids, in that order; those that there are not are left out."""
+    return await plane_of(request).across.lookup(inquiry(request), body.task_ids)
 
 
 @router.get("/tasks/{task_id}", tags=["tasks"], responses=answers(404))
@@ -220,8 +242,8 @@ async def _state(plane: ControlPlane, task_id: str) -> str:
 async def send_input(request: Request, task_id: str, body: InputRequest) -> TaskView:
     """Answer a question of the task. When this returns, the input is recorded."""
     plane = plane_of(request)
-    await plane.signals.send_input(task_id, body.value, step_id=body.step_id, by="http")
-    return plane.views.task(await plane.engine.cache.get(task_id))
+    await plane.signals.send_input(task_id, body.value, step_id=body.step_id, by=by_of(request))
+    return await plane.show(task_id)
 
 
 @router.post("/tasks/{task_id}/cancel", tags=["tasks"], responses=answers(400, 404, 409, 413))
@@ -229,7 +251,7 @@ async def cancel_task(request: Request, task_id: str, body: CancelRequest | None
     """Cancel a task. When this returns, the cancellation is recorded; repeating it is harmless."""
     plane = plane_of(request)
     said = body or CancelRequest()
-    entry = await plane.signals.cancel(task_id, reason=said.reason, by=said.by or "http")
+    entry = await plane.signals.cancel(task_id, reason=said.reason, by=by_of(request, said.by))
     return plane.views.task(entry)
 
 
@@ -262,28 +284,71 @@ async def get_session_state(request: Request, session_id: str) -> dict[str, Any]
     return await plane_of(request).views.session_state(session_id)
 
 
+@router.get("/sessions/{session_id}/memory", tags=["sessions"], responses=answers(404))
+async def get_session_memory(request: Request, session_id: str) -> dict[str, Any]:
+    """What each service remembers of the session, by its name."""
+    return await plane_of(request).views.session_memory(session_id)
+
+
+@router.delete("/sessions/{session_id}/memory", tags=["sessions"], responses=answers(400, 404, 409))
+async def clear_session_memory(
+    request: Request,
+    session_id: str,
+    service: Annotated[str | None, Query(max_length=1000, description="This one's only.")] = None,
+) -> list[str]:
+    """Forget what services remember of the session; the names of those that had something. Repeating it is harmless."""
+    return await plane_of(request).engine.memory.clear(session_id, service)
+
+
 # --- services ---------------------------------------------------------------------------------------------------------
 
 
-@router.get("/services", tags=["services"], responses=answers())
-async def list_services(request: Request) -> ServicePage:
-    """Every known service with its instances."""
-    return ServicePage(items=plane_of(request).views.services())
+@router.get("/services", tags=["services"], responses=answers(400))
+async def list_services(request: Request, control_plane: WhichPlane = None) -> ServicePage:
+    """Every known service with its instances, at all control planes together."""
+    return await plane_of(request).across.services(inquiry(request, control_plane))
 
 
-@router.get("/services/{name}", tags=["services"], responses=answers(404))
-async def get_service(request: Request, name: str) -> ServiceView:
+@router.get("/services/{name}", tags=["services"], responses=answers(400, 404))
+async def get_service(request: Request, name: str, control_plane: WhichPlane = None) -> ServiceView:
     """One service."""
-    return plane_of(request).views.service(name)
+    return await plane_of(request).across.service(inquiry(request, control_plane), name)
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+
+@router.get(
+    "/logs",
+    tags=["status"],
+    response_class=StreamingResponse,
+    responses=answers(400)
+    | {200: {"description": "The lines.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def get_logs(
+    request: Request,
+    last: Annotated[int, Query(ge=0, le=LINES_KEPT, description="How many of the newest lines.")] = 200,
+    *,
+    follow: bool = False,
+) -> StreamingResponse:
+    """What `llamactl serve` and the services that it started have printed, as text; with `follow`, what is to come."""
+    log = plane_of(request).log
+    if log is None:
+        raise NotOfferedError(
+            "this control plane keeps no log",
+            why="it runs within a program, which has its output",
+            fix="look where that program's standard error goes; `llamactl serve` keeps one",
+        )
+    return log_response(log, last=last, follow=follow)
 
 
 # --- status -----------------------------------------------------------------------------------------------------------
 
 
-@router.get("/status", tags=["status"], response_model=Status, responses=answers())
-async def get_status(request: Request) -> dict[str, Any]:
-    """What the control plane is doing, in numbers."""
-    return await plane_of(request).status()
+@router.get("/status", tags=["status"], response_model=Status, responses=answers(400))
+async def get_status(request: Request, control_plane: WhichPlane = None) -> dict[str, Any]:
+    """What the control planes are doing, in numbers: of all together, and of each under `control_planes`."""
+    return await plane_of(request).across.status(inquiry(request, control_plane))
 
 
 @probes.get("/healthz")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
+from llama_deploy.control_plane.http.access.who import by_of
 from llama_deploy.control_plane.http.bodies import JSONRoute
 from llama_deploy.control_plane.http.models import PauseRequest, ScheduleRequest
 from llama_deploy.control_plane.http.problems import answers
@@ -43,7 +44,8 @@ async def delete_schedule(request: Request, name: str) -> ScheduleView:
 @router.post("/{name}/pause", responses=answers(400, 404, 413))
 async def pause_schedule(request: Request, name: str, body: PauseRequest | None = None) -> ScheduleView:
     """Submit nothing until it is resumed. Repeating it is harmless."""
-    return await plane_of(request).schedules.pause(name, reason=body.reason if body else "", by="http")
+    said = body or PauseRequest()
+    return await plane_of(request).schedules.pause(name, reason=said.reason, by=by_of(request, said.by))
 
 
 @router.post("/{name}/resume", responses=answers(404))
@@ -63,4 +65,4 @@ async def get_next_times(
     request: Request, name: str, count: Annotated[int, Query(ge=1, le=NEXT_TIMES_MAX)] = 5
 ) -> ScheduleTimes:
     """The next times of a schedule, in its own time zone."""
-    return ScheduleTimes(items=plane_of(request).schedules.next_times(name, count))
+    return ScheduleTimes(items=await plane_of(request).schedules.next_times(name, count))

@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.protocol import State
 
+from llama_deploy.control_plane.http.access.guard import Access, App, Guard
+from llama_deploy.control_plane.http.access.scopes import ScopeTable
 from llama_deploy.control_plane.http.app import build_app
 from llama_deploy.control_plane.http.lines import ENDLESS
+from llama_deploy.control_plane.http.protocol import CONNECTIONS_PER_ADDRESS_MAX, LimitedProtocol, LimitedWebSocket
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.messages.frames import FRAME_BYTES_MAX
 
@@ -38,6 +45,8 @@ class _Server(uvicorn.Server):
             cycle = getattr(connection, "cycle", None)  # the request that it is at, if it is HTTP
             if cycle is not None and ENDLESS in cycle.scope and not cycle.response_complete:
                 connection.transport.close()
+            if isinstance(connection, WebSocketsSansIOProtocol) and connection.conn.state is not State.OPEN:
+                connection.close_sent = True  # the peer closes it just now, and cannot be told to once more
         await super().shutdown(sockets)
 
     def stop(self) -> None:
@@ -47,27 +56,72 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(plane: ControlPlane, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve a control plane's application on a bound socket for as long as the block runs."""
+async def serving(
+    plane: ControlPlane,
+    listener: socket.socket,
+    *,
+    access: Access | None = None,
+    tls: ssl.SSLContext | None = None,
+    around: Callable[[App], App] | None = None,
+) -> AsyncIterator[None]:
+    """Serve a control plane's application on a bound socket for as long as the block runs.
+
+    `access` says who may do what; without it, nobody is asked for a token. With `tls` nothing else is spoken. `around`
+    is given the application, and makes of it what is served.
+    """
     application = build_app(plane)
+    async with serving_app(
+        application if around is None else around(application),
+        listener,
+        closing=application.app.state.closing,
+        access=access or Access(listens_on=listener.getsockname()[0]),
+        tls=tls,
+        per_address_max=plane.engine.settings.connections_per_address_max,
+    ):
+        try:
+            yield
+        finally:
+            plane.refuse_new_work()
+
+
+@contextlib.asynccontextmanager
+async def serving_app(
+    application: Any,
+    listener: socket.socket,
+    *,
+    closing: asyncio.Event,
+    access: Access,
+    tls: ssl.SSLContext | None = None,
+    scopes: ScopeTable | None = None,
+    per_address_max: int = CONNECTIONS_PER_ADDRESS_MAX,
+) -> AsyncIterator[None]:
+    """Serve an application on a bound socket for as long as the block runs; `closing` is set when it ends.
+
+    `access` says who may do what, and `scopes` what its routes ask for; by default it has a control plane's.
+    `per_address_max` connections are taken from one address, of this machine's own any number.
+    """
     config = uvicorn.Config(
-        application,
+        Guard(application, access, scopes, closing),
+        http=type("Limited", (LimitedProtocol,), {"per_address_max": per_address_max}),
         log_config=None,
         access_log=False,
         lifespan="off",
-        ws="websockets-sansio",
+        ws=LimitedWebSocket,
         ws_max_size=FRAME_BYTES_MAX,
         ws_ping_interval=None,
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=3,
         timeout_keep_alive=65,
         date_header=False,
+        server_header=False,
     )
-    server = _Server(config, application.app.state.closing)
+    config.load()
+    config.ssl = tls
+    server = _Server(config, closing)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield
     finally:
-        plane.refuse_new_work()
         server.stop()
         await task
+        access.audit.flush()

@@ -1,4 +1,4 @@
-"""The two WebSockets: service instances on one, clients on the other. Frames in, frames out, nothing decided here."""
+"""The WebSockets: of service instances, of clients, of other control planes. Frames in, frames out, nothing decided."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
+from llama_deploy.control_plane.http.access.guard import CALLER
+from llama_deploy.control_plane.http.access.operations import Permitted
+from llama_deploy.control_plane.http.access.tokens import ANYBODY
 from llama_deploy.control_plane.http.problems import problem
 from llama_deploy.control_plane.plane import ControlPlane
 from llama_deploy.errors import LlamaDeployError, ProtocolError, QueueFullError
+from llama_deploy.messages.counting import decode_telling_frame
 from llama_deploy.messages.frames import (
     PROTOCOL_VERSION,
     Refused,
@@ -23,6 +26,7 @@ from llama_deploy.messages.frames import (
 )
 from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.logs import get_logger
+from llama_deploy.types.access import Scope
 
 log = get_logger("llama_deploy.http")
 
@@ -98,7 +102,8 @@ async def connect_instance(socket: WebSocket) -> None:
         return
     await socket.accept()
     sender = _Sender(socket)
-    port = plane.gateway.attach(sender.send, close=sender.close)
+    unserved = socket.scope.get(CALLER, ANYBODY).unserved
+    port = plane.gateway.attach(sender.send, close=sender.close, unserved=unserved)
     try:
         await _receive(socket, sender, lambda data: port.receive(decode_instance_frame(data)))
     finally:
@@ -112,17 +117,48 @@ async def connect_client(socket: WebSocket) -> None:
     plane: ControlPlane = socket.app.state.plane
     most = plane.engine.settings.clients_max
     if len(plane.clients.ports) >= most:
-        why = f"clients_max is {most}"
-        full = QueueFullError(f"{most} clients are connected", why=why, setting="clients_max", limit=most)
+        full = QueueFullError(
+            f"{most} clients are connected",
+            why=f"clients_max is {most}",
+            fix="close clients that are done, let one client make many calls, or raise clients_max",
+            setting="clients_max",
+            limit=most,
+        )
         await socket.send_denial_response(problem(full))
         return
     if not await _admitted(socket):
         return
+    passed_on = socket.query_params.get("hops") is not None
+    if passed_on and (refusal := socket.scope.get(CALLER, ANYBODY).refusal(Scope.ADMIN)) is not None:
+        await socket.send_denial_response(problem(refusal))  # it bears what clients with any scope ask
+        return
     await socket.accept()
     sender = _Sender(socket)
-    port = plane.clients.attach(sender.send, room=sender.room)
+    port = plane.clients.attach(sender.send, room=sender.room, passed_on=passed_on)
+    permitted = Permitted(socket.scope, port.refuse)
     try:
-        await _receive(socket, sender, lambda data: port.receive(decode_client_frame(data)))
+        await _receive(socket, sender, lambda data: port.receive(permitted(decode_client_frame(data))))
+    finally:
+        port.close()
+        sender.task.cancel()
+
+
+@router.websocket("/v1/connect/control-plane")
+async def connect_control_plane(socket: WebSocket) -> None:
+    """The connection of another control plane of the store, for whose gates this one counts."""
+    plane: ControlPlane = socket.app.state.plane
+    if not await _admitted(socket):
+        return
+    if plane.counting is None:
+        await socket.send_denial_response(
+            problem(ProtocolError("this control plane has its store to itself", fix="start it with `shared: true`"))
+        )
+        return
+    await socket.accept()
+    sender = _Sender(socket)
+    port = plane.counting.attach(sender.send)
+    try:
+        await _receive(socket, sender, lambda data: port.receive(decode_telling_frame(data)))
     finally:
         port.close()
         sender.task.cancel()
@@ -131,13 +167,8 @@ async def connect_client(socket: WebSocket) -> None:
 async def _admitted(socket: WebSocket) -> bool:
     """Whether the connection is taken; where not, it is answered with the reason.
 
-    A browser lets any page connect anywhere and names its origin, so pages of other sites are turned away. Whoever
-    names a protocol in the address names ours; instances name theirs in `Hello`.
+    Whoever names a protocol in the address names ours; instances name theirs in `Hello`.
     """
-    origin = socket.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
-        await socket.close()  # before it was accepted: 403
-        return False
     protocol = socket.query_params.get("protocol", str(PROTOCOL_VERSION))
     if protocol != str(PROTOCOL_VERSION):
         error = ProtocolError(

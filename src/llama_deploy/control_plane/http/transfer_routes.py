@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from llama_deploy.control_plane.http.bodies import JSONRoute
 from llama_deploy.control_plane.http.lines import NDJSON
 from llama_deploy.control_plane.http.problems import answers
-from llama_deploy.control_plane.http.routes import plane_of
+from llama_deploy.control_plane.http.routes import NUMBER_MAX, plane_of
 from llama_deploy.types import TaskView
 from llama_deploy.types.filters import FILTER_CHARACTERS_MAX
 
@@ -47,10 +47,11 @@ async def export_task(request: Request, task_id: str, unredacted: Unredacted = F
 async def export_tasks(
     request: Request,
     filter: Annotated[str, Query(max_length=FILTER_CHARACTERS_MAX, description="Not empty; `id:*` means all.")],
+    limit: Annotated[int | None, Query(ge=1, le=NUMBER_MAX, description="At most so many, the newest.")] = None,
     unredacted: Unredacted = False,
 ) -> StreamingResponse:
-    """All tasks that fit a filter, newest first, in one file."""
-    return _file(await plane_of(request).exports.matching(filter, unredacted=unredacted))
+    """All tasks that fit a filter, newest first, in one file. The action `export` on many tasks counts them."""
+    return _file(await plane_of(request).exports.matching(filter, limit=limit, unredacted=unredacted))
 
 
 @router.post("/import", status_code=201, responses=answers(400, 409, 413), openapi_extra=_BODY)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from llama_deploy.apiserver.local_instance import LocalInstance
 from llama_deploy.client import Client
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.errors import (
@@ -28,15 +31,18 @@ from llama_deploy.errors import (
     TaskEndedError,
     WaitTimeoutError,
 )
-from llama_deploy.message_queues import SimpleMessageQueue
+from llama_deploy.message_queues import Envelope
+from llama_deploy.message_queues.simple import InProcessQueue
 from llama_deploy.services import Runner
 from llama_deploy.state_stores import StateStore
 from llama_deploy.testing.faulty_queue import FaultyQueue
 from llama_deploy.testing.simulation.disk import Platter, SimulatedSQLiteStore, SimulatedStore
-from llama_deploy.testing.simulation.loop import Process, ProcessClock, SimulatedLoop
+from llama_deploy.testing.simulation.loop import START_S, Process, ProcessClock, SimulatedLoop
 from llama_deploy.testing.simulation.network import Network, SimulatedLink, SimulatedTransport
-from llama_deploy.testing.simulation.programs import PERSON, Ledger, Plan, orchestrator, services
-from llama_deploy.types import TaskResult
+from llama_deploy.testing.simulation.programs import PERSON, Ledger, Plan, Recurring, orchestrator, services
+from llama_deploy.testing.simulation.receivers import SETTINGS, Heard, SimulatedWebhooks
+from llama_deploy.types import RateLimit, TaskResult
+from llama_deploy.types.schedules import Schedule
 
 PASSING = (
     CannotReachError,
@@ -48,6 +54,8 @@ PASSING = (
     WaitTimeoutError,
 )
 """What a client tries again after."""
+OWN_DRAIN_S = 2.0
+"""How long requests that are under way may take when a control plane stops."""
 
 
 @dataclass
@@ -64,8 +72,33 @@ class Told:
     inputs_tried: Counter[str] = field(default_factory=Counter)
     streams: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
     """By task: every event that a reader was given, who goes on after each break where it stood."""
+    made: dict[str, str] = field(default_factory=dict)
+    """Tasks that clients have made of another one, and of which."""
+    redriven: dict[str, str] = field(default_factory=dict)
+    """By dead letter: the task in which it was said to be sent again."""
     wrong: list[str] = field(default_factory=list)
     """What clients were told that they must never be told."""
+
+
+class WatchedQueue(FaultyQueue):
+    """Notes when each attempt of a step is handed out."""
+
+    def __init__(self, ledger: Ledger, loop: SimulatedLoop, inner: InProcessQueue, **options: Any) -> None:
+        super().__init__(inner, **options)
+        self._ledger = ledger
+        self._loop = loop
+
+    def publish(self, envelopes: Sequence[Envelope]) -> list[Envelope]:
+        for envelope in envelopes:
+            attempts = self._ledger.handed_out[envelope.topic]
+            attempts.setdefault((envelope.step_id, envelope.attempt), self._loop.time())
+        return super().publish(envelopes)
+
+    def withdraw(self, step_ids: Sequence[str]) -> int:
+        for attempts in self._ledger.handed_out.values():
+            for place in [place for place in attempts if place[0] in step_ids]:
+                del attempts[place]
+        return super().withdraw(step_ids)
 
 
 class Cluster:
@@ -94,12 +127,22 @@ class Cluster:
         self.plane: ControlPlane | None = None
         self.plane_process: Process | None = None
         self.queue: FaultyQueue | None = None
+        self.own_services: LocalInstance | None = None
+        """The instance in the control plane's own process, which calls webhooks, where there are any."""
+        self.heard = Heard()
         self.starting = False
         self.instances: dict[str, tuple[Process, Runner, SimulatedLink]] = {}
         self.clients: dict[int, Process] = {}
         self.unfinished: dict[str, int] = {}
         """What clients still do: by name of the programme, which client does it."""
         self.planes_started = 0
+        self.limits: dict[str, int | None] = {}
+        """By worker: how many steps may run at once."""
+        self.rates: dict[str, RateLimit] = {}
+        """By worker: how often attempts may begin."""
+        self.recurring: Recurring | None = None
+        self.drained = 0
+        """How often an instance was asked to leave."""
 
     # --- the control plane ------------------------------------------------------------------------------------------
 
@@ -115,7 +158,8 @@ class Cluster:
     async def _run_plane(self, process: Process) -> None:
         chance = random.Random(self.chance.random())
         clock = ProcessClock(process)
-        queue = self.queue = FaultyQueue(SimpleMessageQueue(clock=clock), chance=chance, **self.queue_faults)
+        inner = InProcessQueue(clock=clock)
+        queue = self.queue = WatchedQueue(self.ledger, self.loop, inner, chance=chance, **self.queue_faults)
         store: StateStore
         if self.file is not None:
             store = SimulatedSQLiteStore(self.file, self.platter, process)
@@ -127,24 +171,31 @@ class Cluster:
             orchestrator=orchestrator(self.kind, self.ledger, chance),
             settings=self.settings,
             clock=clock,
+            webhooks=SETTINGS,
             seed=chance.randrange(1 << 30),
         )
         await plane.start()
+        if any(plan.webhook is not None for plan in self.plans):
+            told = SimulatedWebhooks(plane, self.heard, random.Random(self.chance.random()))
+            self.own_services = LocalInstance(plane, [told])
+            await self.own_services.start()
         self.plane = plane
         self.network.listening = (process, plane)
 
     def _plane_died(self, process: Process) -> None:
         if self.plane_process is process:
-            self.plane = self.plane_process = None
+            self.plane = self.plane_process = self.own_services = None
             self.network.listening = None
 
     def stop_plane(self) -> None:
         """Ask the control plane to stop as SIGTERM does."""
-        process, plane = self.plane_process, self.plane
+        process, plane, own_services = self.plane_process, self.plane, self.own_services
         if process is not None and plane is not None:
 
             async def stop() -> None:
                 self.network.listening = None
+                if own_services is not None:
+                    await own_services.stop(OWN_DRAIN_S)
                 await plane.stop()
                 process.kill()
 
@@ -159,7 +210,7 @@ class Cluster:
         process = self.loop.new_process(name)
         chance = random.Random(self.chance.random())
         runner = Runner(
-            services(self.ledger, chance, concurrency=chance.randint(1, 4)),
+            services(self.ledger, chance, concurrency=chance.randint(1, 4), limits=self.limits, rates=self.rates),
             instance_id=chance.choice([name, process.name]),
             clock=ProcessClock(process),
         )
@@ -181,6 +232,7 @@ class Cluster:
     def drain_instance(self, name: str) -> None:
         """Ask an instance to leave as SIGTERM does."""
         process, runner, link = self.instances[name]
+        self.drained += 1
 
         async def leave() -> None:
             await runner.drain(self.chance.uniform(0.0, 3.0))
@@ -221,6 +273,8 @@ class Cluster:
     def _programmes(self) -> dict[str, Callable[[Client], Any]]:
         """Everything that clients do, by name."""
         found: dict[str, Callable[[Client], Any]] = {}
+        if self.recurring is not None:
+            found["schedule"] = partial(self._schedule, self.recurring)
         for plan in self.plans:
             found[f"submit {plan.task_id}"] = partial(self._submit, plan)
             if plan.twice:
@@ -272,6 +326,75 @@ class Cluster:
             except PASSING:
                 continue
         self.told.outcomes.setdefault(found, []).append(outcome)
+        if plan.retried and outcome.status != "completed":
+            await self._once_more(partial(self._retry, found, client), found, client)
+        elif plan.again and not (plan.again == "redrive" and outcome.status == "completed"):
+            make = {"redrive": self._redrive, "replay": self._replay, "fork": self._fork}[plan.again]
+            await self._once_more(partial(make, found, client, plan), found, client)
+
+    async def _once_more(self, make: Callable[[], Awaitable[str | None]], task_id: str, client: Client) -> None:
+        """Have a new task made of one that has ended, in a way that is safe to repeat, and wait for it."""
+        async for _ in self._attempts():
+            try:
+                new_task_id = await make()
+                if new_task_id is None:
+                    return
+                self.told.made[new_task_id] = task_id
+                outcome = await client.wait(new_task_id, timeout_s=600.0)
+            except PASSING:
+                continue
+            self.told.outcomes.setdefault(new_task_id, []).append(outcome)
+            return
+
+    @staticmethod
+    async def _retry(task_id: str, client: Client) -> str:
+        return (await client.retry(task_id, new_task_id=f"{task_id}-retry")).task_id
+
+    async def _redrive(self, task_id: str, client: Client, plan: Plan) -> str | None:
+        """Mend what was broken, and send again what was given up because of it."""
+        self.ledger.mended.add(plan.breakable)
+        step_id = min((letter.step_id for letter in (await client.list_dead(task_id=task_id)).items), default=None)
+        if step_id is None:
+            return None  # nothing was given up: it was canceled, or its deadline was over
+        made = (await client.redrive(step_id)).task_id
+        if self.told.redriven.setdefault(step_id, made) != made:
+            self.told.wrong.append(f"{step_id} was sent again in {self.told.redriven[step_id]} and in {made}")
+        return made
+
+    async def _replay(self, task_id: str, client: Client, plan: Plan) -> str:
+        _, step_id = await self._point(task_id, client, plan)
+        return (await client.replay(task_id, step_id=step_id, new_task_id=f"{task_id}-replay")).task_id
+
+    async def _fork(self, task_id: str, client: Client, plan: Plan) -> str:
+        seq, _ = await self._point(task_id, client, plan)
+        return (await client.fork(task_id, seq, new_task_id=f"{task_id}-fork")).task_id
+
+    @staticmethod
+    async def _point(task_id: str, client: Client, plan: Plan) -> tuple[int, str]:
+        """An entry of a task's history that sent steps, and one of those; the same one each time."""
+        found = [
+            (entry.seq, entry.messages[0]["step_id"])
+            async for entry in client.history(task_id, follow=True)
+            if entry.kind in {"submitted", "answered"} and entry.messages and entry.outcome is None
+        ]
+        return found[int(plan.point * len(found))]
+
+    async def _schedule(self, recurring: Recurring, client: Client) -> None:
+        schedule = Schedule(
+            every_s=recurring.every_s,
+            start_at=START_S + recurring.first,
+            end_at=START_S + recurring.last,
+            overlap="allow",
+            catch_up="all",
+            service=recurring.job.service,
+            input=msgspec.to_builtins({"stages": [[recurring.job]]}),
+        )
+        async for _ in self._attempts():
+            try:
+                await client.put_schedule(recurring.name, schedule)
+                break
+            except PASSING:
+                continue
 
     def _id_of(self, plan: Plan) -> str | None:
         return min(self.told.accepted.get(plan.task_id) or (), default=None)

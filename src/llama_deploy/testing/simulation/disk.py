@@ -131,7 +131,7 @@ class SimulatedStore(MemoryStore):
         self._healthy = True
         self._flush()
         for transition, outcome in zip(batch, outcomes, strict=True):
-            transition.settled(outcome)
+            transition.settle(outcome)
         self._flush()
 
     def _died(self) -> None:

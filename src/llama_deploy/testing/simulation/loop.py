@@ -22,6 +22,8 @@ from typing import Any
 
 _current: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
+START_S = 1_700_000_000.0
+"""The time of day at which a run begins."""
 TICK_S = 1e-6
 """Simulated seconds that a round of callbacks takes, so that time never stands still."""
 
@@ -270,7 +272,7 @@ def _process_of(handle: asyncio.Handle) -> Process | None:
 class ProcessClock:
     """The time of day of one process: a `Clock`, as the machine's, which may jump."""
 
-    def __init__(self, process: Process, start_s: float = 1_700_000_000.0) -> None:
+    def __init__(self, process: Process, start_s: float = START_S) -> None:
         self._process = process
         self._start_s = start_s
 

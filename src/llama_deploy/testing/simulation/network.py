@@ -11,10 +11,11 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote
 
 from websockets.exceptions import ConnectionClosedError
 
-from llama_deploy.client.transport import Lost, Receive
+from llama_deploy.connections.transport import Lost, Receive
 from llama_deploy.errors import HTTP_STATUS, CannotReachError, ConnectionLostError, LlamaDeployError
 from llama_deploy.messages.frames import (
     ClientOp,
@@ -24,9 +25,11 @@ from llama_deploy.messages.frames import (
     decode_reply_frame,
     frames_of,
 )
-from llama_deploy.services.link import CONNECT_TIMEOUT_S, Link
+from llama_deploy.services.line import CONNECT_TIMEOUT_S
+from llama_deploy.services.link import Link
 from llama_deploy.services.runner import Runner
 from llama_deploy.testing.simulation.loop import Process, SimulatedLoop
+from llama_deploy.types.schedules import Schedule
 
 if TYPE_CHECKING:
     from llama_deploy.control_plane import ControlPlane
@@ -276,7 +279,7 @@ class SimulatedLink(Link):
     async def stop(self) -> None:
         self._stopped.set()
 
-    async def _open(self) -> Any:
+    async def _open(self, url: str) -> Any:  # noqa: ARG002 - there is one control plane
         return _Connection(await self._network.connect(self._process, "instance"))
 
 
@@ -363,25 +366,54 @@ async def _carry_out(
 ) -> None:
     """The rare requests, as the routes of the HTTP API carry them out."""
     method, path, body = request
-    _, _, _, task_id, *rest = path.split("/")
+    _, _, what, *names = map(unquote, path.split("/"))
     try:
-        match (method, rest):
-            case ("GET", []):
-                pass
-            case ("POST", ["cancel"]):
-                await plane.signals.cancel(task_id, reason=str(body.get("reason", "")))
-            case ("POST", ["pause"]):
-                await plane.pauses.pause(task_id, reason=str(body.get("reason", "")))
-            case ("POST", ["resume"]):
-                await plane.pauses.resume(task_id)
-            case ("POST", ["input"]):
-                step_id = await plane.signals.send_input(task_id, body["value"], step_id=body.get("step_id"))
-                reply(200, {"step_id": step_id})
-                return
-            case _:
-                raise AssertionError(f"{method} {path} is not simulated")
-        view = plane.views.task(await plane.engine.cache.get(task_id))
+        view = await (_asked if method == "GET" else _changed)(plane, (method, what, *names), body)
     except LlamaDeployError as error:
         reply(HTTP_STATUS[error.category], error.to_problem())
         return
-    reply(200, view.model_dump(mode="json"))
+    reply(200, view if isinstance(view, dict) else view.model_dump(mode="json"))
+
+
+async def _asked(plane: ControlPlane, request: tuple[str, ...], body: Mapping[str, Any]) -> Any:
+    """What a request shows."""
+    match request:
+        case (_, "dead"):
+            return await plane.dead_letters.page(service=None, task_id=body["task_id"], limit=100, cursor=None)
+        case (_, "tasks", task_id):
+            return plane.views.task(await plane.engine.cache.get(task_id))
+    raise AssertionError(f"{request} is not simulated")
+
+
+async def _changed(plane: ControlPlane, request: tuple[str, ...], body: Mapping[str, Any]) -> Any:
+    """What a request changes: the task that it is about, or that it has made."""
+    match request:
+        case ("PUT", "schedules", name):
+            return await plane.schedules.put(name, Schedule.model_validate(body))
+        case (_, "tasks", task_id, "input"):
+            return {"step_id": await plane.signals.send_input(task_id, body["value"], step_id=body.get("step_id"))}
+        case (_, "tasks", task_id, "retry" | "replay" | "fork"):
+            task_id = await _made(plane, request[-1], task_id, body)
+        case (_, "dead", step_id, "redrive"):
+            task_id = await plane.dead_letters.redrive(step_id)
+        case (_, "tasks", task_id, "cancel"):
+            await plane.signals.cancel(task_id, reason=str(body.get("reason", "")))
+        case (_, "tasks", task_id, "pause"):
+            await plane.pauses.pause(task_id, reason=str(body.get("reason", "")))
+        case (_, "tasks", task_id, "resume"):
+            await plane.pauses.resume(task_id)
+        case _:
+            raise AssertionError(f"{request} is not simulated")
+    return plane.views.task(await plane.engine.cache.get(task_id))
+
+
+async def _made(plane: ControlPlane, what: str, task_id: str, body: Mapping[str, Any]) -> str:
+    """Make a task of another one; its id."""
+    repeats, new_task_id = plane.repeats, body["task_id"]
+    if what == "retry":
+        made, _ = await repeats.retry(task_id, new_task_id=new_task_id)
+    elif what == "replay":
+        made, _ = await repeats.replay(task_id, step_id=body["step_id"], new_task_id=new_task_id)
+    else:
+        made, _ = await repeats.fork(task_id, body["seq"], new_task_id=new_task_id)
+    return made.row.task_id

@@ -9,20 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from llama_deploy.errors import NonRetryableError
 from llama_deploy.messages import QueueMessage
 from llama_deploy.orchestrators import BaseOrchestrator, SimpleOrchestrator
-from llama_deploy.services import HumanService, Service
-from llama_deploy.services.base import Parked, StepContext
+from llama_deploy.services.base import Parked, Service, StepContext
+from llama_deploy.services.human import PlainHumanService
 from llama_deploy.services.results import result_from_value
-from llama_deploy.types import ActionTypes, ServiceDefinition, TaskDefinition, TaskOptions, TaskResult
+from llama_deploy.types import (
+    ActionTypes,
+    RateLimit,
+    ServiceDefinition,
+    ServiceLimits,
+    TaskDefinition,
+    TaskOptions,
+    TaskResult,
+    Webhook,
+)
+from llama_deploy.types.reserved import TIMER_SERVICE
 
+Again = Literal["", "redrive", "replay", "fork"]
 WORKERS = ("alpha", "beta")
 RETRIES = 3
 """How often a failed step is tried again, by each of the orchestrators here and by the services' own settings."""
@@ -40,6 +53,7 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     service: str
     value: int
     sleep_s: float = 0.0
+    """How long it takes at most; a timer, how long it is."""
     events: int = 0
     fails: int = 0
     """So many runs raise before one succeeds; more than `RETRIES` means that it always raises."""
@@ -53,11 +67,20 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     """It has a value remembered that is another one each time it is made."""
     calls: bool = False
     """It calls another service, as a task of its own, and adds what that returns."""
+    broken: str = ""
+    """It raises until what this names is mended."""
+    saves: int = 0
+    """It stores a file of so many bytes, reads it again, and returns it."""
 
     @property
     def hopeless(self) -> bool:
-        """Whether no attempt succeeds."""
+        """Whether no attempt succeeds, whatever is mended."""
         return self.final or self.fails > RETRIES
+
+
+def file_of(job: Job) -> bytes:
+    """The file that a job stores; jobs of one value store the same."""
+    return (b"%d " % job.value * job.saves)[: job.saves]
 
 
 @dataclass
@@ -75,9 +98,21 @@ class Plan:
     priority: int | None = None
     delay_s: float | None = None
     """It begins so much later than it is submitted."""
+    total_timeout_s: float | None = None
+    retried: bool = False
+    """Its client retries it, as a new task, when it has not ended well."""
+    again: Again = ""
+    """What else its client does once it has ended: mends what is broken and redrives its dead letter, or makes a new
+    task of it that begins at a point of its past."""
+    point: float = 0.0
+    """Which point that is, as a share of all there are."""
+    mended: bool = False
+    """What is broken in it is mended before it begins."""
     reads_stream: bool = False
     twice: bool = False
     """Two clients submit it."""
+    webhook: Webhook | None = None
+    """Who is told of its end."""
 
     @property
     def input(self) -> str:
@@ -87,9 +122,19 @@ class Plan:
     @property
     def options(self) -> TaskOptions | None:
         """What the client asks for beside the task."""
-        if self.priority is None and self.delay_s is None:
+        if self.priority is None and self.delay_s is None and self.total_timeout_s is None and self.webhook is None:
             return None
-        return TaskOptions(priority=self.priority, delay_s=self.delay_s)
+        return TaskOptions(
+            priority=self.priority,
+            delay_s=self.delay_s,
+            total_timeout_s=self.total_timeout_s,
+            webhook=self.webhook,
+        )
+
+    @property
+    def breakable(self) -> str:
+        """What may be broken in it: not its id alone, which becomes another one in a task that is made of it."""
+        return f"part of {self.task_id}"
 
     @property
     def asks(self) -> bool:
@@ -101,6 +146,8 @@ def value_of(job: Job, carried: int) -> int:
     """What a step of this job returns."""
     if job.service in {"boss", "clerk"}:
         return PERSON
+    if job.service == TIMER_SERVICE:
+        return 0
     called = value_of(child_of(job), 0) if job.calls else 0
     return (job.value * 31 + carried * 7 + (PERSON if job.asks else 0) + called) % DRAW_LIMIT
 
@@ -117,7 +164,7 @@ def expected(plan: Plan, kind: str) -> int | None:
     for stage in plan.stages:
         total = 0
         for job in stage:
-            if job.hopeless:
+            if job.hopeless or (job.broken and not plan.mended):
                 if kind != "own":
                     return None
                 total += GIVEN_UP
@@ -139,6 +186,14 @@ class Ledger:
     """By step: how often a value to be remembered was made."""
     remembered: dict[str, set[int]] = field(default_factory=dict)
     """By step: every value that its attempts were given."""
+    running: Counter[str] = field(default_factory=Counter)
+    """By service: how many runs there are now that have their place, as far as nobody was killed."""
+    most: Counter[str] = field(default_factory=Counter)
+    """By service: how many there were at once."""
+    mended: set[str] = field(default_factory=set)
+    """What was broken and is not any more."""
+    handed_out: dict[str, dict[tuple[str, int], float]] = field(default_factory=lambda: defaultdict(dict))
+    """By service, step and attempt: when it was first handed to the queue, and not taken back."""
     raised: Counter[tuple[str, int]] = field(default_factory=Counter)
     """How often the orchestrator has raised at one place of a task."""
 
@@ -146,14 +201,35 @@ class Ledger:
 class Worker(Service):
     """Does jobs."""
 
-    def __init__(self, name: str, ledger: Ledger, chance: random.Random, concurrency: int) -> None:
+    def __init__(
+        self, name: str, ledger: Ledger, chance: random.Random, *, concurrency: int, limits: ServiceLimits | None
+    ) -> None:
         self._ledger = ledger
         self._chance = chance
         self.definition = ServiceDefinition(
-            service_name=name, description="", concurrency=concurrency, run_timeout_s=RUN_TIMEOUT_S
+            service_name=name,
+            description="",
+            concurrency=concurrency,
+            run_timeout_s=RUN_TIMEOUT_S,
+            limits=limits,
         )
 
     async def run(self, context: StepContext) -> TaskResult | Parked:
+        with self._counted(1):
+            return await self._run(context)
+
+    @contextmanager
+    def _counted(self, count: int) -> Iterator[None]:
+        """So many more run meanwhile; what waits for a person or for what it has called does not count."""
+        name, running = self.definition.service_name, self._ledger.running
+        running[name] += count
+        self._ledger.most[name] = max(self._ledger.most[name], running[name])
+        try:
+            yield
+        finally:
+            running[name] -= count
+
+    async def _run(self, context: StepContext) -> TaskResult | Parked:
         data = context.data
         if "job" in data:
             job, carried = msgspec.convert(data["job"], Job), data["carried"]
@@ -168,15 +244,28 @@ class Worker(Service):
         await asyncio.sleep(self._chance.uniform(0.0, job.sleep_s))
         if job.final:
             raise NonRetryableError("never")
-        if run <= job.fails or job.hopeless:
+        if run <= job.fails or job.hopeless or (job.broken and job.broken not in self._ledger.mended):
             raise RuntimeError(f"run {run} fails")
         if run <= job.fails + job.hangs:
             await asyncio.sleep(10 * RUN_TIMEOUT_S)
         called = await self._beyond(context, job)
-        if job.asks and (answer := await context.ask("a number?")) != PERSON:
-            raise NonRetryableError(f"a person answered {answer!r}")
+        if job.asks:
+            with self._counted(-1):
+                answer = await context.ask("a number?")
+            if answer != PERSON:
+                raise NonRetryableError(f"a person answered {answer!r}")
         own = value_of(msgspec.structs.replace(job, calls=False), carried)
-        return result_from_value({"value": (own + called) % DRAW_LIMIT, "run": run})
+        made = await self._save(context, job)
+        return result_from_value({"value": (own + called) % DRAW_LIMIT, "run": run, **made})
+
+    async def _save(self, context: StepContext, job: Job) -> dict[str, Any]:
+        """Store a file and read it again."""
+        if not job.saves:
+            return {}
+        made = await context.save(file_of(job))
+        if await made.read() != file_of(job):
+            raise NonRetryableError("what was stored is not what is read")
+        return {"made": made.model_dump(mode="json")}
 
     async def _beyond(self, context: StepContext, job: Job) -> int:
         """Have a value remembered, call another service; returns what that one has returned."""
@@ -191,23 +280,38 @@ class Worker(Service):
         if not job.calls:
             return 0
         child = child_of(job)
-        found = await context.call(child.service, input={"stages": [[child]]}, wait_for_service=True)
+        with self._counted(-1):
+            found = await context.call(child.service, input={"stages": [[child]]}, wait_for_service=True)
         returned: int = found["value"]
         return returned
 
 
-def services(ledger: Ledger, chance: random.Random, concurrency: int) -> list[Service]:
-    """What one instance serves: workers, people who are asked, and whoever hears of finished tasks."""
+def services(
+    ledger: Ledger,
+    chance: random.Random,
+    *,
+    concurrency: int,
+    limits: Mapping[str, int | None],
+    rates: Mapping[str, RateLimit],
+) -> list[Service]:
+    """What one instance serves: workers, people who are asked, and whoever hears of finished tasks.
+
+    `limits`: how many steps of a worker may run at once, over all instances; `rates`: how many may begin.
+    """
+
+    def limited(name: str) -> ServiceLimits | None:
+        found = ServiceLimits(running_max=limits.get(name), rate=rates.get(name))
+        return None if found.nothing else found
 
     async def notify(outcome: TaskResult) -> None:
         await asyncio.sleep(chance.uniform(0.0, 0.1))
         ledger.told[outcome.task_id] += 1
 
     return [
-        *(Worker(name, ledger, chance, concurrency) for name in WORKERS),
-        HumanService("human", notify=notify),
-        HumanService("boss", prompt="a number?"),
-        HumanService("clerk", prompt="a number?", answer=int),
+        *(Worker(name, ledger, chance, concurrency=concurrency, limits=limited(name)) for name in WORKERS),
+        PlainHumanService("human", notify=notify),
+        PlainHumanService("boss", prompt="a number?"),
+        PlainHumanService("clerk", prompt="a number?", answer=int),
     ]
 
 
@@ -245,7 +349,8 @@ class Flow(BaseOrchestrator):
 
     @staticmethod
     def _message(job: dict[str, Any], carried: int, tag: str) -> QueueMessage:
-        return QueueMessage(type=job["service"], data={"job": job, "carried": carried}, tag=tag)
+        delay_s = job.get("sleep_s", 0.0) if job["service"] == TIMER_SERVICE else 0.0
+        return QueueMessage(type=job["service"], data={"job": job, "carried": carried}, tag=tag, delay_s=delay_s)
 
     async def add_result_to_state(self, result: TaskResult, state: dict[str, Any]) -> dict[str, Any]:
         return self._fold(result, state)
@@ -260,6 +365,8 @@ class Flow(BaseOrchestrator):
 
 def answer_of(result: TaskResult) -> int:
     """The number that a step has answered with."""
+    if result.service == TIMER_SERVICE:
+        return 0
     found = result.output
     number: int = found["value"] if isinstance(found, dict) else int(found)
     return number
@@ -324,44 +431,19 @@ def orchestrator(kind: str, ledger: Ledger, chance: random.Random) -> BaseOrches
     return {"flow": Flow, "own": OwnRetries, "slow": SlowFlow}[kind](ledger, chance)
 
 
-def draw_job(chance: random.Random, *, workers_only: bool) -> Job:
-    """A random job."""
-    if not workers_only and chance.random() < 0.12:
-        return Job(service=chance.choice(["boss", "clerk"]), value=0)
-    kind = chance.random()
-    fails = chance.randint(1, RETRIES) if kind < 0.2 else 0
-    return Job(
-        service=chance.choice(WORKERS),
-        value=chance.randrange(1000),
-        sleep_s=chance.choice([0.0, 0.01, 0.3, 2.0]),
-        events=chance.choice([0, 0, 0, 1, 3, 8]),
-        fails=RETRIES + 1 if 0.2 <= kind < 0.23 else fails,
-        hangs=1 if 0.23 <= kind < 0.26 else 0,
-        final=0.26 <= kind < 0.29,
-        asks=0.29 <= kind < 0.34,
-        calls=0.34 <= kind < 0.42,
-        once=chance.random() < 0.2,
-    )
+@dataclass(frozen=True)
+class Recurring:
+    """A schedule: when it has times, in simulated seconds, and the one job of each of its tasks."""
 
+    name: str
+    first: float
+    last: float
+    every_s: float
+    job: Job
 
-def draw_plans(chance: random.Random, kind: str, span_s: float) -> list[Plan]:
-    """Random tasks that begin within `span_s` seconds."""
-    sessions = [None, "session-1", "session-2"] if chance.random() < 0.6 else [None]
-    plans = []
-    for number in range(chance.randint(2, 7)):
-        shape = 1 if kind == "simple" else chance.randint(1, 3)
-        stages = []
-        for _ in range(shape):
-            width = 1 if kind == "simple" else chance.choice([1, 1, 2, 3])
-            stages.append([draw_job(chance, workers_only=kind == "simple") for _ in range(width)])
-        plan = Plan(f"task-{number}", stages[0][0].service, stages, session_id=chance.choice(sessions))
-        plan.starts_at = chance.uniform(0.0, span_s)
-        plan.key = f"key-{number}" if chance.random() < 0.2 else None
-        plan.cancel_at = plan.starts_at + chance.uniform(0.0, 10.0) if chance.random() < 0.12 else None
-        plan.pause_at = plan.starts_at + chance.uniform(0.0, 5.0) if chance.random() < 0.1 else None
-        plan.priority = chance.choice([None, None, 0, 9])
-        plan.delay_s = chance.uniform(0.0, 5.0) if chance.random() < 0.1 else None
-        plan.reads_stream = chance.random() < 0.5
-        plan.twice = chance.random() < 0.15
-        plans.append(plan)
-    return plans
+    @property
+    def times(self) -> list[float]:
+        """All of its times."""
+        return [
+            self.first + number * self.every_s for number in range(int((self.last - self.first) / self.every_s) + 1)
+        ]

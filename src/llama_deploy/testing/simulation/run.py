@@ -12,14 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
+
+import uuid_utils
 
 from llama_deploy.control_plane import EngineSettings
 from llama_deploy.runtime.failpoints import disarm
 from llama_deploy.testing.simulation import model
 from llama_deploy.testing.simulation.cluster import Cluster
+from llama_deploy.testing.simulation.draws import draw_more, draw_plans, draw_recurring, draw_webhooks
 from llama_deploy.testing.simulation.faults import KINDS, Faults
 from llama_deploy.testing.simulation.loop import SimulatedLoop, Stuck, in_words
-from llama_deploy.testing.simulation.programs import draw_plans
+from llama_deploy.testing.simulation.programs import WORKERS
 
 REST_S_MAX = 3600.0
 """Simulated time after the last fault within which everything must have come to rest."""
@@ -78,7 +82,7 @@ class _ErrorLog(logging.Handler):
 
 @contextmanager
 def _surroundings(loop: SimulatedLoop, seed: int) -> Iterator[None]:
-    """What a run changes outside of itself, and puts back: chance, logging, failpoints, garbage collection."""
+    """What a run changes outside of itself, and puts back: chance, logging, failpoints, new ids, garbage collection."""
     logger = logging.getLogger("llama_deploy")
     before = (logger.handlers[:], logger.propagate, logger.level)
     state = random.getstate()
@@ -86,9 +90,11 @@ def _surroundings(loop: SimulatedLoop, seed: int) -> Iterator[None]:
     logger.handlers[:], logger.propagate = [_ErrorLog(loop)], False
     logger.setLevel(logging.WARNING)
     random.seed(seed)
+    ids = random.Random(f"ids {seed}")
     gc.disable()  # what a dead process leaves is not to be taken apart in the middle of something else
     try:
-        yield
+        with patch.object(uuid_utils, "uuid7", lambda: f"{int(loop.time() * 1e6):012x}-{ids.getrandbits(64):016x}"):
+            yield
     finally:
         if collecting:
             gc.enable()
@@ -131,6 +137,12 @@ def run_seed(seed: int, *, keep_notes: bool = False, kinds: list[str] | None = N
         plans = draw_plans(chance, run.kind, span_s * 0.7)
         file = Path(folder) / "store.db" if run.sqlite else None
         cluster = Cluster(loop, random.Random(chance.random()), run.kind, draw_settings(chance), plans, file)
+        if chance.random() < 0.3:
+            cluster.limits = {name: chance.choice([None, 1, 2]) for name in WORKERS}
+        cluster.recurring = draw_recurring(chance, span_s)
+        # Drawn by itself: seeds that have none of it are the same runs as before there was any.
+        cluster.rates = draw_more(random.Random(f"more {seed}"), plans, run.kind)
+        draw_webhooks(random.Random(f"webhooks {seed}"), plans)
         if kinds is None:
             kinds = chance.sample(KINDS, chance.choice([0, 1, 2, 3, 5, len(KINDS)]))
         faults = Faults(cluster, random.Random(chance.random()), kinds=kinds, span_s=span_s)
@@ -140,6 +152,8 @@ def run_seed(seed: int, *, keep_notes: bool = False, kinds: list[str] | None = N
             run.problems = list(loop.run_until_complete(_live(cluster, faults, clients=chance.randint(1, 3))))
         except Stuck as stuck:
             run.problems = [str(stuck), *cluster.told.wrong, *loop.errors]
+        except Exception as error:  # noqa: BLE001 - what is recorded cannot even be looked at
+            run.problems = [f"the check failed: {in_words(error)}", *cluster.told.wrong, *loop.errors]
         finally:
             run.trace, run.steps, run.simulated_s = loop.trace, loop.steps, loop.time()
             run.faults, run.tasks, run.planes = faults.counts, len(plans), cluster.planes_started
@@ -170,7 +184,7 @@ async def _live(cluster: Cluster, faults: Faults, *, clients: int) -> list[str]:
         rests = rests + 1 if not await _unrest(cluster) else 0
         if not rests:
             await asyncio.sleep(min(60.0, (cluster.loop.time() - faults.span_s) / 10))
-    return await model.check(cluster, undisturbed=not faults.counts)
+    return await model.check(cluster, undisturbed=not faults.counts, disk_failed=bool(faults.counts["commits fail"]))
 
 
 async def _unrest(cluster: Cluster) -> str:
@@ -178,11 +192,15 @@ async def _unrest(cluster: Cluster) -> str:
     plane = cluster.plane
     if plane is None:
         return "no control plane"
+    if cluster.queue is not None and cluster.queue.held_up:
+        return "the queue holds something up"
     if cluster.unfinished:
         return f"clients: {', '.join(cluster.unfinished)}"
     if plane.engine.cache.unfinished or plane.store.backlog or await plane.store.next_due() is not None:
         due = [row.step_id for row in await plane.store.due_deliveries(1e12, limit=10)]
         return f"tasks: {await plane.store.count_tasks()}, deliveries {due}"
+    if cluster.recurring is not None and (await plane.schedules.get(cluster.recurring.name)).next_at is not None:
+        return "the schedule has further times"
     if plane.engine._background:
         return f"work beside the flow: {list(plane.engine._background)}"
     held = [step for _, runner, _ in cluster.instances.values() for step in runner.steps]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tests.apiserver.deployments.api_server import ApiServer, running
 from tests.support import eventually
 from tests.support.postgres import database_url
 
+from llama_deploy.apiserver.deployments.finishing import Finishing
 from llama_deploy.client import Client
 from llama_deploy.errors import VersionNotFoundError
 
@@ -171,3 +173,49 @@ async def test_where_the_store_is_shared_versions_are_nobodys_and_steps_finish(
         assert (await client.list_releases()).items == []
         await eventually(lambda: _is(at_work(server), {"2"}))
         await api.delete("steps")
+
+
+class Processes:
+    """Those of a deployment, by their version, and what has been done to them."""
+
+    name = "steps"
+    url = ""
+    headers: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, **at_work: list[str]) -> None:
+        self.at_work = {name.removeprefix("v"): names for name, names in at_work.items()}
+        self.retired: list[str] = []
+
+    def releases_at_work(self) -> dict[str, list[str]]:
+        return {release: list(names) for release, names in self.at_work.items() if names}
+
+    def retire(self, names: list[str]) -> None:
+        self.retired += names
+        for release, here in self.at_work.items():
+            self.at_work[release] = [name for name in here if name not in names]
+
+
+async def test_a_version_that_is_started_again_while_it_is_said_to_have_finished_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    processes = Processes(v1=["work@1"], v2=["work@2"])
+    finishing = Finishing(processes, tell=lambda kind, message: None, changed=lambda: None)
+    releases = {name: {"release": name, "tasks": 0, "finish_by": None} for name in ("1", "2")}
+    asked: list[str] = []
+
+    async def control_plane(method: str, path: str, *_: object, **__: object) -> dict[str, Any]:
+        asked.append(f"{method} {path}")
+        if method == "DELETE":
+            roll_back.enter_context(finishing.starting(1))
+            processes.at_work["1"].append("work@1.2")
+            del releases["1"]
+        return {"current": "2", "items": list(releases.values())}
+
+    monkeypatch.setattr(finishing, "_ask", control_plane)
+    with contextlib.ExitStack() as roll_back:
+        await finishing.follow(2)
+        finishing.watch()
+        await eventually(lambda: processes.retired)
+        assert processes.retired == ["work@1"]
+        assert "DELETE /v1/releases/1" in asked
+    await finishing.stop()

@@ -52,12 +52,12 @@ class Processes(Protocol):
         """How to make oneself known there."""
         ...
 
-    def releases_at_work(self) -> set[str]:
-        """Versions that service processes are of, except those that retire."""
+    def releases_at_work(self) -> dict[str, list[str]]:
+        """Versions that service processes are of, with the names of those; processes that retire are left out."""
         ...
 
-    def retire_release(self, release: str) -> None:
-        """Have the processes of a version finish what they hold, and end."""
+    def retire(self, names: list[str]) -> None:
+        """Have processes finish what they hold, and end."""
 
 
 class Finishing:
@@ -145,24 +145,28 @@ class Finishing:
             view = await self._ask("PUT", f"/v1/releases/{self._wanted}", {})
         self._take(view)
         left_alone = {self._current, self._starting}
-        at_work = self._processes.releases_at_work() - left_alone
+        # Named now: the same version may be started again while the control plane is told that it has finished.
+        at_work = {
+            release: names for release, names in self._processes.releases_at_work().items() if release not in left_alone
+        }
         known = {str(one.number) for one in self.versions}
         for one in self.versions:
-            if str(one.number) not in left_alone and (not one.tasks or str(one.number) not in at_work):
-                await self.retire(str(one.number))
-                self._finished(str(one.number), one.tasks)
-        for release in at_work - known:
-            self._finished(release, left.get(release, 0))
+            release = str(one.number)
+            if release not in left_alone and (not one.tasks or release not in at_work):
+                await self.retire(release)
+                self._finished(release, one.tasks, at_work.get(release, []))
+        for release in at_work.keys() - known:
+            self._finished(release, left.get(release, 0), at_work[release])
         return not at_work and not known
 
-    def _finished(self, release: str, tasks: int) -> None:
+    def _finished(self, release: str, tasks: int, names: list[str]) -> None:
         self.versions = tuple(one for one in self.versions if str(one.number) != release)
         if tasks:
             what = "1 task goes" if tasks == 1 else f"{tasks} tasks go"
             self._tell("finished", f"version {release} has no more time: {what} on with version {self._current}")
         else:
             self._tell("finished", f"version {release} has finished: no task is bound to it any more")
-        self._processes.retire_release(release)
+        self._processes.retire(names)
 
     def _take(self, view: dict[str, Any]) -> None:
         self._current = view["current"] or ""

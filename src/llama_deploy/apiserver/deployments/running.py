@@ -219,7 +219,7 @@ class RunningDeployment:
             self._show(page)
             # The page has one version at a time; what an earlier start of this version holds goes on with this one.
             done = {one.name for one in earlier if one.service == PAGE or release_of(one.name) == str(number)}
-            self._retire([one.name for one in earlier if one.name in done or not binds_tasks(version)])
+            self.retire([one.name for one in earlier if one.name in done or not binds_tasks(version)])
             if binds_tasks(version):
                 self.finishing.watch()
         finally:
@@ -244,7 +244,7 @@ class RunningDeployment:
             if one.service == service and one.state is not ChildState.STOPPING and not self._is_old(one)
         ]
         added = await self._add(spec for name, spec in wanted.items() if name not in now)
-        self._retire([name for name in now if name not in wanted])
+        self.retire([name for name in now if name not in wanted])
         await self._all_ready(set(added), self.number)
 
     async def restart(self) -> None:
@@ -317,7 +317,8 @@ class RunningDeployment:
                 fix="correct its orchestrator",
             )
 
-    def _retire(self, names: list[str]) -> None:
+    def retire(self, names: list[str]) -> None:
+        """Have processes finish what they hold, and end."""
         for name in names:
             task = asyncio.create_task(self._retire_one(name))
             self._retiring[task] = None
@@ -337,23 +338,13 @@ class RunningDeployment:
                 await self._add(self._services(version, self._label(int(release))))
         self.finishing.watch()
 
-    def releases_at_work(self) -> set[str]:
-        """Versions that service processes are of, except those that retire."""
-        return {
-            release_of(one.name)
-            for one in self.children
-            if one.state is not ChildState.STOPPING and one.name != PLANE and one.service != PAGE
-        }
-
-    def retire_release(self, release: str) -> None:
-        """Have the processes of a version finish what they hold, and end."""
-        self._retire(
-            [
-                one.name
-                for one in self.children
-                if release_of(one.name) == release and one.state is not ChildState.STOPPING
-            ]
-        )
+    def releases_at_work(self) -> dict[str, list[str]]:
+        """Versions that service processes are of, with the names of those; processes that retire are left out."""
+        found: dict[str, list[str]] = {}
+        for one in self.children:
+            if one.state is not ChildState.STOPPING and one.name != PLANE and one.service != PAGE:
+                found.setdefault(release_of(one.name), []).append(one.name)
+        return found
 
     def _is_old(self, status: ChildStatus) -> bool:
         """Whether a process is of an earlier version, which finishes its tasks or retires."""
@@ -367,12 +358,17 @@ class RunningDeployment:
     # --- what happens to them ---------------------------------------------------------------------------------------
 
     async def _all_ready(self, names: set[str], number: int) -> None:
-        """Wait until these processes are ready. Raises `DeploymentFailedError` when one has failed, or is too late."""
+        """Wait until these processes are ready.
+
+        Raises `DeploymentFailedError` when one has failed, is too late, or is not wanted any more.
+        """
         try:
             async with asyncio.timeout(self._options.start_timeout_s), self._pages_answer(names):
                 while True:
                     self._changed.clear()
                     statuses = [status for status in self.children if status.name in names]
+                    if gone := names.difference(status.name for status in statuses):
+                        raise _taken_away(self.name, number, min(gone))
                     for status in statuses:
                         if status.state is ChildState.FAILED:
                             raise _not_started(self.name, number, status)
@@ -425,6 +421,16 @@ def _not_started(name: str, number: int, status: ChildStatus, waited_s: float | 
         why="\n".join(status.last_lines),
         fix=f"llamactl deployments logs {name}   what its processes print",
         child=status.name,
+        version=number,
+    )
+
+
+def _taken_away(name: str, number: int, child: str) -> DeploymentFailedError:
+    return DeploymentFailedError(
+        f"version {number} of {name} does not start: {child} was ended before all of it was ready",
+        why="something else was done to the deployment meanwhile",
+        fix=f"deploy it again; llamactl deployments logs {name} tells what happened",
+        child=child,
         version=number,
     )
 

@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import contextlib
 import json
-import os
 import signal
 import socket
 import sys
@@ -25,6 +24,7 @@ import msgspec
 from llama_deploy.errors import LlamaDeployError, ServiceStartError, SettingError, WorkerDiedError
 from llama_deploy.runtime.lifeline import Guard
 from llama_deploy.runtime.logs import get_logger
+from llama_deploy.runtime.programs import end_program, kill_group, start_program
 from llama_deploy.services import pipes
 from llama_deploy.services.base import StepContext
 from llama_deploy.services.desk import Desk
@@ -120,20 +120,24 @@ class WorkerProcesses:
         ours.settimeout(0.0)
         arguments = [json.dumps(sys.path), str(theirs.fileno()), *self._what, self._name]
         _guard.start()
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            _PROGRAM,
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,  # a process group of its own, in the words that uvloop knows, too
-        )
-        _guard.watch(child.pid)
-        theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            child = await start_program(
+                sys.executable,
+                "-c",
+                _PROGRAM,
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+            )
+        except BaseException:
+            writer.close()
+            raise
+        finally:
+            theirs.close()
+        _guard.watch(child.pid)
         process = _Process(self._name, child, reader, writer)
         self._all[process] = None
         process.gone.add_done_callback(lambda _: self._all.pop(process, None))
@@ -142,6 +146,9 @@ class WorkerProcesses:
                 problem = await process.ready
         except TimeoutError:
             problem = f"it was not ready within {START_S:g} s"
+        except asyncio.CancelledError:  # nobody has it to give it back
+            process.kill()
+            raise
         if problem:
             process.kill()
             await process.ended()
@@ -241,8 +248,7 @@ class _Process:
         if self._killed:
             return
         self._killed = True
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._child.pid, signal.SIGKILL)
+        kill_group(self._child)
 
     async def _pass_inputs(self, context: StepContext) -> None:
         while True:
@@ -258,7 +264,7 @@ class _Process:
         except (EOFError, msgspec.DecodeError):
             pass
         self.kill()  # it may have closed its end only, and what it has started is to go as well
-        code = await self._child.wait()
+        code = await end_program(self._child)
         _guard.forget(self._child.pid)
         await asyncio.gather(*self._tasks[1:])
         self._writer.close()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llama_deploy.errors import ArgumentsError, NonRetryableError, ServiceRaisedError, SettingError
+from llama_deploy.runtime.programs import end_program, start_program
 from llama_deploy.services.base import Service, StepContext
 from llama_deploy.services.results import result_from_value
 from llama_deploy.types import ServiceDefinition, TaskResult
@@ -81,14 +82,13 @@ class ProgramService(Service):
         words = [_PLACE.sub(lambda match: _word(given, match[1]), word) for word in self.command]
         text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
         try:
-            process = await asyncio.create_subprocess_exec(
+            process = await start_program(
                 *words,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 cwd=self.cwd,
                 env={**os.environ, **self.env, "LLAMA_DEPLOY_STEP_ID": context.step_id},
-                start_new_session=True,
                 limit=LINE_BYTES_MAX,
             )
         except (OSError, ValueError) as error:
@@ -131,10 +131,7 @@ class ProgramService(Service):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.kill_after_s):
                     await process.wait()
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # what it has started, and it itself
-            os.killpg(process.pid, signal.SIGKILL)
-        if process.returncode is None:
-            await process.wait()
+        await end_program(process)  # and what it has started
 
     def _failed(self, word: str, exit_code: int, stderr: bytes) -> Exception:
         how = (

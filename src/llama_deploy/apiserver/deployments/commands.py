@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llama_deploy.runtime.lifeline import Guard
+from llama_deploy.runtime.programs import end_program, start_program
 
 OUTPUT_BYTES_MAX = 1_000_000
 
@@ -38,14 +36,13 @@ class Commands:
 
         Raises `OSError` where there is no such program.
         """
-        process = await asyncio.create_subprocess_exec(
+        process = await start_program(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=folder,
             env=dict(environment),
-            start_new_session=True,  # leads a group, as `process_group=0` would, which uvloop does not know
         )
         self._guard.watch(process.pid)
         timed_out = False
@@ -56,9 +53,7 @@ class Commands:
             except TimeoutError:
                 timed_out, out, err = True, b"", b""
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await end_program(process)
             self._guard.forget(process.pid)
         return Ran(process.returncode or 0, _text(out), _text(err), timed_out)
 

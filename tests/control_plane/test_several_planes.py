@@ -20,7 +20,7 @@ from llama_deploy.services import ServiceContext, serve_services, service
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = EngineSettings(recovery_grace_s=0.5, overdue_s=5.0, shard_lease_s=2.0)
+SETTINGS = EngineSettings(recovery_grace_s=0.5, overdue_s=5.0, leader_wait_s=60.0, shard_lease_s=20.0)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +153,7 @@ async def test_what_lives_in_the_process_of_a_control_plane_is_not_asked_to_leav
 async def test_what_runs_goes_on_when_its_task_changes_hands(url: str) -> None:
     work = Work()
     async with plane_on(url) as a, served(work, a.url):
+        await shared_out(a)
         await until(lambda: a.plane.engine.registry.has_instance("wide"))
         task_ids = await give(a, 40)
         await until(lambda: len(work.effects) == 40)

@@ -75,9 +75,8 @@ class CuttingProxy:
                     return
                 writer.write(data)
 
-        _, rest = await asyncio.wait(
-            [asyncio.ensure_future(up()), asyncio.ensure_future(down())], return_when=asyncio.FIRST_COMPLETED
-        )
-        for task in rest:
+        both = [asyncio.ensure_future(up()), asyncio.ensure_future(down())]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        for task in both:
             task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        await asyncio.gather(*both, return_exceptions=True)  # an end that was cut off raises, as it should

@@ -22,7 +22,7 @@ from llama_deploy.control_plane.peers import HOPS
 from llama_deploy.errors import ShardLostError, ShuttingDownError
 from llama_deploy.state_stores import MemoryStore
 
-SETTINGS = EngineSettings(recovery_grace_s=0.2, payload_bytes_max=20_000, shard_lease_s=1.0)
+SETTINGS = EngineSettings(recovery_grace_s=0.2, payload_bytes_max=20_000, leader_wait_s=60.0, shard_lease_s=20.0)
 
 
 def routes() -> Iterator[tuple[str, str]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.control_plane.served_planes import served_planes
+from tests.control_plane.served_planes import SETTINGS, served_planes
 from tests.support import DEADLINE_S, eventually
 from tests.support.certificates import Authority
 
 from llama_deploy.client import Client
-from llama_deploy.control_plane import EngineSettings
 from llama_deploy.control_plane.http.access.tls import server_context
 from llama_deploy.errors import (
     ForbiddenError,
@@ -139,7 +139,7 @@ async def test_one_that_does_not_believe_the_others_says_so_at_once(
 
 @pytest.mark.slow
 async def test_streams_are_counted_where_clients_connect(store_url: str) -> None:
-    two = EngineSettings(recovery_grace_s=0.2, shard_lease_s=1.0, streams_per_client_max=2)
+    two = replace(SETTINGS, streams_per_client_max=2)
     async with served_planes(store_url, "a", "b", settings=two) as made:
         task_id = made["b"].led()
         clients = [Client(made["a"].url, timeout_s=DEADLINE_S) for _ in range(3)]

@@ -248,10 +248,16 @@ class KafkaCarrier(Carrier):
         builder = self._producer.create_batch()
         for data in messages:
             if builder.append(key=None, value=data, timestamp=None) is None:  # it is full
-                sent.append(await self._producer.send_batch(builder, name, partition=partition))
+                sent.append(await self._handed_over(builder, name, partition))
                 builder = self._producer.create_batch()
                 builder.append(key=None, value=data, timestamp=None)
-        sent.append(await self._producer.send_batch(builder, name, partition=partition))
+        sent.append(await self._handed_over(builder, name, partition))
+        return sent
+
+    async def _handed_over(self, builder: Any, name: str, partition: int) -> asyncio.Future[Any]:
+        """Of one batch. The driver may give it up after everybody here has: that is no error that nobody looks at."""
+        sent: asyncio.Future[Any] = await self._producer.send_batch(builder, name, partition=partition)
+        sent.add_done_callback(_looked_at)
         return sent
 
     # --- receiving --------------------------------------------------------------------------------------------------
@@ -422,6 +428,12 @@ def _listener(reader: _Reader, commit: Callable[[_Reader], Any]) -> Any:
             """The next fetch begins where the group is."""
 
     return Listener()
+
+
+def _looked_at(done: asyncio.Future[Any]) -> None:
+    """An error that nobody waits for any more is not one that was overlooked."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _connections(client: Any) -> Iterable[Any]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.message_queues.carriers.conftest import carrier_at, new_namespace
@@ -193,6 +195,39 @@ async def test_a_broker_that_goes_down_and_comes_back(mock: Broker) -> None:
         await working
         echo.check(TASKS)
         assert echo.deployment.plane.queue.health().losses == 0
+
+
+@contextlib.contextmanager
+def left_to_nobody() -> Iterator[list[dict[str, Any]]]:
+    """What the loop is told of meanwhile: errors that nobody has asked for."""
+    loop = asyncio.get_running_loop()
+    handler, left = loop.get_exception_handler(), list[dict[str, Any]]()
+    loop.set_exception_handler(lambda _, context: left.append(context))
+    try:
+        yield left
+        gc.collect()
+    finally:
+        loop.set_exception_handler(handler)
+
+
+@pytest.mark.parametrize("partitions", [1, 4])
+async def test_what_is_sent_while_the_broker_is_down_leaves_no_error_behind(mock: Broker, partitions: int) -> None:
+    """The driver gives a message up a moment after the carrier has, and nobody waits for it then."""
+    carrier = kafka_at(mock, request_timeout_s=0.5, reconnect_s_max=0.1)
+    with left_to_nobody() as left:
+        await carrier.start()
+        carrier.publish(envelopes("echo", range(1)))
+        await eventually(lambda: not carrier.health().unsent)
+        await mock.kill()
+        try:
+            carrier.publish(envelopes("echo", range(partitions)))
+            await eventually(lambda: not carrier.health().connected)
+            await eventually(lambda: carrier._producer is None and not carrier._closing)
+        finally:
+            await mock.start()
+        await eventually(lambda: not carrier.health().unsent)
+        await carrier.stop()
+    assert left == []
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from llama_deploy.errors import CarrierRefusedError, SettingError
@@ -151,6 +151,9 @@ class KafkaCarrier(Carrier):
     async def disconnect(self) -> None:
         going = [self._producer, self._ledger, *self._desks.values(), *(r.consumer for r in self._readers.values())]
         self._producer = self._ledger = None
+        for reader in self._readers.values():
+            reader.gone = True
+            self._beside(reader.let_go())
         self._readers.clear()
         self._desks.clear()
         self._known.clear()
@@ -158,16 +161,19 @@ class KafkaCarrier(Carrier):
 
     async def _close(self, going: Sequence[Any]) -> None:
         """Let the driver's clients leave; one that its server does not answer loses its connections."""
-        closing = [asyncio.create_task(one.stop()) for one in going]
-        for task in closing:
-            self._closing.add(task)
-            task.add_done_callback(self._closed)
+        closing = [self._beside(one.stop()) for one in going]
         if closing:
             await asyncio.wait(closing, timeout=CLOSE_S)
         for one, task in zip(going, closing, strict=True):
             if not task.done():  # it waits for a server that is not there; without a connection it does not
                 for connection in _connections(one):
                     connection.close()
+
+    def _beside(self, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(closing)
+        self._closing.add(task)
+        task.add_done_callback(self._closed)
+        return task
 
     def _closed(self, task: asyncio.Task[Any]) -> None:
         self._closing.discard(task)
@@ -307,6 +313,8 @@ class KafkaCarrier(Carrier):
             return
         await self._commit(reader)
         if self._readers.pop(topic, None) is not None:
+            reader.gone = True
+            self._beside(reader.let_go())
             await self._close([reader.consumer])
 
     async def acknowledge(self, topic: str, tokens: list[Any]) -> None:
@@ -317,15 +325,25 @@ class KafkaCarrier(Carrier):
             await self._commit(reader)
 
     async def _commit(self, reader: _Reader) -> None:
-        """One commit for all partitions that are ours; of those that have moved, what they bring again is known."""
+        """One commit for all partitions that are ours; of those that have moved, what they bring again is known.
+
+        Whoever is not in the group says nothing: a group that has lost its members takes a commit from anybody, and
+        the server may have been wiped meanwhile.
+        """
         errors = self._driver.errors
+        if reader.gone or reader.group.generation < 0:
+            return
         due = {place: taken for place, taken in reader.taken.items() if taken.watermark > taken.committed}
         offsets = {place: taken.watermark for place, taken in due.items()}
         if not offsets:
             return
+        committing = reader.beside(reader.consumer.commit(offsets))
+        await asyncio.wait((committing,))
         try:
-            await reader.consumer.commit(offsets)
+            committing.result()
         except (errors.CommitFailedError, errors.IllegalStateError):
+            return
+        except asyncio.CancelledError:  # it is let go
             return
         for place, taken in due.items():
             taken.committed = offsets[place]
@@ -412,6 +430,29 @@ class _Reader:
     def __init__(self, consumer: Any) -> None:
         self.consumer = consumer
         self.taken: dict[Any, _Taken] = {}
+        self.gone = False
+        """It is let go, and commits nothing any more."""
+        self._commits: set[asyncio.Task[None]] = set()
+
+    @property
+    def group(self) -> Any:
+        """What the driver knows of its membership."""
+        return self.consumer._coordinator  # noqa: SLF001 - nothing of it is public
+
+    def beside(self, commit: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A commit, which ends with this reader and not with who waits for it: the driver repeats it for ever."""
+        task = asyncio.create_task(commit)
+        self._commits.add(task)
+        task.add_done_callback(self._commits.discard)
+        task.add_done_callback(_looked_at)
+        return task
+
+    async def let_go(self) -> None:
+        """End commits that wait for a server. A request that is under way ends first: the driver shields it."""
+        if self._commits:
+            async with self.group._commit_lock:  # noqa: SLF001 - the driver has no word for it
+                for task in self._commits:
+                    task.cancel()
 
 
 def _listener(reader: _Reader, commit: Callable[[_Reader], Any]) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from tests.message_queues.carriers.conftest import carrier_at, new_namespace
 from tests.message_queues.carriers.test_outages import TASKS, Echo
-from tests.support import DEADLINE_S, eventually
+from tests.support import DEADLINE_S, PROCESS_S, eventually
 from tests.support.brokers import Broker, KafkaBroker, TansuBroker
 from tests.support.certificates import Authority
 from tests.support.kafka_front import (
@@ -228,6 +228,57 @@ async def test_what_is_sent_while_the_broker_is_down_leaves_no_error_behind(mock
         await eventually(lambda: not carrier.health().unsent)
         await carrier.stop()
     assert left == []
+
+
+async def test_a_commit_ends_with_its_connection(mock: Broker) -> None:
+    """The driver would repeat it for ever, and a consumer that is closed finds no server for it any more."""
+    carrier = kafka_at(mock, reconnect_s_max=0.1)
+    await carrier.start()
+    consumer = Consumer(carrier, "echo", credits=5)
+    carrier.publish(envelopes("echo", range(1)))
+    await consumer.has(1)
+    reader = carrier._readers["echo"]
+    (taken,) = reader.taken.values()
+    await eventually(lambda: taken.committed == 1)
+    taken.committed = 0
+    with left_to_nobody() as left:
+        await mock.kill()
+        try:
+            committing = asyncio.create_task(carrier._commit(reader))
+            carrier._fail(ConnectionResetError("killed"), carrier._generation)
+            await eventually(committing.done)
+        finally:
+            await mock.start()
+        await committing
+        assert taken.committed == 0
+        await eventually(lambda: carrier.health().reconnects and not carrier._closing)
+        await carrier.stop()
+    assert left == []
+
+
+@pytest.mark.slow
+async def test_a_reader_of_a_server_that_was_wiped_commits_nothing_there(server: Broker) -> None:
+    """What it has read is not what is there now: whoever reads next would begin after messages that nobody had."""
+    carrier = kafka_at(server, reconnect_s_max=0.1)
+    async with asyncio.timeout(PROCESS_S):
+        await carrier.start()
+        consumer = Consumer(carrier, "echo", credits=100)
+        carrier.publish(envelopes("echo", range(100)))
+        await consumer.has(100)
+        reader = carrier._readers["echo"]
+        (taken,) = reader.taken.values()
+        await eventually(lambda: taken.committed == 100)
+        taken.committed = 0  # as if the server had gone just before: it is said whenever there is an occasion
+        await server.kill()
+        await server.start()
+        await eventually(lambda: reader.consumer._coordinator.generation < 0)  # the server does not know it
+        carrier._fail(ConnectionResetError("wiped"), carrier._generation)
+        await eventually(lambda: carrier.health().reconnects and not carrier._closing)
+        assert carrier.health().losses == 1
+        carrier.publish(envelopes("echo", range(100, 108)))
+        consumer.subscription.grant(8)
+        await consumer.has(108)
+        await carrier.stop()
 
 
 @pytest.mark.slow

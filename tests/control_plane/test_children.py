@@ -26,7 +26,7 @@ from workflows.events import StartEvent, StopEvent
 
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.children import child_of
-from llama_deploy.errors import LlamaDeployError, TaskFailed, WaitTimeoutError
+from llama_deploy.errors import LlamaDeployError, StoreUnavailableError, TaskFailed, WaitTimeoutError
 from llama_deploy.messages import QueueMessage, frames
 from llama_deploy.orchestrators import BaseOrchestrator, Sequence, get_result_key
 from llama_deploy.services import HumanService, ServiceContext, WorkflowService, current_step, service
@@ -579,6 +579,64 @@ async def test_a_crash_between_the_end_of_a_task_and_that_of_its_children(tmp_pa
     await made.start()
     assert (await outcome(made.plane, inner.task_id)).status == "canceled"
     await made.stop()
+
+
+class Gone:
+    """Has the sessions of a control plane led by another one for a while, which cancels a task of theirs."""
+
+    def __init__(self, plane: ControlPlane, task_id: str) -> None:
+        self._plane, self._task_id = plane, task_id
+
+    async def back(self) -> None:
+        """Away, and back."""
+        entry = self._plane.engine.cache.tasks[self._task_id]
+        self._plane.takeover._forget(entry)
+        entry.tell_moved()
+        await self._plane.signals.cancel(self._task_id, reason="enough", by="me")
+        assert (await outcome(self._plane, self._task_id)).status == "canceled"
+
+
+async def test_a_call_that_could_not_be_submitted_is_not_once_its_task_was_canceled_elsewhere() -> None:
+    async with world(clock=ManualClock(), settings=EngineSettings(lease_s=1e9)) as made:
+        instance = FakeInstance(["parent", "other"])
+        await instance.connect(made.plane)
+        parent = (await submit(made.plane, "parent")).row.task_id
+        submissions, tried = made.plane.engine.submissions, 0
+        submit_now = submissions.submit
+
+        def cannot(definition: Any, done: Any, **_: Any) -> None:
+            nonlocal tried
+            tried += 1
+            done(None, StoreUnavailableError("the store cannot be written at the moment"))
+
+        submissions.submit = cannot  # type: ignore[method-assign]
+        instance.send(call(await instance.delivery()))
+        await until(lambda: tried == 1)
+        await Gone(made.plane, parent).back()
+        submissions.submit = submit_now  # type: ignore[method-assign]
+        made.clock.advance(1.0)
+        assert code(await instance.got(frames.Returned)) == "LD540"
+        assert await children_of(made.plane, parent) == []
+
+
+async def test_a_child_that_is_recorded_while_its_parent_is_canceled_elsewhere_is_canceled() -> None:
+    async with world(clock=ManualClock(), settings=EngineSettings(lease_s=1e9)) as made:
+        instance = FakeInstance(["parent", "other"])
+        await instance.connect(made.plane)
+        parent = (await submit(made.plane, "parent")).row.task_id
+        submissions = made.plane.engine.submissions
+        submit_now, held = submissions.submit, []
+
+        def hold(definition: Any, done: Any, **_: Any) -> None:
+            held.append((definition, done))
+
+        submissions.submit = hold  # type: ignore[method-assign]
+        instance.send(call(await instance.delivery()))
+        await until(lambda: held)
+        await Gone(made.plane, parent).back()
+        submit_now(*held[0])
+        inner = await instance.delivery(2)
+        assert (await outcome(made.plane, inner.task_id)).status == "canceled"
 
 
 async def test_children_that_go_on_after_a_restart_are_left_alone(tmp_path: Path) -> None:

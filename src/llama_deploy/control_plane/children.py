@@ -177,7 +177,7 @@ class Children:
         self._engine.cache.with_entry(definition.task_id, use)
 
     def _submit(self, entry: TaskEntry, op: Call, caller: Caller, definition: TaskDefinition) -> None:
-        if _current(entry, op) is None:
+        if entry.stale or _current(entry, op) is None:
             self._not_current(entry, op, caller)
             return
 
@@ -202,6 +202,16 @@ class Children:
 
     def _wait(self, entry: TaskEntry, op: Call, caller: Caller, child: TaskEntry) -> None:
         """The child is on record: its end is the answer to the call."""
+        if entry.stale and not entry.final:
+
+            def use(present: TaskEntry | None) -> None:
+                if present is not None:
+                    self._wait(present, op, caller, child)
+                else:  # removed, which only an ended one is
+                    self._engine.spawn(self._cancel(child.row.task_id, _because(entry)))
+
+            self._engine.cache.with_entry(entry.row.task_id, use)
+            return
         step = _current(entry, op)
         if entry.final:  # it was canceled in between, and could not know of this child
             self._engine.spawn(self._cancel(child.row.task_id, _because(entry)))

@@ -597,7 +597,8 @@ class Gone:
 
 
 async def test_a_call_that_could_not_be_submitted_is_not_once_its_task_was_canceled_elsewhere() -> None:
-    async with world(clock=ManualClock(), settings=EngineSettings(lease_s=1e9)) as made:
+    clock = ManualClock()
+    async with world(clock=clock, settings=EngineSettings(lease_s=1e9)) as made:
         instance = FakeInstance(["parent", "other"])
         await instance.connect(made.plane)
         parent = (await submit(made.plane, "parent")).row.task_id
@@ -614,7 +615,7 @@ async def test_a_call_that_could_not_be_submitted_is_not_once_its_task_was_cance
         await until(lambda: tried == 1)
         await Gone(made.plane, parent).back()
         submissions.submit = submit_now  # type: ignore[method-assign]
-        made.clock.advance(1.0)
+        clock.advance(1.0)
         assert code(await instance.got(frames.Returned)) == "LD540"
         assert await children_of(made.plane, parent) == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,31 @@ time.sleep(600)
     with contextlib.suppress(asyncio.CancelledError):
         await running
     await eventually(lambda: not any(_lives(pid) for pid in pids))
+
+
+async def test_one_that_is_given_up_before_its_own_grace_is_over_is_killed(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: open({str(tmp_path / "asked")!r}, "w").close())
+sys.stdin.read()
+open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
+os.rename({str(tmp_path / "pid")!r}, {str(tmp_path / "ready")!r})
+while True:
+    time.sleep(600)
+"""
+    running = asyncio.create_task(python(code, kill_after_s=600.0).run(Attempt("")))
+    await eventually((tmp_path / "ready").exists)
+    pid = int((tmp_path / "ready").read_text())
+    try:
+        running.cancel()
+        await eventually((tmp_path / "asked").exists)
+        running.cancel()  # the grace of the instance is over, which is shorter than its own by default
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        assert not _lives(pid)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _lives(pid: int) -> bool:

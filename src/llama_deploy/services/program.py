@@ -124,14 +124,16 @@ class ProgramService(Service):
             await asyncio.gather(errors, writing, return_exceptions=True)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """See to it that nothing of the program is left, whatever made it end."""
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.kill_after_s):
-                    await process.wait()
-        await end_program(process)  # and what it has started
+        """See to it that nothing of the program is left, whatever made it end; a caller cancelled here is in a hurry."""
+        try:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.kill_after_s):
+                        await process.wait()
+        finally:
+            await end_program(process)  # and what it has started
 
     def _failed(self, word: str, exit_code: int, stderr: bytes) -> Exception:
         how = (

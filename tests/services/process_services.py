@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from llama_deploy.errors import NonRetryableError
+from llama_deploy.errors import NonRetryableError, StepCanceledError
 from llama_deploy.services import ServiceContext, service
 from llama_deploy.types import RetryPolicy
 from llama_deploy.types.artifacts import Artifact, File
@@ -39,11 +41,41 @@ def work(what: str, context: ServiceContext) -> Any:
         os._exit(3)
     if what == "segfault":
         ctypes.string_at(0)
+    if what == "nameless":
+        os.kill(os.getpid(), signal.SIGRTMIN + 3)
     if what == "raise":
         raise ValueError("no such thing")
     if what == "heed":
         context.blocking.sleep(60)
+    if what == "surrogate":
+        return os.fsdecode(b"\xff")
     return f"{what} in attempt {context.attempt}"
+
+
+@service(process=True, concurrency=1)
+def lingers(file: str, context: ServiceContext) -> str:
+    """Leaves a thread behind that still wants something while the next attempt runs in its process."""
+
+    def late() -> None:
+        _wait_for(file)
+        context.stream("late")
+        context.heartbeat("late")
+        try:
+            context.blocking.call("double", number=4)
+        except StepCanceledError:
+            Path(f"{file}.told").touch()
+
+    if context.attempt == 1:
+        threading.Thread(target=late, daemon=True).start()
+    else:
+        Path(file).touch()
+        _wait_for(f"{file}.told")
+    return "done"
+
+
+def _wait_for(file: str) -> None:
+    while not Path(file).exists():
+        time.sleep(0.005)
 
 
 @service(process=True, concurrency=1)

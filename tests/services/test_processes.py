@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -15,13 +17,16 @@ import msgspec
 import pytest
 from tests.control_plane.harness import LinkedRunner, World, history, outcome, stream, submit, until, world
 from tests.control_plane.test_contents import Slow, keep_all, read
-from tests.services.process_services import double, files, size_of, spin, waits, work
+from tests.services.attempts import Attempt
+from tests.services.process_services import double, files, lingers, size_of, spin, waits, work
+from tests.support import DEADLINE_S, eventually
 
 from llama_deploy.apiserver import Deployment
 from llama_deploy.control_plane import EngineSettings
 from llama_deploy.control_plane.tasks import TaskEntry
-from llama_deploy.errors import ServiceStartError, SettingError
-from llama_deploy.services import FunctionService, service
+from llama_deploy.errors import ServiceStartError, SettingError, StepCanceledError, WorkerDiedError
+from llama_deploy.services import FunctionService, pipes, service
+from llama_deploy.services.processes import WorkerProcesses
 from llama_deploy.types import TaskOptions
 
 ONCE = TaskOptions.model_validate({"retry": {"max_retries": 0}})
@@ -250,3 +255,128 @@ async def test_a_worker_that_saves_when_its_task_is_canceled_works_on() -> None:
         again = await submit(made.plane, "files", text)
         assert (await outcome(made.plane, again)).status == "completed"
         await local.stop()
+
+
+# --- what comes at the wrong moment ----------------------------------------------------------------------------------
+
+
+class Wishes:
+    """A desk that refuses every call and notes it."""
+
+    last_heartbeat = None
+
+    def __init__(self) -> None:
+        self.noted: list[Any] = []
+
+    def all_remembered(self) -> Mapping[str, bytes]:
+        return {}
+
+    def call(self, key: str, definition: bytes) -> Future[Any]:
+        self.noted.append((key, definition))
+        refused: Future[Any] = Future()
+        refused.set_exception(StepCanceledError("nobody is called here"))
+        return refused
+
+    def heartbeat(self, details: bytes | None) -> None:
+        self.noted.append(details)
+
+
+def attempt(text: dict[str, Any], *, number: int = 1) -> Attempt:
+    made = Attempt(text, number=number)
+    made._desk = Wishes()  # type: ignore[assignment]
+    return made
+
+
+@asynccontextmanager
+async def one_worker(of: Any, said: list[str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WorkerProcesses]:
+    """The worker processes of a function, one of them started; `said` is what they are told."""
+    write = pipes.write
+
+    def noted(writer: asyncio.StreamWriter, kind: str, *rest: Any) -> None:
+        said.append(kind)
+        write(writer, kind, *rest)
+
+    monkeypatch.setattr(pipes, "write", noted)
+    processes = WorkerProcesses(of.function, name="work", count=1)
+    async with asyncio.timeout(DEADLINE_S):
+        await processes.start()
+        yield processes
+        await processes.stop()
+
+
+async def test_code_that_is_stopped_before_it_has_begun_keeps_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    async with one_worker(work, said, monkeypatch) as processes:
+        (process,) = processes._idle
+        os.kill(process._child.pid, signal.SIGSTOP)
+        running = asyncio.create_task(processes.run(attempt({"what": "pid"})))
+        await eventually(lambda: said == ["run"])
+        running.cancel()
+        await eventually(lambda: said == ["run", "cancel"])
+        os.kill(process._child.pid, signal.SIGCONT)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert (await processes.run(attempt({"what": "pid"}))).value == process._child.pid
+
+
+async def test_an_answer_that_comes_before_the_code_has_begun_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    async with one_worker(work, said, monkeypatch) as processes:
+        (process,) = processes._idle
+        os.kill(process._child.pid, signal.SIGSTOP)
+        given = attempt({"what": "ask"})
+        running = asyncio.create_task(processes.run(given))
+        await eventually(lambda: said == ["run"])
+        given.inputs.put_nowait("a")
+        given.inputs.put_nowait("b")
+        await eventually(lambda: said == ["run", "input", "input"])
+        os.kill(process._child.pid, signal.SIGCONT)
+        assert (await running).value == ["a", "b"]
+        assert given.asked == []
+
+
+async def test_what_an_earlier_attempt_has_left_behind_does_not_speak_for_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with one_worker(lingers, [], monkeypatch) as processes:
+        first, second = (attempt({"file": str(tmp_path / "go")}, number=number) for number in (1, 2))
+        assert (await processes.run(first)).result == "done"
+        assert (await processes.run(second)).result == "done"
+        assert second.events == []
+        assert second.desk.noted == []  # type: ignore[attr-defined]
+
+
+async def test_a_worker_that_is_ready_when_nobody_wants_it_any_more_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, ready, taken = pipes.read, asyncio.Event(), asyncio.Event()
+
+    async def held_up(reader: asyncio.StreamReader) -> list[Any]:
+        message = await read(reader)
+        if message[0] == "ready":
+            ready.set()
+            await taken.wait()
+        return message
+
+    monkeypatch.setattr(pipes, "read", held_up)
+    processes = WorkerProcesses(work.function, name="work", count=1)
+    starting = asyncio.create_task(processes.start())
+    await ready.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    taken.set()
+    async with asyncio.timeout(DEADLINE_S):
+        await processes.stop()
+
+
+async def test_a_result_that_cannot_be_handed_over_fails_its_attempt_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with one_worker(work, [], monkeypatch) as processes:
+        result = await processes.run(attempt({"what": "surrogate"}))
+        assert result.error is not None
+        assert result.error.type == "ResultNotSerialisableError"
+        assert (await processes.run(attempt({"what": "fine"}))).result == "fine in attempt 1"
+
+
+async def test_a_worker_that_ends_with_a_signal_without_a_name_is_dead_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with one_worker(work, [], monkeypatch) as processes:
+        with pytest.raises(WorkerDiedError, match=f"signal {signal.SIGRTMIN + 3}"):
+            await processes.run(attempt({"what": "nameless"}))

@@ -50,3 +50,11 @@ async def end_program(process: asyncio.subprocess.Process) -> int:
             return await process.wait()
     process._transport.close()  # type: ignore[attr-defined] # noqa: SLF001 - the only way to its pipes
     return await process.wait()
+
+
+def signal_name(number: int) -> str:
+    """What a signal is called; of those for real time only the first and the last have names."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)

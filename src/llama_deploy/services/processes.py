@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import contextlib
 import json
-import signal
 import socket
 import sys
 from collections import deque
@@ -24,7 +23,7 @@ import msgspec
 from llama_deploy.errors import LlamaDeployError, ServiceStartError, SettingError, WorkerDiedError
 from llama_deploy.runtime.lifeline import Guard
 from llama_deploy.runtime.logs import get_logger
-from llama_deploy.runtime.programs import end_program, kill_group, start_program
+from llama_deploy.runtime.programs import end_program, kill_group, signal_name, start_program
 from llama_deploy.services import pipes
 from llama_deploy.services.base import StepContext
 from llama_deploy.services.desk import Desk
@@ -273,7 +272,7 @@ class _Process:
         self._died(code)
 
     def _died(self, code: int) -> None:
-        what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        what = f"signal {signal_name(-code)}" if code < 0 else f"exit code {code}"
         last = "\n".join(self._said)
         if not self.ready.done():
             self.ready.set_result(f"its process ended with {what}" + (f":\n{last}" if last else ""))
@@ -298,10 +297,9 @@ class _Process:
 
     def _take(self, kind: str, rest: list[Any]) -> None:
         context = self._context
-        if kind == "ready":
-            self.ready.set_result("")
-        elif kind == "broken":
-            self.ready.set_result(rest[0])
+        if kind in ("ready", "broken"):
+            if not self.ready.done():  # else nobody waits for it any more
+                self.ready.set_result(rest[0] if rest else "")
         elif context is None:
             return
         elif kind == "result":

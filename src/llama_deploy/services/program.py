@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llama_deploy.errors import ArgumentsError, NonRetryableError, ServiceRaisedError, SettingError
-from llama_deploy.runtime.programs import end_program, start_program
+from llama_deploy.runtime.programs import end_program, signal_name, start_program
 from llama_deploy.services.base import Service, StepContext
 from llama_deploy.services.results import result_from_value
 from llama_deploy.types import ServiceDefinition, TaskResult
@@ -124,7 +124,7 @@ class ProgramService(Service):
             await asyncio.gather(errors, writing, return_exceptions=True)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """See to it that nothing of the program is left, whatever made it end; a caller cancelled here is in a hurry."""
+        """See to it that nothing of the program is left, whatever made it end; who is cancelled here cannot wait."""
         try:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -136,9 +136,7 @@ class ProgramService(Service):
             await end_program(process)  # and what it has started
 
     def _failed(self, word: str, exit_code: int, stderr: bytes) -> Exception:
-        how = (
-            f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
-        )
+        how = f"was killed by {signal_name(-exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
         tail = stderr.decode(errors="replace").strip()[-STDERR_CHARACTERS:]
         if exit_code in self.final_exit_codes:
             return NonRetryableError(f"{word} {how}", why=tail)

@@ -17,12 +17,13 @@ import socket
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 
-from llama_deploy.errors import StepCanceledError
+from llama_deploy.errors import ResultNotSerialisableError, StepCanceledError
 from llama_deploy.messages.frames import Returned
 from llama_deploy.services import pipes
 from llama_deploy.services.base import StepContext, encode_value, enter_step
@@ -60,10 +61,11 @@ def load(module: str, qualname: str, file: str) -> Any:
 
 
 class _Desk:
-    """Passes the wishes of the present attempt on to the parent."""
+    """Passes the wishes of one attempt on to the parent."""
 
     def __init__(self, worker: Worker, start: pipes.Start) -> None:
         self._worker = worker
+        self._start = start
         self._memos = start.remembered
         self.last_heartbeat = start.last_heartbeat
 
@@ -74,7 +76,7 @@ class _Desk:
         return self._memos
 
     def remember(self, key: str, value: bytes) -> Future[bytes]:
-        answer = self._worker.ask("remember", key, value)
+        answer = self._worker.ask(self._start, "remember", key, value)
         answer.add_done_callback(lambda done: self._keep(key, done))
         return answer
 
@@ -83,16 +85,16 @@ class _Desk:
             self._memos[key] = done.result()
 
     def read_ledger(self, name: str, first: int) -> Future[bytes]:
-        return self._worker.ask("ledger", name, str(first).encode())
+        return self._worker.ask(self._start, "ledger", name, str(first).encode())
 
     def call(self, key: str, definition: bytes) -> Future[Returned]:
-        return self._worker.ask("call", key, definition)
+        return self._worker.ask(self._start, "call", key, definition)
 
     def end_call(self, key: str) -> None:
-        self._worker.say("end_call", key)
+        self._worker.say_of(self._start, "end_call", key)
 
     def heartbeat(self, details: bytes | None) -> None:
-        self._worker.say("beat", details)
+        self._worker.say_of(self._start, "beat", details)
 
 
 class Worker:
@@ -107,20 +109,37 @@ class Worker:
         self._contents = WorkerContents(self._loop, self.say, self._open, self._numbers)
         self._giving: dict[asyncio.Task[None], None] = {}
         """Parts of contents that are on their way to the parent."""
+        self._start: pipes.Start | None = None
+        """The present attempt: what code of an earlier one still says is dropped."""
+        self._inputs: asyncio.Queue[Any] = asyncio.Queue()
         self._context: StepContext | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[tuple[TaskResult, bytes | None]] | None = None
 
     def say(self, *message: Any) -> None:
         """Say something to the parent, from whatever thread."""
         self._loop.call_soon_threadsafe(pipes.write, self._writer, *message)
 
-    def ask(self, kind: str, key: str, value: bytes) -> Future[Any]:
-        """Ask the parent for something that it answers."""
-        number = next(self._numbers)
+    def say_of(self, start: pipes.Start, *message: Any) -> None:
+        """Say something of an attempt, from whatever thread; nothing where that has ended."""
+        self._loop.call_soon_threadsafe(self._say_of, start, *message)
+
+    def _say_of(self, start: pipes.Start, *message: Any) -> None:
+        if self._start is start:
+            pipes.write(self._writer, *message)
+
+    def ask(self, start: pipes.Start, kind: str, key: str, value: bytes) -> Future[Any]:
+        """Ask the parent for something that it answers to an attempt."""
         answer: Future[Any] = Future()
-        self._open[number] = answer
-        self.say(kind, number, key, value)
+        self._loop.call_soon_threadsafe(self._ask, start, answer, kind, key, value)
         return answer
+
+    def _ask(self, start: pipes.Start, answer: Future[Any], kind: str, key: str, value: bytes) -> None:
+        if self._start is not start:
+            _refuse(answer, "the attempt has ended")
+            return
+        number = next(self._numbers)
+        self._open[number] = answer
+        pipes.write(self._writer, kind, number, key, value)
 
     async def serve(self, service: FunctionService[..., Any]) -> None:
         """Work until the parent has gone."""
@@ -132,11 +151,11 @@ class Worker:
             except EOFError:
                 _end()
             if kind == "run":
-                self._task = self._loop.create_task(self._run(service, msgspec.convert(rest[0], pipes.Start)))
+                self._begin(service, msgspec.convert(rest[0], pipes.Start))
             elif kind == "cancel":
                 self._cancel()
-            elif kind == "input" and self._context is not None:
-                self._context.inputs.put_nowait(msgspec.json.decode(rest[0]))
+            elif kind == "input":
+                self._inputs.put_nowait(msgspec.json.decode(rest[0]))
             elif kind == "part":
                 giving = self._loop.create_task(self._contents.give(*rest))
                 self._giving[giving] = None
@@ -144,16 +163,27 @@ class Worker:
             elif kind == "reply":
                 self._reply(*rest)
 
+    def _begin(self, service: FunctionService[..., Any], start: pipes.Start) -> None:
+        """From here on it is the present attempt, whatever is said of it before its code runs."""
+        self._start, self._context = start, None
+        self._inputs = asyncio.Queue()
+        for value in start.inputs:
+            self._inputs.put_nowait(msgspec.json.decode(value))
+        self._task = self._loop.create_task(self._run(service, start))
+        self._task.add_done_callback(partial(self._ended, start))
+
     def _cancel(self) -> None:
         if self._context is not None:
             self._context.mark_canceled()
         if self._task is not None:
             self._task.cancel()
+        self._refuse_all("the attempt was canceled")
+
+    def _refuse_all(self, why: str) -> None:
         waiting = tuple(self._open.values())
         self._open.clear()
         for answer in waiting:
-            if not answer.done():
-                answer.set_exception(StepCanceledError("the attempt was canceled"))
+            _refuse(answer, why)
 
     def _reply(self, number: int, value: Any, problem: bytes) -> None:
         answer = self._open.pop(number, None)
@@ -165,7 +195,7 @@ class Worker:
         else:
             answer.set_result(msgspec.convert(value, Returned) if isinstance(value, list) else value)
 
-    async def _run(self, service: FunctionService[..., Any], start: pipes.Start) -> None:
+    async def _run(self, service: FunctionService[..., Any], start: pipes.Start) -> tuple[TaskResult, bytes | None]:
         memory = None
         try:
             context = self._enter(start)
@@ -176,14 +206,22 @@ class Worker:
             result = _failed(StepCanceledError("the attempt was canceled") if canceled else error)
         except BaseException as error:  # noqa: BLE001 - the edge of user code; recorded with the task
             result = _failed(error)
-        self._context = None
-        self._open.clear()
-        self.say("result", msgspec.json.encode(result.model_dump()), memory)
+        return result, memory
+
+    def _ended(self, start: pipes.Start, task: asyncio.Task[tuple[TaskResult, bytes | None]]) -> None:
+        """Say what came of an attempt, after all that its code has said; it may have been canceled before it ran."""
+        canceled = _failed(StepCanceledError("the attempt was canceled"))
+        result, memory = (canceled, None) if task.cancelled() else task.result()
+        try:
+            encoded = msgspec.json.encode(result.model_dump())
+        except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            unfit = ResultNotSerialisableError("the service's result cannot be recorded", why=str(error))
+            encoded, memory = msgspec.json.encode(_failed(unfit).model_dump()), None
+        self._say_of(start, "result", encoded, memory)
+        self._start = self._context = None
+        self._refuse_all("the attempt has ended")
 
     def _enter(self, start: pipes.Start) -> StepContext:
-        inputs: asyncio.Queue[Any] = asyncio.Queue()
-        for value in start.inputs:
-            inputs.put_nowait(msgspec.json.decode(value))
         context = self._context = StepContext(
             step_id=start.step_id,
             attempt=start.attempt,
@@ -192,9 +230,9 @@ class Worker:
             service=start.service,
             action=start.action,
             data=msgspec.json.decode(start.data),
-            emit=lambda event: self.say("event", event),
-            ask=lambda prompt: self.say("ask", encode_value(prompt)),
-            inputs=inputs,
+            emit=lambda event: self.say_of(start, "event", event),
+            ask=lambda prompt: self.say_of(start, "ask", encode_value(prompt)),
+            inputs=self._inputs,
             inputs_given=len(start.inputs),
             snapshot=start.snapshot,
             run_timeout_s=start.run_timeout_s,
@@ -205,6 +243,11 @@ class Worker:
         enter_step(context)
         artifact_source.set(self._contents)
         return context
+
+
+def _refuse(answer: Future[Any], why: str) -> None:
+    if not answer.done():
+        answer.set_exception(StepCanceledError(why))
 
 
 def _failed(error: BaseException) -> TaskResult:

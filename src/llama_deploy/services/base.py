@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,6 +22,8 @@ from llama_deploy._lazy import published_names
 from llama_deploy.errors import InvalidRequestError, LimitExceededError, NonRetryableError, StepCanceledError
 from llama_deploy.messages.frames import HEARTBEAT_BYTES_MAX
 from llama_deploy.runtime.files import Source
+from llama_deploy.services.asking import Asking
+from llama_deploy.services.desk import Desk, take_page
 from llama_deploy.services.encoding import encode
 from llama_deploy.types import ServiceDefinition, TaskOptions, TaskResult
 from llama_deploy.types.artifacts import Artifact
@@ -28,7 +31,6 @@ from llama_deploy.types.artifacts import Artifact
 if TYPE_CHECKING:
     from llama_deploy.services.blocking import Blocking
     from llama_deploy.services.contents import Contents
-    from llama_deploy.services.desk import Desk
     from llama_deploy.services.memory import StepMemory
 else:
     __getattr__, __dir__ = published_names(__name__)
@@ -103,6 +105,7 @@ class StepContext:
         """What threads wait for that is awaited on the loop."""
         self._emit = emit
         self._ask = ask
+        self._asking: Asking | None = None
         self._desk = desk
         self._once: dict[str, Future[Any]] | None = None
         self._calls = 0
@@ -192,9 +195,8 @@ class StepContext:
         The task is `input_required` meanwhile. The answer is recorded before it is given here; an attempt after a
         crash is given the recorded answers in the same order without anyone being asked again.
         """
-        if self.inputs.empty():
-            self.request_input({"prompt": prompt, **details})
-        answer = await self.inputs.get()
+        self._asking = self._asking or Asking()
+        answer = await self._asking.answer(self.inputs, partial(self.request_input, {"prompt": prompt, **details}))
         self.answers_taken += 1
         return answer
 
@@ -277,8 +279,14 @@ class StepContext:
         wanted any more.
         """
         first, outcome = self.begin_once(key)
-        if not first:
-            return await asyncio.shield(asyncio.wrap_future(outcome))
+        while not first:
+            try:
+                return await asyncio.shield(asyncio.wrap_future(outcome))
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not outcome.cancelled() or task is None or task.cancelling():
+                    raise
+            first, outcome = self.begin_once(key)  # who was to call the function was cancelled, and nobody else
         try:
             value = function()
             if inspect.isawaitable(value):
@@ -378,11 +386,13 @@ class StepContext:
         from llama_deploy.services.calls import call_timeout, output_of
 
         name, body = self.prepare_call(service, input, arguments, key, options, wait_for_service=wait_for_service)
+        future = self.desk.call(name, body)
         try:
             async with asyncio.timeout(timeout_s):
-                returned = await asyncio.wrap_future(self.desk.call(name, body))
+                returned = await asyncio.wrap_future(future)
         except BaseException as error:
-            self.desk.end_call(name)
+            if future.cancelled() or not future.done():  # given up; else it has ended by itself
+                self.desk.end_call(name)
             if timeout_s is not None and type(error) is TimeoutError:
                 raise call_timeout(service, timeout_s) from error
             raise
@@ -426,14 +436,6 @@ class StepContext:
         from llama_deploy.services.blocking import Blocking
 
         return Blocking(self)
-
-
-def take_page(items: list[Any], encoded: bytes) -> int | None:
-    """For this package: add a page of a ledger to the items so far; returns where the next one begins."""
-    page = msgspec.json.decode(encoded)
-    items += page["items"]
-    following: int | None = page["next"]
-    return following
 
 
 _current: ContextVar[StepContext | None] = ContextVar("llama_deploy_step", default=None)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from llama_deploy.errors import NonRetryableError, StepCanceledError
+from llama_deploy.services.desk import take_page
 from llama_deploy.services.threads import standing_by
 from llama_deploy.types import TaskOptions
 
@@ -54,8 +55,6 @@ class Blocking:
 
     def ledger(self, name: str = "transcript", *, first: int = 0) -> list[Any]:
         """As `StepContext.ledger`."""
-        from llama_deploy.services.base import take_page
-
         items: list[Any] = []
         position: int | None = first
         while position is not None:

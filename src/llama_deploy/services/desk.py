@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from llama_deploy.messages.frames import Returned
@@ -41,3 +43,11 @@ class Desk(Protocol):
     @property
     def last_heartbeat(self) -> bytes | None:
         """JSON of what an earlier attempt said last."""
+
+
+def take_page(items: list[Any], encoded: bytes) -> int | None:
+    """Add a page of a ledger to the items so far; returns where the next one begins."""
+    page = msgspec.json.decode(encoded)
+    items += page["items"]
+    following: int | None = page["next"]
+    return following

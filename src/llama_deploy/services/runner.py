@@ -68,8 +68,7 @@ from llama_deploy.types.redaction import Redaction
 
 log = get_logger("llama_deploy.runner")
 
-_decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
+_decode, _encode = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode
 
 
 class Runner:
@@ -448,13 +447,14 @@ class Runner:
 
     def _input(self, operation: DeliverInput) -> None:
         step = self.steps.get(operation.step_id)
-        if step is None or step.context is None or operation.number <= len(step.delivery.inputs):
+        if step is None or operation.number <= len(step.delivery.inputs):
             return  # gone, or known: inputs are repeated after a connection was lost
         failpoint("runner.input")
         step.asked.pop(operation.number, None)
         step.go_on()
         step.delivery.inputs.append(operation.value)
-        step.context.inputs.put_nowait(_decode(operation.value))
+        if step.context is not None:  # else its code has not begun, and will find it there
+            step.context.inputs.put_nowait(_decode(operation.value))
 
     def _park_refused(self, operation: ParkRefused) -> None:
         """An input came while the step was letting go: it runs again here, with that input."""

@@ -17,6 +17,7 @@ import msgspec
 
 from llama_deploy.errors import (
     ArgumentsError,
+    CallConflictError,
     LlamaDeployError,
     ResultNotSerialisableError,
     StepCanceledError,
@@ -50,6 +51,23 @@ _encode = msgspec.json.Encoder().encode
 
 About = tuple[str, str]
 """What is asked (`remember`, `call`) and under which key."""
+
+
+class _Wish:
+    """What was asked for and is not answered."""
+
+    __slots__ = ("futures", "operation", "waiting")
+
+    def __init__(self, operation: Any, future: Future[Any]) -> None:
+        self.operation = operation
+        self.futures = [future]
+        self.waiting = 1
+        """How many of those who have asked have not given up."""
+
+    def settle(self, outcome: Any) -> None:
+        """Tell everybody."""
+        for future in self.futures:
+            _settle(future, outcome)
 
 
 class RunningStep:
@@ -139,8 +157,8 @@ class RunningStep:
         self.beat_unsent = False
         self.memos = delivery.remembered
         """JSON of what is remembered for the step, by key."""
-        self.open: dict[About, tuple[Any, Future[Any]]] | None = None
-        """What was asked and is not answered: the operation, and who waits for its answer."""
+        self.open: dict[About, _Wish] | None = None
+        """What was asked and is not answered; who asks for the same meanwhile is given the same answer."""
 
     def post(self, operation: Any) -> None:
         """Send one operation; called on the loop. What nobody hears now is said again when it belongs to somebody."""
@@ -170,16 +188,22 @@ class RunningStep:
         return self._ask(("call", key), Call(self.delivery.step_id, self.attempt, key, definition))
 
     def end_call(self, key: str) -> None:
-        """Nobody waits for a call any more."""
+        """One of those who wait for a call does not any more."""
         self.loop.call_soon_threadsafe(self._end_call, key)
 
     def _end_call(self, key: str) -> None:
-        if self.open is not None and self.open.pop(("call", key), None) is not None:
-            self.post(EndCall(self.delivery.step_id, self.attempt, key))
-            if self.lent and not self._calls():
-                self.lent = False
-                self.turns.insist(self.delivery.service)
-            self.go_on()
+        wish = self.open.get(("call", key)) if self.open is not None else None
+        if self.open is None or wish is None:
+            return
+        wish.waiting -= 1
+        if wish.waiting:
+            return
+        del self.open["call", key]
+        self.post(EndCall(self.delivery.step_id, self.attempt, key))
+        if self.lent and not self._calls():
+            self.lent = False
+            self.turns.insist(self.delivery.service)
+        self.go_on()
 
     def _ask(self, about: About, operation: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -192,7 +216,15 @@ class RunningStep:
             return
         if self.open is None:
             self.open = {}
-        self.open[about] = (operation, future)
+        known = self.open.get(about)
+        if known is not None:
+            if about[0] == "call" and known.operation != operation:
+                _settle(future, _conflict(self.delivery.step_id, about[1]))
+            else:
+                known.waiting += 1
+                known.futures.append(future)
+            return
+        self.open[about] = _Wish(operation, future)
         if about[0] == "call":
             self.stand_still()
             if not self.lent:
@@ -206,6 +238,7 @@ class RunningStep:
         """Call back after so many seconds, those not counted in which the step stands still."""
         self.deadline_at = self.loop.time() + seconds
         self.on_deadline = on_deadline
+        self.end_limit()
         self.timer = self.loop.call_at(self.deadline_at, on_deadline, self)
 
     def end_limit(self) -> None:
@@ -299,7 +332,8 @@ class RunningStep:
         self._returned(operation)
 
     def _come_back(self, operation: Returned) -> bool:
-        if self.stopped or self.answer is not None or not self.lent:
+        """It is its turn; the call may have been given up meanwhile, or its end have been said twice."""
+        if not self.lent or self.open is None or ("call", operation.key) not in self.open:
             return False
         self.lent = False
         self._returned(operation)
@@ -313,17 +347,25 @@ class RunningStep:
         """Something asked for is answered; what nobody waits for any more is dropped."""
         waiting = self.open.pop(about, None) if self.open is not None else None
         if waiting is not None:
-            _settle(waiting[1], outcome)
+            waiting.settle(outcome)
 
     def unanswered(self) -> list[Any]:
         """The operations to repeat on a new connection."""
-        return [operation for operation, _ in self.open.values()] if self.open is not None else []
+        return [wish.operation for wish in self.open.values()] if self.open is not None else []
 
     def abandon(self, error: LlamaDeployError) -> None:
         """The attempt has ended: whoever still waits for an answer is told so."""
         waiting, self.open = self.open, None
-        for _, future in waiting.values() if waiting is not None else ():
-            _settle(future, error)
+        for wish in waiting.values() if waiting is not None else ():
+            wish.settle(error)
+
+
+def _conflict(step_id: str, key: str) -> CallConflictError:
+    return CallConflictError(
+        f"the call with the key {key!r} of step {step_id} is under way with another input or other options",
+        fix="give each call a key= of its own",
+        key=key,
+    )
 
 
 def problem_of(encoded: bytes) -> LlamaDeployError | None:

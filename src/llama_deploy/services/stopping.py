@@ -120,6 +120,7 @@ class Stopping:
             return None
         if step.context is not None:
             step.context.mark_canceled()
+        self._loop.call_soon_threadsafe(step.abandon, StepCanceledError("the attempt has ended"))
         if task is None:
             return answer
         step.silent_task = task
@@ -129,7 +130,10 @@ class Stopping:
     # --- stopping ---------------------------------------------------------------------------------------------------
 
     def _ask_to_stop(self, step: RunningStep, task: asyncio.Task[None], reason: str) -> None:
-        if task.done() or task in self.tasks:
+        if task in self.tasks:
+            return
+        if task.done():  # since it was found that it has to stop
+            self._tell_stopped(step)
             return
         self.tasks[task] = step
         task.cancel(reason)
@@ -150,6 +154,7 @@ class Stopping:
         )
         if step.failure is not None and not step.stopped and (answer := self._fail(step, step.failure)) is not None:
             step.post(answer)
+        step.abandon(StepCanceledError("the attempt has ended"))
         step.left_behind = True
         self._left[step.delivery.service] += 1
         self._tell_stopped(step)

@@ -86,14 +86,15 @@ class Transfers(Contents):
     async def _again_when_lost(self, work: Callable[[int, asyncio.Queue[Any]], Any]) -> Any:
         async with self._places:
             while True:
-                await self._ready.wait()
+                while not self._ready.is_set():  # a connection may be gone by the time that who waits for it goes on
+                    await self._ready.wait()
                 transfer = next(self._numbers)
                 replies = self._replies[transfer] = asyncio.Queue()
                 try:
                     return await work(transfer, replies)
                 except _LostError:
                     continue
-                except asyncio.CancelledError:
+                except BaseException:
                     self._post(DropContent(transfer))
                     raise
                 finally:

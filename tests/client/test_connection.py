@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from http import HTTPStatus
 
 import msgspec
@@ -17,10 +18,11 @@ from llama_deploy.errors import (
     ConnectionLostError,
     LlamaDeployError,
     ProtocolError,
+    QueueFullError,
     SettingError,
     ShuttingDownError,
 )
-from llama_deploy.messages.frames import ClientOp, Forget, StreamEnd, Submit, Wait
+from llama_deploy.messages.frames import ClientOp, Forget, Refused, StreamEnd, Submit, Wait
 
 
 class Passed:
@@ -296,7 +298,6 @@ async def test_a_submission_that_meets_the_stop_is_made_again(plane: FakeControl
 
 
 async def test_a_refusal_without_a_document_is_told(plane: FakeControlPlane, client: Client) -> None:
-    from llama_deploy.messages.frames import Refused
 
     plane.handle = lambda plane, peer, op: peer.reply(Refused(op.request, b"{"))
     with pytest.raises(ProtocolError):
@@ -312,6 +313,35 @@ async def test_a_defect_in_taking_a_reply_ends_what_waits(
     monkeypatch.setattr("llama_deploy.connections.requests.Call.take", broken)
     with pytest.raises(LlamaDeployError, match="ZeroDivisionError"):
         await client.run("s", input="x")
+
+
+async def test_a_defect_in_connecting_ends_what_waits(
+    plane: FakeControlPlane, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ImportError("the proxy needs a library that is not there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llama_deploy.connections.websocket.WebSocketTransport.connect", broken)
+        with pytest.raises(LlamaDeployError, match="a library that is not there"):
+            await client.run("s", input="x", timeout_s=DEADLINE_S)
+    assert await client.run("s", input="x") == "X"
+
+
+async def test_closing_ends_a_submission_that_waits_until_there_is_room(plane: FakeControlPlane) -> None:
+    full = msgspec.json.encode(QueueFullError("full", retry_after_s=3600).to_problem())
+
+    def refuse(plane: FakeControlPlane, peer: Peer, op: ClientOp) -> None:
+        assert isinstance(op, Submit)
+        peer.reply(Refused(op.request, full))
+
+    plane.handle = refuse
+    client = Client(plane.url, timeout_s=math.inf)
+    submitting = asyncio.ensure_future(client.submit("s", input="x"))
+    await eventually(lambda: client._connection._closing._waiters)
+    await client.close()
+    with pytest.raises(ConnectionLostError, match="closed"):
+        await asyncio.wait_for(submitting, DEADLINE_S)
 
 
 async def test_closing_ends_what_waits(plane: FakeControlPlane) -> None:

@@ -117,6 +117,48 @@ def test_closing_wakes_other_threads(plane: FakeControlPlane) -> None:
         client.run("s", input="x")
 
 
+def test_closing_wakes_whoever_waits_for_anything() -> None:
+    portal, begun = Portal("closed"), threading.Event()
+
+    async def wait() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(portal.call, wait())
+        assert begun.wait(DEADLINE_S)
+        portal.close()
+        with pytest.raises(ConnectionLostError, match="closed"):
+            waiting.result(DEADLINE_S)
+    portal.join()
+
+
+def test_a_call_that_begins_while_another_thread_closes_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    portal, real = Portal("closed"), asyncio.run_coroutine_threadsafe
+    closing = threading.Thread(target=portal.close)
+
+    def late(coroutine: Any, loop: asyncio.AbstractEventLoop) -> Any:
+        closing.start()
+        if not portal._lock._is_owned():  # type: ignore[attr-defined]  # else it waits for this call
+            closing.join()
+            portal.join()
+        return real(coroutine, loop)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", late)
+    with pytest.raises(ConnectionLostError, match="closed"):
+        portal.call(asyncio.Event().wait())
+    closing.join()
+    portal.join()
+
+
+def test_two_may_close_a_client_at_once(plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = SyncClient(plane.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(Portal, "closed", property(lambda portal: bool(portal.close())))  # another one, just then
+        client.close()
+    assert client._portal.closed
+
+
 def test_an_interrupt_gives_up_the_wait_only(
     plane: FakeControlPlane, client: SyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from llama_deploy.errors import ConnectionLostError
@@ -31,13 +32,17 @@ class Portal:
         Raises what the coroutine raises, and `ConnectionLostError` after `close`.
         """
         try:
-            loop = self._running_loop()
+            with self._lock:  # else it might be closed in between, and the coroutine never be run
+                future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
         except ConnectionLostError:
             coroutine.close()
             raise
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
             return future.result()
+        except CancelledError as error:
+            if not self._closed:
+                raise
+            raise ConnectionLostError("the client was closed while it waited") from error
         except BaseException:
             future.cancel()
             raise

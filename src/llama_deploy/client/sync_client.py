@@ -6,6 +6,7 @@ names and signatures are the same is proved by a test.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -24,6 +25,7 @@ from llama_deploy.client.sync_service_calls import SyncServiceCalls
 from llama_deploy.client.sync_time_calls import SyncTimeCalls
 from llama_deploy.connections.http_requests import REQUEST_TIMEOUT_S
 from llama_deploy.connections.transport import Transport
+from llama_deploy.errors import ConnectionLostError
 from llama_deploy.runtime.credentials import Credentials
 from llama_deploy.types import (
     HistoryEntry,
@@ -84,7 +86,8 @@ class SyncClient(SyncArtifactCalls, SyncControlCalls, SyncDataCalls, SyncService
     def close(self) -> None:
         """Release the connection. Calls of other threads raise `ConnectionLostError`; tasks go on. May be repeated."""
         if not self._portal.closed:
-            self._portal.call(self._client.close())
+            with contextlib.suppress(ConnectionLostError):  # another thread has closed it meanwhile
+                self._portal.call(self._client.close())
             self._portal.close()
         self._portal.join()
 

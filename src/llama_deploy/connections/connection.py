@@ -9,6 +9,7 @@ results are others' business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import itertools
 import math
@@ -79,6 +80,8 @@ class Connection:
         self._outage: _Outage | None = None
         self._opened_at = 0.0
         self._connecting: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        """Wakes who pauses."""
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -148,7 +151,9 @@ class Connection:
                 pause_s = _pause_when_full(error)
                 if not self._wait_when_full or pause_s >= ends_at - loop.time():
                     raise
-            await asyncio.sleep(pause_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._closing.wait()
             left_s = max(0.0, ends_at - loop.time())
 
     async def _settle(self, call: Call, timeout_s: float) -> Accepted | Ended:
@@ -244,6 +249,9 @@ class Connection:
                     self._give_up(error)
                     return
                 pause_s = next_pause_s
+            except Exception as error:  # noqa: BLE001 - the edge of this task: without it every waiter would wait for ever
+                self._give_up(LlamaDeployError("the client failed on connecting", why=repr(error)))
+                return
             else:
                 self._opened()
                 return
@@ -320,6 +328,7 @@ class Connection:
         if self._state is not _State.CLOSED:
             self._state = _State.CLOSED
             self._outbox.clear()
+            self._closing.set()
             if self._connecting is not None:
                 self._connecting.cancel()
             self._fail_all(ConnectionLostError("the client was closed while it waited"))

@@ -465,3 +465,77 @@ async def test_a_task_of_a_schedule_with_the_id_of_another_request_counts_as_sub
         await advance(made, HOUR / 2)
         assert (await view_of(made)).submitted == 1
         assert len(await tasks(made)) == 1
+
+
+async def test_a_task_that_ends_while_the_next_time_is_recorded_is_followed_by_that_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world(clock=clock(), settings=PATIENT) as made:
+        instance = FakeInstance(run_timeout_s=1e6)
+        await instance.connect(made.plane)
+        await made.plane.schedules.put("s", hourly(overlap="queue"))
+        await advance(made, HOUR)
+        first = await instance.delivery()
+        recording, go_on = asyncio.Event(), asyncio.Event()
+        put_document = made.plane.store.put_document
+
+        async def put_slowly(kind: str, name: str, data: bytes) -> None:
+            recording.set()
+            await go_on.wait()
+            await put_document(kind, name, data)
+
+        monkeypatch.setattr(made.plane.store, "put_document", put_slowly)
+        made.manual.advance(HOUR)
+        await asyncio.wait_for(recording.wait(), DEADLINE_S)
+        instance.answer(first)
+        await outcome(made.plane, first.task_id)
+        await until(lambda: not made.plane.schedules._watched)
+        go_on.set()
+        assert (await instance.delivery(2)).task_id == "s@2026-01-01T02:00:00Z"
+
+
+async def test_the_end_of_a_task_wakes_nobody_for_a_schedule_that_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(clock=clock(), settings=PATIENT) as made:
+        schedules, instance = made.plane.schedules, FakeInstance(run_timeout_s=1e6)
+        await instance.connect(made.plane)
+        await schedules.put("s", hourly(overlap="queue"))
+        await advance(made, 2 * HOUR)
+        await schedules.delete("s")
+        looks = 0
+        see_who_leads = schedules._see_who_leads
+
+        async def look() -> None:
+            nonlocal looks
+            looks += 1
+            await see_who_leads()
+
+        monkeypatch.setattr(schedules, "_see_who_leads", look)
+        await answer_all(made, instance)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert looks <= 1
+
+
+async def test_who_looks_after_schedules_no_more_writes_nothing_over_what_another_has_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world(clock=clock(), settings=PATIENT) as made:
+        schedules, instance = made.plane.schedules, FakeInstance(run_timeout_s=1e6)
+        await instance.connect(made.plane)
+        await schedules.put("s", hourly())
+        submitting, go_on = asyncio.Event(), asyncio.Event()
+
+        async def submit_slowly(definition: Any) -> str:
+            submitting.set()
+            await go_on.wait()
+            return (await made.plane.engine.submissions.submit_and_wait(definition)).row.task_id
+
+        monkeypatch.setattr(schedules._forwarder, "submit", submit_slowly)
+        made.manual.advance(HOUR)
+        await asyncio.wait_for(submitting.wait(), DEADLINE_S)
+        monkeypatch.setattr(made.plane.routing, "leads", lambda _: False)
+        theirs = schedules._standing["s"].model_copy(update={"paused": True, "handled_at": BEGIN + HOUR / 2})
+        await made.plane.store.put_document("schedule", "s", theirs.model_dump_json().encode())
+        go_on.set()
+        await settled(made)
+        assert (await schedules.list())[0].paused

@@ -102,8 +102,8 @@ class Schedules:
         in_charge = self._routing.leads(self._routing.of_all)
         if in_charge == self.in_charge:
             return
-        self._standing.clear()
-        self._look_at.clear()
+        for known in (self._standing, self._watched, self._look_at):
+            known.clear()
         if in_charge:
             await self._load()
         self.in_charge = in_charge
@@ -311,6 +311,8 @@ class Schedules:
         self._standing[name] = standing
 
     async def _record(self, name: str, standing: Standing) -> None:
+        if not self._routing.leads(self._routing.of_all):  # by now; it may have taken long to submit a task
+            raise self._routing.not_led(self._routing.of_all)
         await self._engine.store.put_document(KIND, name, standing.model_dump_json(exclude_defaults=True).encode())
 
     # --- what falls due ---------------------------------------------------------------------------------------------
@@ -345,9 +347,9 @@ class Schedules:
             await self._submit_due(name, standing)
             next_at = self._next_at(name, standing)
             if next_at is not None:
-                self._look_at[name] = next_at
+                self._look_at.setdefault(name, next_at)  # at once, where the task before has ended meanwhile
         except Exception as error:  # the edge of this task: whatever happened, what is due stays due
-            self._look_at[name] = self._engine.clock.now() + AGAIN_S
+            self._look_at.setdefault(name, self._engine.clock.now() + AGAIN_S)
             if isinstance(error, LlamaDeployError):
                 log.warning("a schedule's task cannot be submitted now", schedule=name, error=str(error))
             else:
@@ -465,8 +467,9 @@ class Schedules:
         except LlamaDeployError as error:
             log.warning("the end of a schedule's task cannot be waited for, trying again", error=str(error))
             await self._engine.sleep(AGAIN_S)
-        self._watched.pop(name, None)
-        self._look_now(name)
+        if self._watched.get(name) == task_id:  # else it is forgotten, or another control plane's by now
+            del self._watched[name]
+            self._look_now(name)
 
     # --- when to look again -----------------------------------------------------------------------------------------
 

@@ -487,3 +487,34 @@ async def test_whatever_happens_every_task_ends_and_each_answer_is_of_the_releas
                     assert entry.result["result"] == bound, task_id
                 bound = entry.release or bound
         assert await here.plane.store.count_tasks() == {"completed": len(crowd.tasks)}
+
+
+async def test_a_release_that_became_current_again_as_its_time_was_over_is_not_retired(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world(clock=ManualClock(), settings=PATIENT) as here:
+        releases, store = here.plane.engine.releases, here.plane.store
+        await releases.use("1")
+        await releases.use("2", finish_within_s=10.0)
+        recording, go_on = asyncio.Event(), asyncio.Event()
+        put_document = store.put_document
+
+        async def put_slowly(kind: str, name: str, data: bytes) -> None:
+            recording.set()
+            await go_on.wait()
+            await put_document(kind, name, data)
+
+        monkeypatch.setattr(store, "put_document", put_slowly)
+        back = asyncio.create_task(releases.use("1"))
+        await recording.wait()
+        forward = asyncio.create_task(releases.use("3", finish_within_s=600.0))
+        await asyncio.sleep(0)  # it waits for its turn; then the time is over
+        here.manual.advance(11.0)
+        go_on.set()
+        await back
+        await forward
+        await until(lambda: not releases._changing.locked() and not here.plane.engine._background)
+        states = {one.release: one.state for one in (await releases.view()).items}
+        assert states == {"1": "finishing", "2": "finishing", "3": "current"}
+        here.manual.advance(601.0)
+        await until(lambda: list(releases._known) == ["3"])

@@ -158,9 +158,12 @@ class Releases:
                 raise InvalidRequestError(
                     f"release {name!r} is the current one", fix="llamactl releases use NAME   make another one current"
                 )
-            log.info("release is retired", release=name, by=clean(by))
-            await self._record([one for one in self._known.values() if one.name != name])
+            await self._retire(name, by)
         return await self.view()
+
+    async def _retire(self, name: str, by: str) -> None:
+        log.info("release is retired", release=name, by=clean(by))
+        await self._record([one for one in self._known.values() if one.name != name])
 
     async def _record(self, known: list[Release]) -> None:
         await self._engine.store.put_document(RELEASES, ALL, _encode(known))
@@ -178,7 +181,7 @@ class Releases:
         self._timers.clear()
         for one in known:
             if one.finish_by is not None:
-                self._timers[one.name] = engine.clock.call_at(one.finish_by, partial(self._time_is_over, one.name))
+                self._call_at(one.finish_by, one.name)
         for port in engine.registry.instances.values():
             if first:
                 port.change_topics()
@@ -197,21 +200,28 @@ class Releases:
     def _time_is_over(self, name: str) -> None:
         async def retire() -> None:
             if not self._in_charge:  # whoever is retires it, and says so; else this one is by then
-                self._timers[name] = self._call_again(name)
+                self._call_at(self._engine.clock.now() + AGAIN_S, name)
                 return
             try:
-                await self.retire(name, by="its time is over")
-            except ReleaseNotFoundError:
-                return  # somebody else was first
+                async with self._changing:
+                    await self._read()
+                    finish_by = self._known[name].finish_by if name in self._known else None
+                    if finish_by is None:  # somebody else was first, or it is the current one again
+                        return
+                    if finish_by > self._engine.clock.now():  # it was used again meanwhile
+                        self._call_at(finish_by, name)
+                        return
+                    await self._retire(name, "its time is over")
             except LlamaDeployError as error:
                 log.warning("a release cannot be retired now, trying again", release=name, error=str(error))
-                self._timers[name] = self._call_again(name)
+                self._call_at(self._engine.clock.now() + AGAIN_S, name)
 
         self._engine.spawn(retire())
 
-    def _call_again(self, name: str) -> Timer:
-        clock = self._engine.clock
-        return clock.call_at(clock.now() + AGAIN_S, partial(self._time_is_over, name))
+    def _call_at(self, when: float, name: str) -> None:
+        if name in self._timers:
+            self._timers[name].cancel()
+        self._timers[name] = self._engine.clock.call_at(when, partial(self._time_is_over, name))
 
     @property
     def _in_charge(self) -> bool:

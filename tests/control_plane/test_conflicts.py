@@ -20,7 +20,7 @@ from tests.support import DEADLINE_S
 
 from llama_deploy.control_plane import ControlPlane, EngineSettings
 from llama_deploy.control_plane.records import Record, encode_record
-from llama_deploy.errors import LlamaDeployError
+from llama_deploy.errors import LlamaDeployError, TaskNotFoundError
 from llama_deploy.message_queues import Envelope
 from llama_deploy.messages import QueueMessage
 from llama_deploy.messages.frames import Answer, CancelStep, Deliver, Events, EventsCommitted, encode_op
@@ -505,3 +505,20 @@ async def test_a_timer_that_waited_for_a_decision_when_its_task_was_loaded_again
         await until(lambda: "t" in made.plane.engine.cache.tasks)
         made.manual.advance(60.0)
         await until(lambda: made.plane.engine.statistics.ended == 1)
+
+
+async def test_who_waits_for_a_task_that_was_loaded_again_is_told_when_it_changes_hands() -> None:
+    async with world(clock=ManualClock()) as made:
+        instance = FakeInstance()
+        await instance.connect(made.plane)
+        entry = await submit(made.plane, task_id="t")
+        step = await instance.delivery()
+        waiting = asyncio.create_task(made.plane.engine.wait_ended(entry, None))
+        await until(lambda: entry.ended_callbacks)
+        await move_on(made.plane, "t")
+        instance.fail(step)
+        await instance.acknowledged(step)
+        assert entry.stale
+        made.plane.takeover.lost([made.plane.leadership.shard("t")])
+        with pytest.raises(TaskNotFoundError):  # nobody else leads it here
+            await asyncio.wait_for(waiting, DEADLINE_S)

@@ -453,6 +453,7 @@ class Recording:
                     step.awaited, step.resumed_at = before.awaited, before.resumed_at
             self._engine.admission.replaced(entry, fresh)
             self._engine.when_ended(fresh, entry.end_like)
+            fresh.when_moved(entry.move_like_it)
             for callback in entry.ended_callbacks:
                 self._engine.when_ended(fresh, callback)
             while entry.mailbox:  # each of them sees that the entry is stale, and starts over

@@ -190,6 +190,11 @@ class TaskEntry:
         self.row, self.outcome, self.settled_seq = other.row, other.outcome, other.settled_seq
         self.shown = other.shown
 
+    def move_like_it(self) -> None:
+        """The entry that took the place of this stale one is led elsewhere by now: whoever still waits here is told."""
+        self.moved = True
+        self.tell_moved()
+
     def option(self, step: OpenStep, name: str) -> Any:
         """One of `StepOptions` for a step: what its decision said, else what the task's options say, else `None`."""
         for options in (step.options, self.definition.options):

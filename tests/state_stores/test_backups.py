@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -179,6 +182,37 @@ async def test_closing_ends_a_backup_that_is_being_written(tmp_path: Path) -> No
     assert outcome is None or isinstance(outcome, StoreUnavailableError)
     assert (tmp_path / "copy.db").exists() == (outcome is None)
     assert _hidden(tmp_path) == []
+
+
+@contextmanager
+def _just_written() -> Iterator[None]:
+    """What the block begins in a thread has ended after it, and the loop does not know yet."""
+    threads = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    yield
+    threads.shutdown()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+
+
+async def test_closing_meets_a_backup_that_has_just_been_written(tmp_path: Path) -> None:
+    store = await _store(tmp_path / "store.db", "t")
+    with _just_written():
+        backup = asyncio.create_task(store.backup(tmp_path / "copy.db"))
+        await asyncio.sleep(0)
+    await store.close()
+    await backup
+    assert await _tasks(tmp_path / "copy.db") == await _tasks(tmp_path / "store.db") == ["t"]
+
+
+async def test_who_gives_up_a_backup_that_has_just_been_written_is_canceled(tmp_path: Path) -> None:
+    store = await _store(tmp_path / "store.db")
+    with _just_written():
+        backup = asyncio.create_task(store.backup(tmp_path / "copy.db"))
+        await asyncio.sleep(0)
+    backup.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await backup
+    await store.close()
 
 
 # --- with everything above it -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,6 +61,8 @@ class SQLiteKeeping(SQLiteReads):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._copying: set[sqlite3.Connection] = set()
+        self._interrupting = threading.Lock()
+        """Held while a backup's connection is closed by its thread, or interrupted by another."""
         self._copies: set[asyncio.Future[None]] = set()
         self._erased = True
         """Whether the file may hold copies of what was erased; of an earlier process nobody knows."""
@@ -357,7 +360,9 @@ class SQLiteKeeping(SQLiteReads):
             try:
                 write_file(path, copy)
             finally:
-                connection.close()
+                with self._interrupting:
+                    self._copying.discard(connection)
+                    connection.close()
 
         copied = self._loop.run_in_executor(None, work)
         self._copies.add(copied)
@@ -365,15 +370,18 @@ class SQLiteKeeping(SQLiteReads):
         try:
             await asyncio.shield(copied)
         except asyncio.CancelledError:
-            connection.interrupt()
+            self._interrupt(connection)
             raise
-        finally:
-            self._copying.discard(connection)
+
+    def _interrupt(self, connection: sqlite3.Connection) -> None:
+        with self._interrupting:
+            if connection in self._copying:
+                connection.interrupt()
 
     async def _stop_copies(self) -> None:
         """End the backups that are being written; whoever asked for one is told."""
-        for connection in self._copying:
-            connection.interrupt()
+        for connection in tuple(self._copying):
+            self._interrupt(connection)
         await asyncio.gather(*self._copies, return_exceptions=True)
 
 

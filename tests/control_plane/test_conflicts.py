@@ -522,3 +522,37 @@ async def test_who_waits_for_a_task_that_was_loaded_again_is_told_when_it_change
         made.plane.takeover.lost([made.plane.leadership.shard("t")])
         with pytest.raises(TaskNotFoundError):  # nobody else leads it here
             await asyncio.wait_for(waiting, DEADLINE_S)
+
+
+async def test_a_step_whose_task_changed_hands_while_its_answer_was_decided_on_can_be_taken_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thinking, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(BaseOrchestrator):
+        async def get_next_messages(
+            self, task_def: TaskDefinition, state: dict[str, Any]
+        ) -> tuple[list[QueueMessage], dict[str, Any]]:
+            return [QueueMessage(type="echo")], state
+
+        async def add_result_to_state(self, result: TaskResult, state: dict[str, Any]) -> dict[str, Any]:
+            thinking.set()
+            await go_on.wait()
+            return state
+
+    async with world(orchestrator=Slow()) as made:
+        engine, instance = made.plane.engine, FakeInstance()
+        await instance.connect(made.plane)
+        await submit(made.plane, None, task_id="t")
+        instance.answer(await instance.delivery())
+        await asyncio.wait_for(thinking.wait(), DEADLINE_S)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(engine.leadership, "epoch_of", lambda _: None)
+            elsewhere.setattr(engine.leadership, "keeps", lambda _: False)
+            made.plane.takeover.lost([engine.leadership.shard("t")])
+            go_on.set()
+            await until(lambda: not engine._background)
+        entry = await engine.cache.load("t")  # it is led here again
+        assert entry is not None
+        engine.publish(entry, list(entry.open.values()))
+        assert (await instance.delivery(2)).step_id == "t:1"

@@ -196,11 +196,10 @@ class Answers:
 
         def decided(decision: Decision | LlamaDeployError) -> None:
             if entry.stale:
-                settled(CommitConflictError("the task was loaded again while its policy was thinking"))
+                settled(self._moved_on(entry))
                 return
             if entry.final or step.step_id not in entry.open:  # canceled while the policy was thinking
-                conflict = CommitConflictError("the task was loaded again while its policy was thinking")
-                self._late(entry, lambda: settled(None), lambda: settled(conflict))
+                self._late(entry, lambda: settled(None), lambda: settled(self._moved_on(entry)))
                 return
             transition.chunks = chunks()
             if isinstance(decision, Decision):
@@ -209,6 +208,13 @@ class Answers:
                 self._end_by_error(entry, transition, "answered", record, decision, answered=(step.step_id,))
 
         self._engine.decide(entry, (result, encoded), decided)
+
+    def _moved_on(self, entry: TaskEntry) -> LlamaDeployError:
+        """The refusal of what was decided about a task that is not the one in memory any more."""
+        leadership, session_id = self._engine.leadership, entry.row.session_id
+        if entry.moved and not leadership.keeps(session_id):
+            return leadership.not_led(session_id)
+        return CommitConflictError("the task was loaded again while its policy was thinking")
 
     def _record_fold(
         self,

@@ -155,6 +155,26 @@ async def test_what_one_says_about_services_holds_for_all(url: str) -> None:
         await until(lambda: a.engine.registry.definition("echo") is None)
 
 
+async def test_what_all_have_in_common_is_read_again_where_it_could_not_be_understood(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def of_another_version() -> dict[str, bytes]:
+        return {"echo": b"{}"}
+
+    async with planes(url, "a") as made:
+        common = made["a"].engine.common
+
+        async def is_read() -> None:
+            reads = common.reads
+            common._heard("")
+            await until(lambda: common.reads > reads and not common._reading.locked())
+
+        with monkeypatch.context() as broken:
+            broken.setattr(made["a"].store, "load_services", of_another_version)
+            await is_read()
+        await is_read()
+
+
 async def test_old_tasks_are_removed_by_one_and_shown_by_nobody(url: str) -> None:
     settings = replace(SETTINGS, ended_tasks_max=1)
     async with planes(url, "a", "b", settings=settings) as made:

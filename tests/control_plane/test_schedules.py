@@ -539,3 +539,23 @@ async def test_who_looks_after_schedules_no_more_writes_nothing_over_what_anothe
         go_on.set()
         await settled(made)
         assert (await schedules.list())[0].paused
+
+
+async def test_schedules_that_cannot_be_read_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(clock=clock(), settings=PATIENT) as made:
+        schedules, store = made.plane.schedules, made.plane.store
+        await FakeInstance().connect(made.plane)
+        await schedules.put("s", hourly())
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(made.plane.routing, "leads", lambda _: False)
+            schedules._wake.set()
+            await until(lambda: not schedules.in_charge)
+        readable = (await store.load_documents("schedule"))["s"]
+        await store.put_document("schedule", "s", b'{"of": "another version"}')
+        schedules._wake.set()
+        await settled(made)
+        await store.put_document("schedule", "s", readable)
+        made.manual.advance(1.0)
+        await until(lambda: schedules.in_charge)
+        await advance(made, HOUR)
+        assert await tasks(made) == ["s@2026-01-01T01:00:00Z"]

@@ -333,7 +333,7 @@ class Schedules:
         try:
             async with self._changing:
                 await self._take_charge()
-        except LlamaDeployError as error:
+        except Exception as error:  # noqa: BLE001 - the edge of this task: of another version, say
             log.warning("the schedules cannot be read now, trying again", error=str(error))
             self._engine.clock.call_at(self._engine.clock.now() + AGAIN_S, self._wake.set)
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llama_deploy.connections.problems import (
-    cannot_reach,
     error_from_problem,
     no_answer,
     tls_cause,
@@ -26,6 +25,7 @@ from llama_deploy.connections.problems import (
 from llama_deploy.errors import ConnectionLostError, InvalidRequestError
 from llama_deploy.runtime import failpoint
 from llama_deploy.runtime.credentials import Credentials
+from llama_deploy.runtime.http_client import http_client
 
 if TYPE_CHECKING:
     import ssl
@@ -133,11 +133,6 @@ class HttpRequests:
             yield
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise unreachable(self._base_url, error) from error
-        except AttributeError as error:
-            if error.name != "getpeername":
-                raise
-            # A connection that is reset as it is made: anyio asks its socket for the peer, and the socket is gone.
-            raise cannot_reach(self._base_url, "connection reset") from error
         except httpx2.TimeoutException as error:
             raise no_answer(self._base_url, silent_s or self._timeout_s, f"{method} {path}", _known(method)) from error
         except (httpx2.TransportError, OSError) as error:
@@ -146,12 +141,12 @@ class HttpRequests:
             raise self._lost(method, path, error) from error
 
     def _open(self) -> AsyncClient:
-        from httpx2 import ASGITransport, AsyncClient, Limits
+        from httpx2 import ASGITransport, Limits
 
         transport: ASGITransport | None = None
         if self._app is not None:
             transport = ASGITransport(app=self._app, raise_app_exceptions=False)
-        self._http = AsyncClient(
+        self._http = http_client(
             base_url=self._base_url,
             transport=transport,
             timeout=self._timeout_s,

@@ -26,6 +26,7 @@ from llama_deploy.connections.websocket import WebSocketTransport
 from llama_deploy.control_plane.leadership import Member
 from llama_deploy.errors import PlaneNotAnsweringError
 from llama_deploy.runtime.credentials import Credentials
+from llama_deploy.runtime.http_client import http_client
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient
@@ -61,7 +62,7 @@ class Peers:
 
         scheme = url.partition(":")[0]
         if scheme not in self._http:
-            self._http[scheme] = httpx2.AsyncClient(
+            self._http[scheme] = http_client(
                 timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
                 limits=httpx2.Limits(
                     max_connections=None,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import httpx2
 
 from llama_deploy.errors import NonRetryableError, ServiceRaisedError, SettingError
+from llama_deploy.runtime.http_client import http_client
 from llama_deploy.services.base import Service, StepContext
 from llama_deploy.services.results import result_from_value
 from llama_deploy.types import ServiceDefinition, TaskResult
@@ -61,7 +62,7 @@ class EndpointService(Service):
 
     async def start(self) -> None:
         """Open the connections that all requests share."""
-        self._client = httpx2.AsyncClient(timeout=self.definition.run_timeout_s, follow_redirects=False)
+        self._client = http_client(timeout=self.definition.run_timeout_s, follow_redirects=False)
 
     async def stop(self) -> None:
         """Close them."""

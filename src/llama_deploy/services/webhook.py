@@ -22,6 +22,7 @@ from llama_deploy._version import __version__
 from llama_deploy.errors import WebhookFailedError
 from llama_deploy.messages.webhooks import WebhookCall, sign
 from llama_deploy.runtime import Clock, SystemClock
+from llama_deploy.runtime.http_client import http_client
 from llama_deploy.services.base import Service, StepContext
 from llama_deploy.types import ActionTypes, RetryPolicy, ServiceDefinition, TaskResult
 from llama_deploy.types.webhooks import WEBHOOK_SERVICE, Address, WebhookSettings, as_address, redacted
@@ -166,12 +167,10 @@ class WebhookService(Service):
     async def _client(self, scheme: str) -> AsyncClient:
         client = self._clients.get(scheme)
         if client is None:
-            import httpx2
-
             # The certificates take a while to read, which is nothing for the event loop.
             verify = await asyncio.to_thread(ssl.create_default_context) if scheme == "https" else False
             client = self._clients.setdefault(
-                scheme, httpx2.AsyncClient(follow_redirects=False, trust_env=False, verify=verify, timeout=None)
+                scheme, http_client(follow_redirects=False, trust_env=False, verify=verify, timeout=None)
             )
         return client
 

@@ -12,9 +12,11 @@ import pytest
 from tests.support import DEADLINE_S, eventually
 
 from llama_deploy.control_plane import EngineSettings
+from llama_deploy.control_plane.contents import Contents
 from llama_deploy.control_plane.http.app import build_app
 from llama_deploy.control_plane.http.artifact_routes import disposition
 from llama_deploy.control_plane.plane import ControlPlane
+from llama_deploy.errors import StoreUnavailableError
 from llama_deploy.messages.contents import PART_BYTES
 from llama_deploy.state_stores import MemoryStore
 
@@ -157,3 +159,27 @@ async def test_a_client_that_dies_in_mid_upload_is_no_error_of_ours(url: str, ca
         assert (await http.put(path, content=content)).status_code == 201
     assert "request failed" not in caplog.text
     assert "Exception" not in caplog.text
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["the store is lost", "the content is removed"])
+async def test_what_the_store_gives_only_in_part_breaks_off(
+    url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, *, lost: bool
+) -> None:
+    data = DATA * 5
+    read = Contents.read
+
+    async def first_piece(self: Contents, hash_: str, first: int, limit: int) -> tuple[bytes, int]:
+        if first and lost:
+            raise StoreUnavailableError("the store cannot be reached now")
+        return (b"", 0) if first else await read(self, hash_, first, limit)
+
+    async with httpx2.AsyncClient(base_url=url, timeout=DEADLINE_S) as http:
+        there = (await http.post("/v1/artifacts", content=sent(data))).json()["$artifact"]
+        monkeypatch.setattr(Contents, "read", first_piece)
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await http.get(f"/v1/artifacts/{there}")
+        monkeypatch.undo()
+        assert (await http.get(f"/v1/artifacts/{there}")).content == data
+    assert "a content breaks off" in caplog.text
+    assert "request failed" not in caplog.text
+    assert "Traceback" not in caplog.text

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llama_deploy.errors import DeploymentFailedError
+from llama_deploy.runtime.http_client import http_client
 
 if TYPE_CHECKING:
     import httpx2
@@ -191,7 +192,7 @@ class Finishing:
         try:
             async with (
                 asyncio.timeout(ASK_TIMEOUT_S),
-                httpx2.AsyncClient(
+                http_client(
                     base_url=self._processes.url, headers=self._processes.headers, trust_env=False, verify=False
                 ) as http,
             ):

@@ -15,14 +15,17 @@ from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Send
 
 from llama_deploy.control_plane.contents import Contents, check_hash, not_there
 from llama_deploy.control_plane.http.problems import answers, problem
 from llama_deploy.control_plane.plane import ControlPlane
-from llama_deploy.errors import ArtifactCorruptError, InvalidRequestError, LimitExceededError
+from llama_deploy.errors import ArtifactCorruptError, InvalidRequestError, LimitExceededError, LlamaDeployError
 from llama_deploy.runtime.files import PART_BYTES, prepare
+from llama_deploy.runtime.logs import get_logger
 from llama_deploy.types.artifacts import MEDIA_TYPE, Artifact, media_type_of
 
+log = get_logger("llama_deploy.http")
 router = APIRouter(prefix="/v1", tags=["artifacts"])
 
 PIECE_BYTES = 4 * PART_BYTES
@@ -211,14 +214,24 @@ async def get_artifact(
     headers["Content-Length"] = str(end - first)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
-    return StreamingResponse(_sent(contents, hash, first, end), status, headers, media_type)
+    return _Content(_sent(contents, hash, first, end), status, headers, media_type)
+
+
+class _Content(StreamingResponse):
+    """An answer that breaks off, and does not look complete, where the store cannot give the rest of it."""
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except LlamaDeployError as error:
+            log.warning("a content breaks off", code=error.code, error=str(error))
 
 
 async def _sent(contents: Contents, hash_: str, first: int, end: int) -> AsyncIterator[bytes]:
     while first < end:
         data, _ = await contents.read(hash_, first, min(PIECE_BYTES, end - first))
         if not data:
-            return  # removed meanwhile: the answer breaks off, and does not look complete
+            raise not_there(hash_)  # it was removed meanwhile
         first += len(data)
         yield data
 

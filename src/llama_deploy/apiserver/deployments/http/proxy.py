@@ -22,6 +22,7 @@ from llama_deploy.control_plane.http.access.tokens import FOR
 from llama_deploy.control_plane.http.lines import ENDLESS
 from llama_deploy.errors import DeploymentUnavailableError
 from llama_deploy.messages.frames import FRAME_BYTES_MAX
+from llama_deploy.runtime.http_client import http_client
 
 HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding"}
@@ -40,7 +41,7 @@ class Proxy:
     """Connections to the servers behind this one. Close it at the end."""
 
     def __init__(self) -> None:
-        self._client = httpx2.AsyncClient(
+        self._client = http_client(
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),
             trust_env=False,

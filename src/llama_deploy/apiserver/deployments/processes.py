@@ -6,9 +6,11 @@ number of its version, and which start of that it is of.
 
 from __future__ import annotations
 
+import itertools
 import socket
 import sys
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,6 +88,14 @@ class Processes:
             for service in version.file.services
             for replica in range(1, replicas.get(service.name, service.replicas) + 1)
         ]
+
+    def further(
+        self, version: Version, label: str, service: str, count: int, *, besides: AbstractSet[str]
+    ) -> list[ChildSpec]:
+        """So many more processes of a service, under names that no others have."""
+        of_service = version.service(service)
+        numbered = (self._service(version, label, of_service, replica) for replica in itertools.count(1))
+        return list(itertools.islice((one for one in numbered if one.name not in besides), max(0, count)))
 
     def _service(self, version: Version, label: str, service: ServiceSpec, replica: int) -> ChildSpec:
         drain = f"{self.options.drain_timeout_s:g}"

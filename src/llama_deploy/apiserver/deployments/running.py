@@ -237,20 +237,19 @@ class RunningDeployment:
         """Have so many processes of a service; returns when further ones are ready. What is too much retires."""
         assert self.version is not None, "a version runs"
         self.replicas[service] = count
-        wanted = {spec.name: spec for spec in self._services(self.version, self.label) if spec.service == service}
-        now = [
-            one.name
-            for one in self.children
-            if one.service == service and one.state is not ChildState.STOPPING and not self._is_old(one)
-        ]
-        added = await self._add(spec for name, spec in wanted.items() if name not in now)
-        self.retire([name for name in now if name not in wanted])
+        here = [one for one in self.children if one.service == service and not self._is_old(one)]
+        now = [one.name for one in here if one.state is not ChildState.STOPPING]
+        names = {one.name for one in here}  # also of those that retire
+        further = self._processes.further(self.version, self.label, service, count - len(now), besides=names)
+        added = await self._add(further)
+        self.retire(now[count:])
         await self._all_ready(set(added), self.number)
 
     async def restart(self) -> None:
         """Start the processes that have failed again, with a new restart budget, and wait until they are ready."""
         failed = [one for one in self.children if one.state is ChildState.FAILED]
-        await asyncio.gather(*(self._supervisor.restart(one.name) for one in failed))
+        for one in failed:  # at once: what has failed does not have to end, and is not retired in between
+            await self._supervisor.restart(one.name)
         await self._all_ready({one.name for one in failed if not self._is_old(one)}, self.number)
 
     async def stop(self) -> None:
@@ -300,9 +299,10 @@ class RunningDeployment:
         return added
 
     async def _replace_plane(self, version: Version, number: int) -> None:
+        spec = self._processes.plane(version, number)
         self._tell("control plane", f"starts again for version {number}")
         await self._supervisor.remove(PLANE)
-        await self._supervisor.add(self._processes.plane(version, number))
+        await self._supervisor.add(spec)
 
     async def _check_plane(self, version: Version) -> None:
         """Raise `DeploymentFailedError` where the control plane of a version would not start."""
@@ -362,22 +362,28 @@ class RunningDeployment:
 
         Raises `DeploymentFailedError` when one has failed, is too late, or is not wanted any more.
         """
-        try:
-            async with asyncio.timeout(self._options.start_timeout_s), self._pages_answer(names):
-                while True:
+        wait_s = self._options.start_timeout_s
+        async with self._pages_answer(names):
+            try:
+                async with asyncio.timeout(wait_s):
                     self._changed.clear()
-                    statuses = [status for status in self.children if status.name in names]
-                    if gone := names.difference(status.name for status in statuses):
-                        raise _taken_away(self.name, number, min(gone))
-                    for status in statuses:
-                        if status.state is ChildState.FAILED:
-                            raise _not_started(self.name, number, status)
-                    if all(status.ready for status in statuses) and all(page.done() for page in self._pages.values()):
-                        return
-                    await self._changed.wait()
-        except TimeoutError:
-            late = [status for status in self.children if status.name in names and not status.ready]
-            raise _not_started(self.name, number, late[0], self._options.start_timeout_s) from None
+                    while self._late(names, number):
+                        await self._changed.wait()
+                        self._changed.clear()
+            except TimeoutError:
+                if late := self._late(names, number):
+                    raise _not_started(self.name, number, late[0], wait_s) from None
+
+    def _late(self, names: set[str], number: int) -> list[ChildStatus]:
+        """Those of these processes that are not ready yet. Raises `DeploymentFailedError` for one that will not be."""
+        statuses = [status for status in self.children if status.name in names]
+        if gone := names.difference(status.name for status in statuses):
+            raise _taken_away(self.name, number, min(gone))
+        for status in statuses:
+            if status.state is ChildState.FAILED:
+                raise _not_started(self.name, number, status)
+        silent = {name for name, page in self._pages.items() if not page.done()}
+        return [status for status in statuses if not status.ready or status.name in silent]
 
     @contextlib.asynccontextmanager
     async def _pages_answer(self, names: set[str]) -> AsyncIterator[None]:

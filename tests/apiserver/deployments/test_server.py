@@ -21,6 +21,7 @@ from llama_deploy.errors import (
     DeploymentNotFoundError,
     DeploymentUnavailableError,
     ForbiddenError,
+    SettingError,
     TaskFailed,
     UnauthenticatedError,
 )
@@ -112,6 +113,23 @@ async def test_a_service_that_keeps_dying_fails_with_its_last_lines_and_after_it
             assert await client.run("tell", text="now") == "well now"
         await api.delete("dying")
     assert not list(server.data.rglob("*dying*"))
+
+
+async def test_what_came_to_nothing_is_started_when_it_is_asked_for_again(server: ApiServer, tmp_path: Path) -> None:
+    file, secret = write_deployment(tmp_path, "early"), tmp_path / "outside" / "secret"
+    file.write_text(file.read_text().replace("MARK: ''", f"MARK: {{file: {secret}}}"))
+    with pytest.raises(SettingError):
+        await server.deploy(file)
+    async with server.deployments() as api:
+        assert (await api.get("early"))["processes"] == []
+        with pytest.raises(SettingError):
+            await api.start("early")
+        secret.parent.mkdir()
+        secret.write_text("!")
+        assert (await api.start("early"))["state"] == "running"
+        async with server.client("early") as client:
+            assert await client.run("tell", text="now") == "now!"
+        await api.delete("early")
 
 
 async def test_what_was_recorded_is_there_after_a_stop_and_gone_after_a_delete(

@@ -188,7 +188,7 @@ class DeploymentServer:
         if current is not None and current.digest == version.digest and row.wanted is Wanted.RUNNING:
             running = self._running[name]
             if running.state is State.FAILED:
-                await running.restart()
+                await self._again(running, current)
             return False
         if not allowed:
             raise DeploymentExistsError(
@@ -286,11 +286,7 @@ class DeploymentServer:
         async with self._turn(name):
             running = self.find(name)
             self.records.want(name, wanted=Wanted.RUNNING)
-            row = self._wanted_version(name)
-            if running.state is State.STOPPED:
-                await self._start(running, self._open(name, row), row.number)
-            else:
-                await running.restart()
+            await self._again(running, self._wanted_version(name))
 
     async def delete(self, name: str) -> None:
         """End a deployment, after its processes have drained, and remove all that it has kept."""
@@ -388,6 +384,13 @@ class DeploymentServer:
             raise
         self.records.judge(name, number, VersionState.PROVED)
         self._tell(name, "running", f"version {number}", number)
+
+    async def _again(self, running: RunningDeployment, row: VersionRow) -> None:
+        """Start a version that is stopped or of which nothing was ever started, or what of it has failed."""
+        if running.state is State.STOPPED or not running.children:
+            await self._start(running, self._open(running.name, row), row.number)
+        else:
+            await running.restart()
 
     async def _follow(self, name: str, version: Version, number: int, *, before: int, now: bool) -> None:
         """Have a version take the place of the one that runs; where it does not start, that one stays."""

@@ -79,6 +79,7 @@ class DeploymentServer:
         for row in self.records.deployments():
             if row.wanted is Wanted.DELETED:
                 self._remove(row.name)
+                self._prune_folders()
                 continue
             running = self._place(row.name)
             if row.wanted is Wanted.RUNNING:
@@ -298,6 +299,7 @@ class DeploymentServer:
             running.close()
             del self._running[name]
             await asyncio.to_thread(self._remove, name)
+            self._prune_folders()
             self._notify()
 
     # --- events and logs --------------------------------------------------------------------------------------------
@@ -430,7 +432,6 @@ class DeploymentServer:
         """Remove what a deleted deployment has left, its record last: whoever starts next finishes what is cut off."""
         shutil.rmtree(self.data / "deployments" / name, ignore_errors=True)
         self.records.forget(name)
-        self._prune_folders()
 
     def _prune(self, name: str) -> None:
         """Keep the newest versions, and the one that is wanted."""
@@ -443,6 +444,7 @@ class DeploymentServer:
         self._prune_folders()
 
     def _prune_folders(self) -> None:
+        """On the thread of the loop, like all that makes versions: none is made while this looks which there are."""
         rows = self.records.deployments()
         kept = {(row.name, version.digest) for row in rows for version in self.records.versions(row.name)}
         self.versions.prune(kept | set(self._fresh))

@@ -96,6 +96,8 @@ class Versions:
         self._git = GitSources(self._trees, self._commands)
         self._environments = Environments(self._pythons, self._commands)
         self._making = 0
+        self._new: list[str] = []
+        """Folders of versions that are made, and of which whoever asked for them does not know yet."""
 
     def clear_staging(self) -> None:
         """Remove what a crash has left half made."""
@@ -110,6 +112,7 @@ class Versions:
         """
         staged = await asyncio.to_thread(self._stage)
         self._making += 1
+        new: list[str] = []
         try:
             tree = staged / TREE
             files = await asyncio.to_thread(_take_in, offer, tree)
@@ -122,11 +125,17 @@ class Versions:
             note = {"file": offer.file_name, "digest": digest, "files": files, "places": _as_json(places), "page": page}
             (tree / offer.file_name).write_bytes(offer.source)
             (staged / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
-            self._keep(staged, self._root / f"{file.name}-{digest[:20]}")
+            new.append(f"{file.name}-{digest[:20]}")
+            self._new += new
+            self._keep(staged, self._root / new[0])
             return self.open(file.name, digest)
         finally:
-            self._making -= 1
-            await asyncio.to_thread(shutil.rmtree, staged, ignore_errors=True)
+            try:
+                await asyncio.to_thread(shutil.rmtree, staged, ignore_errors=True)
+            finally:
+                self._making -= 1
+                for name in new:
+                    self._new.remove(name)
 
     def _stage(self) -> Path:
         self._staging.mkdir(parents=True, exist_ok=True)
@@ -183,7 +192,7 @@ class Versions:
 
     def prune(self, kept: set[tuple[str, str]]) -> None:
         """Remove the folders of versions that nobody speaks of any more; `kept` are names and digests."""
-        names = {f"{name}-{digest[:20]}" for name, digest in kept}
+        names = {*self._new, *(f"{name}-{digest[:20]}" for name, digest in kept)}
         _remove_others(self._root, names)
         if self._making:  # what is fetched for it is spoken of by nobody yet
             return

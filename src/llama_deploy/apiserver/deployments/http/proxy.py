@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.protocol import State
 
 from llama_deploy.control_plane.http.access.tokens import FOR
 from llama_deploy.control_plane.http.lines import ENDLESS
@@ -82,7 +83,7 @@ class Proxy:
             ) from error
         request.scope[ENDLESS] = True  # only the other side knows when it ends
         passed_back = [(name, value) for name, value in answer.headers.multi_items() if name not in HOP_BY_HOP]
-        response = StreamingResponse(_body(answer), answer.status_code)
+        response = _Passed(answer)
         response.raw_headers = [
             (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in passed_back
         ]
@@ -120,12 +121,19 @@ class Proxy:
             await _both_ways(socket, upstream)
 
 
-async def _body(answer: httpx2.Response) -> AsyncIterator[bytes]:
-    try:
-        async for piece in answer.aiter_raw():
-            yield piece
-    finally:
-        await answer.aclose()
+class _Passed(StreamingResponse):
+    """An answer of the other side, which is let go of also where nobody is there any more to begin reading it."""
+
+    def __init__(self, answer: httpx2.Response) -> None:
+        super().__init__(answer.aiter_raw(), answer.status_code)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._answer.aclose()
 
 
 async def _refuse(socket: WebSocket, error: InvalidStatus) -> None:
@@ -142,6 +150,8 @@ async def _both_ways(socket: WebSocket, upstream: ClientConnection) -> None:
     down = asyncio.create_task(_downwards(socket, upstream))
     try:
         await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
+        if up.done() and upstream.state is not State.OPEN:  # what it said before that is on its way still, and its end
+            await asyncio.wait({down})
     finally:
         for task in (up, down):
             task.cancel()

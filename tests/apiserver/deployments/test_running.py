@@ -35,13 +35,16 @@ class Programs(Processes):
     def _runs(self, name: str, code: str, version: object = "", service: str = "", **environment: str) -> ChildSpec:
         return ChildSpec(
             name=name,
-            command=(sys.executable, "-I", "-S", "-c", code),
+            command=(*self.program(None)[:-1], code),
             folder=self.data,
             environment=environment,
             service=service,
             tells_ready=code == READY,
             version=str(version),
         )
+
+    def program(self, python: Path | None, *arguments: str) -> tuple[str, ...]:
+        return (sys.executable, "-I", "-S", "-c", SILENT)
 
     def plane(self, version: Version, number: int) -> ChildSpec:
         if version.file.store == OUTSIDE:
@@ -76,6 +79,7 @@ def a_version(folder: Path, *, page: PageSpec | None = None, store: str | None =
 async def deployed(folder: Path, **options: float) -> AsyncIterator[RunningDeployment]:
     """A deployment of these programs that runs in its first version."""
     guard = Guard()
+    guard.start()
     running = RunningDeployment(
         "small",
         folder,
@@ -148,3 +152,14 @@ async def test_what_failed_and_is_retired_meanwhile_is_not_started_again(tmp_pat
         running.retire([failed])
         await running.restart()
         await eventually(lambda: failed not in states(running))
+
+
+async def test_a_control_plane_whose_code_never_loads_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    async with deployed(tmp_path) as running:
+        object.__setattr__(running._options, "start_timeout_s", 0.5)
+        before = running.children
+        with pytest.raises(DeploymentFailedError, match="would not start") as failed:
+            await running.update(a_version(tmp_path, store="another.db"), 2)
+        assert failed.value.why == "it took more than 0.5 s to load"
+        assert running.children == before

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from enum import Enum
 from pathlib import Path
 
+from llama_deploy.apiserver.deployments.commands import Commands
 from llama_deploy.apiserver.deployments.finishing import Finishing
 from llama_deploy.apiserver.deployments.options import RunningOptions
 from llama_deploy.apiserver.deployments.pages import answers
@@ -97,6 +98,7 @@ class RunningDeployment:
         self._changed = asyncio.Event()
         self._retiring: dict[asyncio.Task[None], None] = {}
         self._processes = Processes(name=name, data=data, options=options, listener=listener())
+        self._commands = Commands(guard)
         self._supervisor = Supervisor(
             [],
             on_event=self._child_changed,
@@ -307,13 +309,12 @@ class RunningDeployment:
     async def _check_plane(self, version: Version) -> None:
         """Raise `DeploymentFailedError` where the control plane of a version would not start."""
         command = self._processes.program(None, "check", str(version.folder))
-        ran = await asyncio.to_thread(
-            subprocess.run, command, cwd=version.tree, capture_output=True, text=True, check=False
-        )
-        if ran.returncode:
+        wait_s = self._options.start_timeout_s
+        ran = await self._commands.run(command, folder=version.tree, environment=os.environ, timeout_s=wait_s)
+        if ran.code or ran.timed_out:
             raise DeploymentFailedError(
                 f"the control plane of {self.name} would not start",
-                why=ran.stderr.strip(),
+                why=f"it took more than {wait_s:g} s to load" if ran.timed_out else ran.err,
                 fix="correct its orchestrator",
             )
 

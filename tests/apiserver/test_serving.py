@@ -493,6 +493,43 @@ async def test_dev_starts_everything_again_when_the_orchestrator_changes(folder:
         assert await dev.ends(signal.SIGINT) == 0
 
 
+async def test_dev_goes_on_when_a_changed_file_asks_for_what_is_not_there(folder: Path) -> None:
+    async with llamactl("dev", folder=folder) as dev:
+        await dev.says("ready. Try: llamactl")
+        (folder / "deployment.yml").write_text(FILE.replace('MARK: "!"', "MARK: '${NOT_SET_ANYWHERE}'"))
+        await dev.says("the variable NOT_SET_ANYWHERE is not set")
+        await dev.says("Nothing was restarted.")
+        (folder / "deployment.yml").write_text(FILE.replace('MARK: "!"}', 'MARK: "!"}, env-files: [gone.env]'))
+        await dev.says("gone.env")
+        await dev.says("Nothing was restarted.", times=2)
+        (folder / "deployment.yml").write_text(FILE.replace('MARK: "!"', 'MARK: "?"'))
+        await dev.says("changed: deployment.yml")
+        await dev.says("shout: ready", times=2)
+        async with Client(await dev.url()) as client:
+            assert await client.run("shout", text="what") == "WHAT?"
+
+
+async def test_dev_comes_back_to_a_control_plane_that_could_not_start_at_first(folder: Path) -> None:
+    async with llamactl("dev", folder=folder) as dev:
+        await dev.says("ready. Try: llamactl")
+        (folder / "policy.py").write_text("raise ValueError('half done')")
+        (folder / "deployment.yml").write_text(FILE + 'orchestrator: "policy:Route"\n')
+        await dev.says("half done")
+        (folder / "policy.py").write_text(POLICY)
+        await dev.says("starting everything again")
+        await dev.says("ready. Try: llamactl", times=2)
+        assert await dev.ends(signal.SIGINT) == 0
+
+
+async def test_dev_ends_while_it_waits_for_code_that_never_loads(folder: Path) -> None:
+    async with llamactl("dev", folder=folder) as dev:
+        await dev.says("ready. Try: llamactl")
+        (folder / "policy.py").write_text("import signal\nprint(open('begun', 'w'))\nsignal.pause()\n")
+        (folder / "deployment.yml").write_text(FILE + 'orchestrator: "policy:Route"\n')
+        await eventually((folder / "begun").exists, PROCESS_S)
+        assert await dev.ends(signal.SIGTERM) == 0
+
+
 async def test_an_input_that_kills_its_service_fails_and_the_service_outlives_it(folder: Path) -> None:
     (folder / "services.py").write_text(SERVICES.replace("return text.upper()", "os._exit(3)\n    return text.upper()"))
     limits = "limits: {attempts-max: 3, reconnect-grace-s: 0.1}\n"

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from llama_deploy.apiserver.access_spec import AccessSpec
 from llama_deploy.apiserver.addresses import local_url, reached_at, url_of
+from llama_deploy.apiserver.checking import why_not
 from llama_deploy.apiserver.deployment_file import load_deployment_file
 from llama_deploy.apiserver.loader import check_no_images, load_orchestrator
 from llama_deploy.apiserver.local_instance import own_services
@@ -36,7 +36,7 @@ from llama_deploy.control_plane import ControlPlane
 from llama_deploy.control_plane.http.listener import bind
 from llama_deploy.control_plane.leadership import Sharing
 from llama_deploy.control_plane.registry import is_reserved
-from llama_deploy.errors import ServiceStartError
+from llama_deploy.errors import LlamaDeployError, ServiceStartError
 from llama_deploy.runtime.failpoints import arm_from_environment
 from llama_deploy.runtime.line_log import LineLog
 
@@ -142,6 +142,8 @@ class _Serving:
         )
         self._instances = _Instances(plane, file, report, on_ready=self._ready, on_served=self._supervisor.proved)
         self._watching: asyncio.Task[None] | None = None
+        self._waits = False
+        """The file has settings of the control plane with which it could not start so far."""
         self._hurried = False
         self._ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """Why it stops: false for a signal, true to start everything again, or the reason why it cannot run."""
@@ -234,7 +236,7 @@ class _Serving:
             return False
         if isinstance(change, FileChanged):
             return await self._file_changed(change.file)
-        if _imported_here(change.files):
+        if self._waits or _imported_here(change.files):
             return await self._can_start_again()
         names = ", ".join(sorted({path.name for path in change.files}))
         self._report(f"changed: {names}; restarting {', '.join(change.services)}")
@@ -243,24 +245,29 @@ class _Serving:
         return False
 
     async def _file_changed(self, file: DeploymentFile) -> bool:
-        before, self._file = self._file, file
         for notice in file.notices:
             self._report(notice)
-        if control_plane_settings(before) != control_plane_settings(file):
+        self._waits = control_plane_settings(self._file) != control_plane_settings(file)
+        if self._waits:
             return await self._can_start_again()
+        try:
+            children = self._children(file)
+        except (LlamaDeployError, OSError) as error:
+            why = error.render() if isinstance(error, LlamaDeployError) else f"{file.path.name}: {error}"
+            self._report(f"{why}\nNothing was restarted.")
+            return False
         self._report(f"changed: {file.path.name}")
+        before, self._file = self._file, file
         if file.access != before.access:
             self._plane.served.reload()
         self._instances.expect(file)
-        await self._supervisor.replace(self._children(file))
+        await self._supervisor.replace(children)
         return False
 
     async def _can_start_again(self) -> bool:
         """Whether the deployment as it is on disk would start; says why not, and everything stays as it is then."""
-        command = [sys.executable, "-P", "-m", "llama_deploy.cli", "serve", str(self._file.path), "--check"]
-        checked = await asyncio.to_thread(subprocess.run, command, check=False, capture_output=True, text=True)
-        if checked.returncode != 0:
-            self._report(f"{checked.stderr.rstrip()}\nNothing was restarted.")
+        if why := await why_not(self._file.path):
+            self._report(f"{why}\nNothing was restarted.")
             return False
         self._report("the control plane's own code or settings changed; starting everything again")
         return True

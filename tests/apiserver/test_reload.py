@@ -30,10 +30,14 @@ class Watch:
         self.folder = folder
         self._changes = changes(load_deployment_file(folder / "deployment.yml"))
         self._queue: asyncio.Queue[Change] = asyncio.Queue()
+        self.acts = asyncio.Event()
+        """Whoever acts on a change is done with it."""
+        self.acts.set()
 
     async def follow(self) -> None:
         async for change in self._changes:
             self._queue.put_nowait(change)
+            await self.acts.wait()
 
     async def next(self) -> Change:
         return await asyncio.wait_for(self._queue.get(), DEADLINE_S)
@@ -171,3 +175,25 @@ async def test_the_bytecode_of_a_changed_module_is_not_what_starts_next(tmp_path
 
 def _files(folder: Path) -> list[Path]:
     return list(folder.iterdir())
+
+
+async def test_a_file_of_variables_that_a_new_deployment_file_names_is_watched(tmp_path: Path) -> None:
+    async with watching(tmp_path) as watch:
+        watch.write("one.env", "A=1\n")
+        watch.write("deployment.yml", FILE.replace('"one/code:run"', '"one/code:run", env-files: [one.env]'))
+        assert isinstance(await watch.next(), FileChanged)
+        watch.write("one.env", "A=2\n")
+        assert await watch.next() == ServicesChanged(("one",), (tmp_path / "one.env",))
+
+
+async def test_what_changes_while_a_new_deployment_file_is_acted_on_is_not_missed(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    async with watching(tmp_path / "here") as watch:
+        watch.acts.clear()
+        watch.write("deployment.yml", FILE + '  four: {import-path: "code:run", path: ../elsewhere}\n')
+        assert isinstance(await watch.next(), FileChanged)
+        watch.write("one/code.py", "run = 2\n")  # its service was not touched by the new file
+        watch.acts.set()
+        change = await watch.next()
+        assert change == ServicesChanged(("one", "four"), (tmp_path / "here" / "one" / "code.py",))

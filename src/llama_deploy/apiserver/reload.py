@@ -6,6 +6,7 @@ reported and changes nothing, so that half-typed code never takes down what work
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 from collections.abc import Set as AbstractSet
@@ -61,17 +62,62 @@ async def changes(file: DeploymentFile) -> AsyncIterator[Change]:
     again when it changes again. Raises `OSError` when the system cannot watch (its limit on watches, say).
     """
     judge = _Judge(file)
-    while True:
-        folders = _watched(judge.file)
-        watching = watchfiles.awatch(*folders, watch_filter=_Filter(judge.file), step=QUIET_MS, recursive=True)
+    watches = _Watches(judge)
+    try:
+        await watches.renew()
+        while True:
+            found = judge.means(sorted(await watches.next()))
+            await watches.renew()  # before anybody acts on it: what changes meanwhile is not missed
+            for change in found:
+                yield change
+    finally:
+        await watches.close()
+
+
+class _Watches:
+    """A watch for each folder, for as long as the deployment file that the judge has names it."""
+
+    def __init__(self, judge: _Judge) -> None:
+        self._judge = judge
+        self._watching: dict[Path, asyncio.Task[None]] = {}
+        self._found: asyncio.Queue[set[Path] | Exception] = asyncio.Queue()
+
+    async def renew(self) -> None:
+        """Watch what is to be watched by now; what was watched already is, without a gap."""
+        wanted = _watched(self._judge.file)
+        await self._end(self._watching.keys() - set(wanted))
+        for folder in wanted:
+            if folder not in self._watching:
+                self._watching[folder] = asyncio.create_task(self._watch(folder))
+        await asyncio.sleep(0)  # each watches from its first step on
+
+    async def next(self) -> set[Path]:
+        """What has changed since it was last asked for. Raises what keeps a folder from being watched."""
+        paths: set[Path] = set()
+        while not paths or not self._found.empty():
+            found = await self._found.get()
+            if isinstance(found, Exception):
+                raise found
+            paths |= found
+        return paths
+
+    async def close(self) -> None:
+        """Watch nothing any more."""
+        await self._end(set(self._watching))
+
+    async def _watch(self, folder: Path) -> None:
+        judged = _Filter(self._judge)
         try:
-            async for found in watching:
-                for change in judge.means(sorted(Path(path) for _, path in found)):
-                    yield change
-                if _watched(judge.file) != folders:
-                    break
-        finally:
-            await watching.aclose()
+            async for found in watchfiles.awatch(folder, watch_filter=judged, step=QUIET_MS, recursive=True):
+                self._found.put_nowait({Path(path) for _, path in found})
+        except Exception as error:  # noqa: BLE001 - whoever asks for the next change gets it
+            self._found.put_nowait(error)
+
+    async def _end(self, folders: AbstractSet[Path]) -> None:
+        ending = [self._watching.pop(folder) for folder in folders]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
 
 
 class _Judge:
@@ -176,10 +222,15 @@ def _outermost(folders: Iterable[Path]) -> set[Path]:
 
 
 class _Filter(watchfiles.BaseFilter):
-    """Lets through Python files, the deployment file and the files of environment variables."""
+    """Lets through Python files, the deployment file and the files of environment variables that it names by now."""
 
-    def __init__(self, file: DeploymentFile) -> None:
+    def __init__(self, judge: _Judge) -> None:
         super().__init__()
+        self._judge = judge
+        self._file: DeploymentFile | None = None
+
+    def _read(self, file: DeploymentFile) -> None:
+        self._file = file
         self._named = {str(_place(file))}
         self._roots = _watched(file)
         for service in file.services:
@@ -187,6 +238,8 @@ class _Filter(watchfiles.BaseFilter):
 
     def __call__(self, change: watchfiles.Change, path: str) -> bool:
         del change
+        if self._file is not self._judge.file:
+            self._read(self._judge.file)
         if path in self._named:
             return True
         if not path.endswith(".py"):

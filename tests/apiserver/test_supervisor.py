@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -15,9 +16,9 @@ from pathlib import Path
 import pytest
 from tests.support import DEADLINE_S, eventually
 
-from llama_deploy.apiserver.child import LINE_BYTES_MAX
+from llama_deploy.apiserver.child import LINE_BYTES_MAX, ChildProcess, Output
 from llama_deploy.apiserver.supervisor import ChildSpec, ChildState, ChildStatus, RestartPolicy, Supervisor
-from llama_deploy.runtime.lifeline import SUPERVISOR_PID
+from llama_deploy.runtime.lifeline import SUPERVISOR_PID, Guard
 
 QUICK = RestartPolicy(initial_s=0.01, cap_s=0.02, restarts_max=3)
 FOREVER = "import signal; print('up', flush=True); signal.pause()"
@@ -49,6 +50,11 @@ def alive(pid: int) -> bool:
 
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def descriptors() -> set[str]:
+    """What this process has open."""
+    return {one.name for one in Path("/proc/self/fd").iterdir()}
 
 
 class House:
@@ -364,3 +370,33 @@ async def test_a_child_that_retires_for_too_long_is_ended(tmp_path: Path) -> Non
         await house.until(lambda: house.status().ready)
         await house.supervisor.retire("a", 0.05)
         assert house.status_of_end("a") == "killed by SIGTERM"
+
+
+async def test_what_outlives_a_child_and_goes_on_printing_keeps_nobody(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    heard: list[str] = []
+
+    def write(line: str) -> None:
+        heard.append(line)
+        if len(heard) < 1000:
+            os.write(writing, b"more\n")
+
+    output = Output(reading, "a", write)
+    os.write(writing, b"last words\n")
+    output.finish()
+    os.close(writing)
+    assert heard == ["[a] last words\n"]
+
+
+async def test_a_child_that_cannot_start_for_want_of_descriptors_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(on_ready: Callable[[], None]) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("llama_deploy.apiserver.child.Ready", none_left)
+    before = descriptors()
+    told = replace(spec(FOREVER, tmp_path), tells_ready=True)
+    with pytest.raises(OSError, match="Too many"):
+        ChildProcess.start(told, guard=Guard(), write=print, on_exit=print)
+    assert descriptors() == before

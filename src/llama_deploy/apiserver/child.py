@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
+import struct
 import subprocess
+import termios
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -89,10 +92,11 @@ class ChildProcess:
         supervisor for dead.
         """
         reading, writing = os.pipe()
-        ready = Ready(on_ready) if spec.tells_ready else None
-        told = {READY_DESCRIPTOR: str(ready.writing)} if ready is not None else {}
-        inherited = (*spec.inherited, ready.writing) if ready is not None else spec.inherited
+        ready: Ready | None = None
         try:
+            ready = Ready(on_ready) if spec.tells_ready else None
+            told = {READY_DESCRIPTOR: str(ready.writing)} if ready is not None else {}
+            inherited = (*spec.inherited, ready.writing) if ready is not None else spec.inherited
             process = subprocess.Popen(  # noqa: S603 - the command is ours: this interpreter and this package
                 spec.command,
                 stdin=subprocess.DEVNULL,
@@ -211,26 +215,27 @@ class Output:
 
     def finish(self) -> None:
         """Write what the pipe still holds, and close it, even if something that outlived the child keeps it open."""
-        while self._open and self._read():
-            pass
+        held = _bytes_in(self._descriptor) if self._open else 0
+        while self._open and held > 0 and (taken := self._read()):
+            held -= taken  # and no more than that: somebody may go on printing
         self._close()
 
-    def _read(self) -> bool:
-        """Take one piece from the pipe; false when there was none."""
+    def _read(self) -> int:
+        """Take one piece from the pipe; how many bytes it had."""
         try:
             data = os.read(self._descriptor, _READ_BYTES)
         except BlockingIOError:
-            return False
+            return 0
         if not data:
             self._close()
-            return False
+            return 0
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._line(line)
         if len(self._rest) >= LINE_BYTES_MAX:
             self._line(self._rest)
             self._rest = b""
-        return True
+        return len(data)
 
     def _line(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip("\r")
@@ -245,6 +250,12 @@ class Output:
             if self._rest:
                 self._line(self._rest)
                 self._rest = b""
+
+
+def _bytes_in(pipe: int) -> int:
+    """How many bytes a pipe holds."""
+    count: int = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+    return count
 
 
 _NOT_FOR_SERVICES = frozenset({KEY_VARIABLE, KEY_FILE_VARIABLE, TOKEN_VARIABLE, TOKEN_FILE_VARIABLE})

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from tests.support import eventually
+from tests.support import DEADLINE_S, eventually
 
 from llama_deploy.runtime import line_log
 from llama_deploy.runtime.line_log import LineLog
@@ -68,3 +68,21 @@ async def test_a_file_has_the_lines_for_the_next_one_and_is_bounded(
     assert path.with_name("a.log.1").read_text().count("\n") == 2
     assert not path.exists()
     log.close()
+
+
+async def test_whoever_follows_is_done_when_there_will_be_no_more() -> None:
+    log = LineLog()
+    log.write("one")
+    heard: list[str] = []
+
+    async def follow() -> None:
+        async for line in log.follow(0):
+            heard.append(line.text.partition(" ")[2])  # noqa: PERF401 - each as it comes
+
+    following = asyncio.create_task(follow())
+    await eventually(lambda: heard == ["one"])
+    log.write("two")
+    log.end()
+    await asyncio.wait_for(following, DEADLINE_S)
+    await asyncio.wait_for(follow(), DEADLINE_S)
+    assert heard == ["one", "two", "one", "two"]

@@ -38,6 +38,7 @@ class LineLog:
         self._lines: deque[Line] = deque(_last_lines(path) if path is not None else (), maxlen=LINES_KEPT)
         self._next = self._lines[-1].number + 1 if self._lines else 1
         self._waiting: set[asyncio.Event] = set()
+        self._ended = False
 
     def write(self, line: str) -> None:
         """Add a line, with or without its end. A disk that is full loses it, and nothing else."""
@@ -72,7 +73,7 @@ class LineLog:
         return self._next - 1
 
     async def follow(self, after: int) -> AsyncIterator[Line]:
-        """The lines after a number, and those to come, without end; what is not kept any more is left out."""
+        """The lines after a number, and those to come, until its `end`; what is not kept any more is left out."""
         event = asyncio.Event()
         self._waiting.add(event)
         try:
@@ -83,9 +84,18 @@ class LineLog:
                     yield line
                 if self._lines and self._lines[-1].number > after:
                     continue
+                if self._ended:
+                    return
                 await event.wait()
         finally:
             self._waiting.discard(event)
+
+    def end(self) -> None:
+        """Nothing more will be written: whoever follows is done. Repeating it does nothing."""
+        self._ended = True
+        self.close()
+        for event in self._waiting:
+            event.set()
 
     def close(self) -> None:
         """Close the file. Repeating it does nothing; writing opens it again."""

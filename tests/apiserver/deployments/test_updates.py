@@ -169,6 +169,7 @@ async def test_logs_and_events_are_told_as_they_come(server: ApiServer, tmp_path
             assert event["kind"] == "restarting"
             await other.delete("loud")
             assert [event async for event in events][-1]["kind"] == "deleting", "it ends with the deployment"
+            assert [line async for line in lines], "and so does its log"
 
 
 async def test_what_would_change_is_told_and_nothing_changes(server: ApiServer, tmp_path: Path) -> None:

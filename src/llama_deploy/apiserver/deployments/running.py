@@ -277,7 +277,7 @@ class RunningDeployment:
     def close(self) -> None:
         """Let go of its socket and its log; all of its processes have ended."""
         self._processes.listener.close()
-        self.log.close()
+        self.log.end()
 
     # --- its processes ----------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ class EndlessResponse(StreamingResponse):
 
 
 def log_response(log: LineLog, *, last: int, follow: bool) -> StreamingResponse:
-    """The newest lines of a log as text; with `follow` also those to come, until the reader or the server leaves."""
+    """The newest lines of a log as text; with `follow` also those to come, until the log or the server ends."""
     shown, newest = log.last(last), log.newest
 
     async def lines() -> AsyncIterator[bytes]:

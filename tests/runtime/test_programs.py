@@ -79,3 +79,28 @@ async def test_what_has_left_the_group_and_holds_the_pipes_keeps_nobody_waiting(
 async def test_a_program_that_is_not_there() -> None:
     with pytest.raises(FileNotFoundError):
         await start_program("/no/such/program")
+
+
+async def test_who_is_cancelled_twice_while_it_starts_leaves_nothing_of_it_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, begun, connected = asyncio.create_subprocess_exec, asyncio.Event(), asyncio.Event()
+
+    async def slow(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        process = await create(*command, **options)
+        begun.set()
+        await connected.wait()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
+    starting = asyncio.create_task(start_program(*parent(tmp_path / "pids"), **PIPES))
+    await begun.wait()
+    await eventually((tmp_path / "pids").exists)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    for _ in range(2):
+        starting.cancel()
+        await asyncio.sleep(0)
+    connected.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await eventually(lambda: not any(lives(pid) for pid in pids))

@@ -27,10 +27,14 @@ async def start_program(*command: str, **options: Any) -> asyncio.subprocess.Pro
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
-        await asyncio.wait([starting])
-        if starting.exception() is None:
-            await end_program(starting.result())
+        await asyncio.shield(_end_once_started(starting))  # also where whoever waits for that is cancelled again
         raise
+
+
+async def _end_once_started(starting: asyncio.Future[asyncio.subprocess.Process]) -> None:
+    await asyncio.wait([starting])
+    if not starting.cancelled() and starting.exception() is None:
+        await end_program(starting.result())
 
 
 def kill_group(process: asyncio.subprocess.Process) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ Source: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str] | As
 PART_BYTES = 262_144
 """Contents travel and are stored in parts of this size; only the last one is shorter."""
 _READ_BYTES = 1024 * 1024
+_partials = itertools.count(1)
 
 
 class Content:
@@ -133,8 +135,11 @@ async def _spool(source: AsyncIterable[bytes]) -> Content:
 
 
 async def write_file(path: Path, chunks: AsyncIterator[bytes]) -> None:
-    """Write a file that is there whole, or not at all: the pieces go into one beside it, which then takes its place."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write a file that is there whole, or not at all: the pieces go into one beside it, which then takes its place.
+
+    Where several write it at once, each has one of its own beside it.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{next(_partials)}.part")
     file = await asyncio.to_thread(partial.open, "wb")
     try:
         try:

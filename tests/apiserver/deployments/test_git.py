@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -128,8 +129,7 @@ async def test_what_is_not_there_is_told_by_its_name(repository: Repository, sou
         with pytest.raises(SourceError) as missing:
             await sources.fetch(spec(repository, **which), None)
         assert named in missing.value.what
-    left = [place.name for place in sources._root.iterdir() if place.name != ".askpass"]
-    assert left == []
+    assert list(sources._root.iterdir()) == []
 
 
 async def test_a_repository_whose_link_leads_out_of_it_is_refused(sources: GitSources, tmp_path: Path) -> None:
@@ -234,6 +234,28 @@ async def test_a_token_gets_in_and_is_seen_by_nobody(
     everything = b"".join(place.read_bytes() for place in tree.parent.rglob("*") if place.is_file())
     assert TOKEN.encode() not in everything
     assert TOKEN not in caplog.text
+
+
+async def test_what_git_asks_for_a_token_is_nothing_that_another_fetch_writes_to(
+    sources: GitSources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    both = asyncio.Event()
+
+    async def fetched(spec: SourceSpec, environment: Mapping[str, str]) -> tuple[Path, str]:
+        program = Path(environment["GIT_ASKPASS"])
+        asked.append(program)
+        if len(asked) > 1:
+            both.set()
+        await both.wait()
+        told = await asyncio.to_thread(subprocess.check_output, [program, "Password"], env=dict(environment))
+        return program, told.decode().strip()
+
+    monkeypatch.setattr(sources, "_fetched", fetched)
+    two = [sources.fetch(SourceSpec(type="git", location=f"https://{name}"), TOKEN) for name in ("one", "two")]
+    assert {told for _, told in await asyncio.gather(*two)} == {TOKEN}
+    assert len(set(asked)) == 2
+    assert list(sources._root.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class GitSources:
             await asyncio.to_thread(self._root.mkdir, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".ssh-", dir=self._root) as keys:  # its owner's alone
                 ssh = await asyncio.to_thread(_ssh_command, spec, ssh_key, Path(keys))
-                environment = await asyncio.to_thread(self._environment, token) | {"GIT_SSH_COMMAND": ssh}
+                environment = await asyncio.to_thread(_environment, token, Path(keys)) | {"GIT_SSH_COMMAND": ssh}
                 return await self._fetched(spec, environment)
 
     async def _fetched(self, spec: SourceSpec, environment: Mapping[str, str]) -> tuple[Path, str]:
@@ -147,28 +147,32 @@ class GitSources:
             raise SourceError(f"git {words[0]} took more than {GIT_TIMEOUT_S:g} s", fix="try again")
         return ran
 
-    def _environment(self, token: str | None) -> dict[str, str]:
-        """What `git` gets to know: nothing that would have it ask a person, or run another program."""
-        variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        variables |= {
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_ALLOW_PROTOCOL": "https:http:ssh:file",
-            "GIT_PROTOCOL_FROM_USER": "0",
-            "LC_ALL": "C",
-        }
-        settings = {"credential.helper": ""} if token is not None else {}
-        if token is not None:
-            ask = self._root / ".askpass"
-            ask.write_text(_ASK, encoding="ascii")
-            ask.chmod(0o700)
-            settings["http.followRedirects"] = "false"  # the token is for the host that the file names
-            variables |= {"GIT_ASKPASS": str(ask), _TOKEN: token}
-        else:
-            variables["GIT_ASKPASS"] = "true"
-        variables["GIT_CONFIG_COUNT"] = str(len(settings))
-        for number, (key, value) in enumerate(settings.items()):
-            variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-        return variables
+
+def _environment(token: str | None, folder: Path) -> dict[str, str]:
+    """What `git` gets to know: nothing that would have it ask a person, or run another program.
+
+    What tells it the token is a program in `folder`, of this fetch alone.
+    """
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    variables |= {
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ALLOW_PROTOCOL": "https:http:ssh:file",
+        "GIT_PROTOCOL_FROM_USER": "0",
+        "LC_ALL": "C",
+    }
+    settings = {"credential.helper": ""} if token is not None else {}
+    if token is not None:
+        ask = folder / "askpass"
+        ask.write_text(_ASK, encoding="ascii")
+        ask.chmod(0o700)
+        settings["http.followRedirects"] = "false"  # the token is for the host that the file names
+        variables |= {"GIT_ASKPASS": str(ask), _TOKEN: token}
+    else:
+        variables["GIT_ASKPASS"] = "true"
+    variables["GIT_CONFIG_COUNT"] = str(len(settings))
+    for number, (key, value) in enumerate(settings.items()):
+        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return variables
 
 
 def _ssh_command(spec: SourceSpec, key: str | None, folder: Path) -> str:

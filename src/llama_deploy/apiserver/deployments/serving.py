@@ -118,11 +118,13 @@ def _access(options: ServerOptions, report: Report) -> ServedAccess:
 async def _apply(server: DeploymentServer, files: Iterable[Path], report: Report) -> None:
     """Run what deployment files say; one that does not start keeps no other one from it."""
     for file in files:
-        offer = Offer(source=await asyncio.to_thread(file.read_bytes), file_name=file.name, folder=file.parent)
         try:
+            offer = Offer(source=await asyncio.to_thread(file.read_bytes), file_name=file.name, folder=file.parent)
             name, changed = await server.deploy(offer, replace=True)
         except LlamaDeployError as error:
             report(f"{file}: not deployed\n{error.render()}")
+        except OSError as error:
+            report(f"{file}: not deployed\n{error}")
         else:
             report(f"{name}: {'ready' if changed else 'unchanged'}")
 

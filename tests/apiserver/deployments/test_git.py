@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -248,8 +249,8 @@ async def test_what_git_asks_for_a_token_is_nothing_that_another_fetch_writes_to
         if len(asked) > 1:
             both.set()
         await both.wait()
-        told = await asyncio.to_thread(subprocess.check_output, [program, "Password"], env=dict(environment))
-        return program, told.decode().strip()
+        ask = partial(subprocess.check_output, [program, "Password"], env=dict(environment), text=True)
+        return program, str(await asyncio.to_thread(ask)).strip()
 
     monkeypatch.setattr(sources, "_fetched", fetched)
     two = [sources.fetch(SourceSpec(type="git", location=f"https://{name}"), TOKEN) for name in ("one", "two")]

@@ -21,6 +21,6 @@ async def test_a_file_that_cannot_be_read_keeps_no_other_one_from_running(tmp_pa
     (tmp_path / "second.yml").touch()
     said: list[str] = []
     files = [tmp_path / "gone.yml", tmp_path / "second.yml"]
-    await _apply(cast(DeploymentServer, Server()), files, said.append)
+    await _apply(cast("DeploymentServer", Server()), files, said.append)
     assert [line.partition("\n")[0] for line in said] == [f"{tmp_path}/gone.yml: not deployed", "second.yml: ready"]
     assert "No such file" in said[0]

@@ -44,13 +44,20 @@ class LinkedInstance:
         self._link: Link | None = None
 
     async def start(self) -> None:
-        """Start the services and wait until they are registered. Raises `ServiceStartError` where they are refused."""
+        """Start the services and wait until they are registered. Raises `ServiceStartError` where they are refused.
+
+        Nothing of them is left then, nor where this is canceled while it waits.
+        """
         settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.runner.refused = partial(_refused, settled)
         await self.runner.start()
         self._link = Link(self.runner, self._url)
         self._link.start()
-        await _registered(self.runner, settled)
+        try:
+            await _registered(self.runner, settled)
+        except BaseException:
+            await self.stop(0.0)
+            raise
 
     async def stop(self, timeout_s: float) -> None:
         """Finish what runs, or hand it back after `timeout_s`."""
@@ -69,14 +76,21 @@ class LocalInstance:
         self._port: Port | None = None
 
     async def start(self) -> None:
-        """Start the services and wait until they are registered. Raises `ServiceStartError` where they are refused."""
+        """Start the services and wait until they are registered. Raises `ServiceStartError` where they are refused.
+
+        Nothing of them is left then, nor where this is canceled while it waits.
+        """
         settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.runner.refused = partial(_refused, settled)
         await self.runner.start()
         port = self._port = self._plane.gateway.attach(self._receive, close=self.runner.disconnected, in_process=True)
         self.runner.send = port.receive
         port.receive([self.runner.hello()])
-        await _registered(self.runner, settled)
+        try:
+            await _registered(self.runner, settled)
+        except BaseException:
+            await self.stop(0.0)
+            raise
 
     def _receive(self, operations: list[Any]) -> None:
         self.runner.receive([decode_deliver(op) if isinstance(op, msgspec.Raw) else op for op in operations])
@@ -101,7 +115,6 @@ async def _registered(runner: Runner, settled: asyncio.Future[None]) -> None:
     try:
         await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
         if settled.done():
-            await runner.drain(0.0)
             await settled
     finally:
         for answer in answers:

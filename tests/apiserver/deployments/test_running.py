@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import sys
@@ -26,7 +27,7 @@ READY = (  # and once it is asked to retire, it is busy for as long as it likes
     f"import os, signal; signal.signal({signal.SIGUSR1:d}, signal.SIG_IGN);"
     "os.write(int(os.environ['LLAMA_DEPLOY_READY_DESCRIPTOR']), b'!'); signal.pause()"
 )
-OUTSIDE = "../outside.db"
+OUTSIDE, GONE = "../outside.db", "gone.db"
 
 
 class Programs(Processes):
@@ -52,6 +53,8 @@ class Programs(Processes):
         return self._runs(PLANE, SILENT, number)
 
     def _service(self, version: Version, label: str, service: ServiceSpec, replica: int) -> ChildSpec:
+        if version.file.store == GONE:
+            raise SettingError("the secret of this version is gone")
         return self._runs(f"{service.name}/{replica}@{label}", READY, label, service.name)
 
     def page(self, version: Version, label: str) -> list[ChildSpec]:
@@ -62,12 +65,12 @@ class Programs(Processes):
             return [self._runs(f"ui@{label}", SILENT, label, PAGE, PORT=str(closed.getsockname()[1]))]
 
 
-def a_version(folder: Path, *, page: PageSpec | None = None, store: str | None = None) -> Version:
-    """One that finishes nothing: nobody has to be asked for it."""
+def a_version(folder: Path, *, page: PageSpec | None = None, store: str | None = None, shared: bool = True) -> Version:
+    """One that finishes nothing where it is `shared`: nobody has to be asked for it."""
     file = DeploymentFile(
         path=folder / "deployment.yml",
         name="small",
-        control_plane=ControlPlaneSpec(shared=True),
+        control_plane=ControlPlaneSpec(shared=shared),
         services=(ServiceSpec(name="work", import_path="code:work"),),
         page=page,
         store=store,
@@ -163,3 +166,26 @@ async def test_a_control_plane_whose_code_never_loads_is_not_waited_for(tmp_path
             await running.update(a_version(tmp_path, store="another.db"), 2)
         assert failed.value.why == "it took more than 0.5 s to load"
         assert running.children == before
+
+
+async def test_an_earlier_version_that_cannot_start_any_more_keeps_the_present_one_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with deployed(tmp_path) as running:
+        retired: list[str] = []
+        watched = asyncio.Event()
+
+        async def follow(number: int) -> list[str]:
+            return ["1"]
+
+        async def retire(release: str) -> None:
+            retired.append(release)
+
+        monkeypatch.setattr(running, "_open", lambda number: a_version(tmp_path, store=GONE))
+        monkeypatch.setattr(running.finishing, "follow", follow)
+        monkeypatch.setattr(running.finishing, "retire", retire)
+        monkeypatch.setattr(running.finishing, "watch", watched.set)
+        await running.start(a_version(tmp_path, shared=False), 2)
+        assert retired == ["1"], "its tasks go on with the present version"
+        assert watched.is_set()
+        assert set(states(running)) == {PLANE, "work/1@2"}

@@ -328,15 +328,20 @@ class RunningDeployment:
     async def _go_on_finishing(self, releases: list[str]) -> None:
         """Start the processes of earlier versions again whose tasks have not ended; their readiness is not waited for.
 
-        The tasks of one that is not kept any more go on with the present version.
+        The tasks of one that is not kept, or cannot start any more, go on with the present version.
         """
         for release in releases:
             version = self._open(int(release)) if release.isdigit() else None
-            if version is None:
+            try:
+                specs = self._services(version, self._label(int(release))) if version is not None else []
+            except LlamaDeployError as error:
+                self._tell("finishing", f"version {release} cannot go on: {error}")
+                specs = []
+            if not specs:
                 await self.finishing.retire(release)
             else:
                 self._tell("finishing", f"version {release} goes on with the tasks that began with it")
-                await self._add(self._services(version, self._label(int(release))))
+                await self._add(specs)
         self.finishing.watch()
 
     def releases_at_work(self) -> dict[str, list[str]]:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from llama_deploy.apiserver.deployments import records as records_module
-from llama_deploy.apiserver.deployments.records import Records, VersionState, Wanted
+from llama_deploy.apiserver.deployments.records import EventRow, Records, VersionState, Wanted
+from llama_deploy.apiserver.deployments.server import DeploymentServer
+from llama_deploy.apiserver.supervisor import ChildState, ChildStatus
 from llama_deploy.errors import StoreUnavailableError, StoreVersionError
 
 
@@ -69,3 +71,19 @@ def test_a_file_that_fails_is_told_as_such(records: Records) -> None:
         records.deployments()
     with pytest.raises(StoreUnavailableError):
         records.put_version("a", "digest")
+
+
+async def test_what_happens_to_processes_goes_on_where_it_cannot_be_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with DeploymentServer(tmp_path) as server:
+        running = server._place("full")
+
+        def full(*_: object, **__: object) -> EventRow:
+            raise StoreUnavailableError("no space is left")
+
+        monkeypatch.setattr(server.records, "tell", full)
+        running._changed.clear()
+        running._child_changed(ChildStatus(name="a", service="a", state=ChildState.RUNNING, ready=True))
+        assert running._changed.is_set(), "whoever waits for it to be ready looks again"
+    assert "no space is left" in caplog.text

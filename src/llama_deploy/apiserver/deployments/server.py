@@ -37,6 +37,7 @@ from llama_deploy.errors import (
     LimitExceededError,
     LlamaDeployError,
     StoreLockedError,
+    StoreUnavailableError,
     VersionNotFoundError,
 )
 from llama_deploy.runtime.lifeline import Guard
@@ -336,7 +337,10 @@ class DeploymentServer:
 
     def _place(self, name: str) -> RunningDeployment:
         def tell(kind: str, message: str) -> None:
-            self._tell(name, kind, message, running.number or None)
+            try:
+                self._tell(name, kind, message, running.number or None)
+            except StoreUnavailableError:  # it has happened all the same, and who waits for it goes on
+                log.exception("what happened is not recorded", deployment=name, kind=kind, message=message)
 
         def open_(number: int) -> Version | None:
             row = self.records.version(name, number)

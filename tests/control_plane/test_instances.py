@@ -747,3 +747,26 @@ async def test_a_lost_attempt_of_a_session_task_leaves_the_session_alone() -> No
         made.manual.advance(1.0)
         await recorded(entry, 2)
         assert await made.plane.views.session_state("s") == {}
+
+
+async def test_what_an_instance_comes_back_with_is_lost_with_it_where_it_goes_before_it_is_welcomed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world(clock=ManualClock(), settings=EngineSettings(lease_s=1e9)) as made:
+        one, two = FakeInstance(instance_id="one"), FakeInstance(instance_id="two")
+        await one.connect(made.plane)
+        await submit(made.plane, task_id="t")
+        step = await one.delivery()
+        one.drop()
+        looked_at = asyncio.Event()
+        with monkeypatch.context() as slow:
+            slow.setattr(made.plane.leadership, "certainty", looked_at.wait)
+            one.attach(made.plane)
+            one.hello([(step.step_id, step.attempt)])
+            await until(lambda: made.plane.engine.adopting)
+            one.drop()
+            made.manual.advance(1.0)
+            looked_at.set()
+            await until(lambda: not made.plane.engine.adopting)
+        await two.connect(made.plane)
+        assert (await two.delivery()).attempt == 2

@@ -34,10 +34,17 @@ class Adoption:
         self._port = port
         self._hold = hold
         self._closed = closed
+        self._unsorted: dict[str, None] = {}
+        """What the instance says it holds, as far as that is not looked at yet."""
+
+    def claimed(self) -> list[str]:
+        """What is to be taken for the instance's: what it holds, and what may yet turn out to be its own."""
+        return list({**self._unsorted, **self._port.held})
 
     async def sort(self, held: Sequence[HeldStep]) -> Sorted:
         """Take back what the instance holds, as far as it is led here."""
         sorted_: Sorted = ([], [], [])
+        self._unsorted |= dict.fromkeys(step.step_id for step in held)
         self._engine.adopting += 1
         try:
             await self._engine.leadership.certainty()
@@ -47,6 +54,7 @@ class Adoption:
                 for step, entry in zip(some, entries, strict=True):
                     if self._closed():
                         return sorted_
+                    self._unsorted.pop(step.step_id, None)
                     if isinstance(entry, ShardLostError) or (isinstance(entry, TaskEntry) and entry.moved):
                         continue
                     if isinstance(entry, BaseException):

@@ -144,7 +144,7 @@ class Gateway:
             self._dropped.pop(port.instance_id, None)
             self.engine.registry.unregister(port, lost=True)
             port.stopping.gone()
-            self.signals.lost(list(port.held), port.instance_id, f"instance {port.instance_id} was lost")
+            self.signals.lost(port.adoption.claimed(), port.instance_id, f"instance {port.instance_id} was lost")
 
         if engine.stopping:  # the instance keeps what it holds, and brings it to the next control plane
             engine.registry.unregister(port, lost=True)

@@ -100,7 +100,7 @@ class Port:
         self._outgoing: list[Any] = []
         self._flush_scheduled = False
         self._is_closed = self._welcomed = False
-        self._adoption = Adoption(self._engine, self, self._hold, lambda: self._is_closed)
+        self.adoption = Adoption(self._engine, self, self._hold, lambda: self._is_closed)
         self._lookups = Lookups(self._engine, self)
         self._handlers: dict[type, Callable[[Any], None]] = {
             Answer: self._lookups.before(self._where_led(self._answer)),
@@ -248,7 +248,7 @@ class Port:
         if isinstance(before, Port) and before is not self:
             before.replaced()
             kept = {step.step_id for step in hello.held}
-            missing = [step_id for step_id in before.held if step_id not in kept]
+            missing = [step_id for step_id in before.adoption.claimed() if step_id not in kept]
         self._gateway.returned(self.instance_id)
         self._engine.learn(registry.register(self, definitions))
         if missing:  # sent on the earlier connection and never received
@@ -308,7 +308,7 @@ class Port:
 
     async def _offered(self, held: list[HeldStep]) -> None:
         """Adopt what the instance has from a control plane that does not lead it any more."""
-        adopted, disowned, inputs = await self._adoption.sort(held)
+        adopted, disowned, inputs = await self.adoption.sort(held)
         if self._is_closed:
             return
         if adopted or disowned:
@@ -320,7 +320,7 @@ class Port:
     async def _welcome(self, held: list[HeldStep]) -> None:
         """Take back what the instance still holds, tell it what is not its any more, then let work flow to it."""
         claimed = self._engine.leadership.statistics.claimed
-        adopted, disowned, inputs = await self._adoption.sort(held)
+        adopted, disowned, inputs = await self.adoption.sort(held)
         if self._is_closed:
             return
         failpoint("gateway.before_welcome")
@@ -466,7 +466,7 @@ class Port:
 
     def _goodbye(self, _: Goodbye) -> None:
         """The instance leaves on purpose; what it has not finished goes to others at once."""
-        held = list(self.held)
+        held = self.adoption.claimed()
         self._shut()
         self._engine.registry.unregister(self, lost=False)
         self.stopping.gone()

@@ -207,13 +207,13 @@ class ControlPlane:
         self.clients.stop()
         if self.counting is not None:
             self.counting.stop()
-        await self.peers.close()
         self.gateway.stop()
         await self.schedules.stop()
         await self.sweeper.stop()
         await self.retention.stop()
         await self.engine.common.stop()
         await self.engine.stop()
+        await self.peers.close()  # nobody asks others any more
         await self.queue.stop()
         self.engine.ready = False
         await self.leadership.leave()

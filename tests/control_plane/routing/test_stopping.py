@@ -6,8 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.control_plane.harness import world
 
 from llama_deploy.control_plane.http import forwarding
+from llama_deploy.control_plane.leadership import Member
 from llama_deploy.errors import ShuttingDownError
 
 
@@ -34,3 +36,21 @@ async def test_a_request_that_is_asked_again_and_again_ends_when_the_server_does
 
     with pytest.raises(ShuttingDownError):
         await ask_again_and_again()
+
+
+async def test_what_asks_others_while_its_control_plane_stops_leaves_no_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world() as made:
+        plane = made.plane
+        stop_schedules = plane.schedules.stop
+
+        async def stop() -> None:
+            plane.peers.connection(Member("b", "b", "http://127.0.0.1:1", 1, ()))  # a task is due there just now
+            plane.peers.http("http://127.0.0.1:1")
+            await stop_schedules()
+
+        monkeypatch.setattr(plane.schedules, "stop", stop)
+        await made.stop()
+        assert not plane.peers._connections
+        assert not plane.peers._http

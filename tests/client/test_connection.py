@@ -298,7 +298,6 @@ async def test_a_submission_that_meets_the_stop_is_made_again(plane: FakeControl
 
 
 async def test_a_refusal_without_a_document_is_told(plane: FakeControlPlane, client: Client) -> None:
-
     plane.handle = lambda plane, peer, op: peer.reply(Refused(op.request, b"{"))
     with pytest.raises(ProtocolError):
         await client.run("s", input="x")

@@ -26,8 +26,9 @@ from llama_deploy.messages.frames import (
     decode_instance_frame,
     encode_frame,
 )
-from llama_deploy.services import line, link, serve_services, service
+from llama_deploy.services import Service, StepContext, line, link, serve_services, service
 from llama_deploy.services.link import instance_url
+from llama_deploy.types import ServiceDefinition, TaskResult
 
 HEARTBEAT_S = 0.02
 Behaviour = Callable[["Plane", ServerConnection], Awaitable[None]]
@@ -314,3 +315,66 @@ async def test_what_is_not_finished_in_time_goes_to_others(ended_by: str) -> Non
         assert await serving is False
         entry = await deployment.plane.engine.cache.get(task_id)
         await eventually(lambda: next(iter(entry.open.values())).attempt == 2)
+
+
+class Owner(Service):
+    """Has something to be let go of."""
+
+    def __init__(self, name: str = "owner", *, broken: bool = False) -> None:
+        self.definition = ServiceDefinition(service_name=name, description="Owns.")
+        self.broken = broken
+        self.heard: list[str] = []
+        self.begun = asyncio.Event()
+
+    async def start(self) -> None:
+        self.heard.append("start")
+        if self.broken:
+            raise ZeroDivisionError
+
+    async def stop(self) -> None:
+        self.heard.append("stop")
+
+    async def run(self, context: StepContext) -> TaskResult:
+        self.heard.append("run")
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.heard.append(f"end of {context.step_id}")
+        raise AssertionError
+
+
+@pytest.mark.parametrize("leaving", [False, True])
+async def test_an_instance_that_is_cancelled_leaves_nothing_running(*, leaving: bool) -> None:
+    before = asyncio.all_tasks()
+    async with Deployment(store=":memory:", port=0, quiet=True) as deployment:
+        owner = Owner()
+        serving = asyncio.create_task(
+            serve_services([owner], control_plane_url=deployment.url, instance_id="i", handle_signals=False)
+        )
+        task_id = await deployment.submit("owner", wait_for_service=True)
+        await owner.begun.wait()
+        if leaving:
+            await deployment.client.drain_instance("owner", "i")
+            await eventually(lambda: deployment.plane.views.service("owner").state == "draining")
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        await deployment.client.close()
+    await eventually(lambda: asyncio.all_tasks() <= before)
+    assert owner.heard == ["start", "run", f"end of {task_id}:1", "stop"]
+
+
+async def test_an_instance_that_cannot_serve_stops_what_it_has_started(free_port: int) -> None:
+    url, owner = f"http://127.0.0.1:{free_port}", Owner()
+    with pytest.raises(CannotReachError):
+        await serve_services([owner], control_plane_url=url, connect_timeout_s=0.0, handle_signals=False)
+    assert owner.heard == ["start", "stop"]
+    owner = Owner()
+    with pytest.raises(SettingError):
+        await serve_services([owner], control_plane_url="nowhere", handle_signals=False)
+    assert owner.heard in ([], ["start", "stop"])
+    owner, broken = Owner(), Owner("broken", broken=True)
+    with pytest.raises(ZeroDivisionError):
+        await serve_services([owner, broken], control_plane_url=url, handle_signals=False)
+    assert (owner.heard, broken.heard) == (["start", "stop"], ["start"])

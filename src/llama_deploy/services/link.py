@@ -50,6 +50,8 @@ class Link(threading.Thread):
         super().__init__(name="llama-deploy-link", daemon=True)
         self._runner = runner
         self._seeds = {_plain(one): one for one in map(str.strip, url.split(","))}
+        for one in self._seeds.values():
+            instance_url(one)  # raises before there is anything to be closed
         self._credentials = credentials or Credentials()
         self._tls: ssl.SSLContext | None = None
         self._work_loop = asyncio.get_running_loop()
@@ -251,31 +253,51 @@ async def serve_services(
 
     runner.drain_requested = drain_requested
     await runner.start()
-    handled = _handle_signals(loop, stopping) if handle_signals else []
-    link = Link(runner, control_plane_url, credentials=credentials)
-    link.start()
-    telling = asyncio.create_task(_tell_ready(runner, on_ready)) if on_ready is not None else None
+    handled: list[signal.Signals] = []
+    link: Link | None = None
+    telling: asyncio.Task[None] | None = None
     try:
+        handled = _handle_signals(loop, stopping) if handle_signals else []
+        link = Link(runner, control_plane_url, credentials=credentials)
+        link.start()
+        telling = asyncio.create_task(_tell_ready(runner, on_ready)) if on_ready is not None else None
         if connect_timeout_s is not None:
             await _reached(runner, link, stopping, control_plane_url, connect_timeout_s)
         await _either(stopping, leaving)
-        if refusal:
-            raise _refused_with(refusal[0])
-        if not stopping.is_set():
-            asked_s = leaving.result()
-            draining = asyncio.ensure_future(runner.drain(drain_timeout_s if asked_s is None else asked_s))
-            await _either(stopping, draining)
-            if draining.done():
-                return draining.result()
-            draining.cancel()  # it was in no hurry; now it is
-            await asyncio.gather(draining, return_exceptions=True)
-        return await runner.drain(drain_timeout_s if runner.ready.is_set() else 0.1)
+        return await _left(runner, stopping, leaving, refusal, drain_timeout_s)
+    except BaseException:  # it was cancelled, or cannot serve: nothing of it goes on
+        await runner.drain(0.0)
+        raise
     finally:
         if telling is not None:
             telling.cancel()
-        await link.stop()
+        if link is not None:
+            await link.stop()
         for number in handled:
             loop.remove_signal_handler(number)
+
+
+async def _left(
+    runner: Runner,
+    stopping: asyncio.Event,
+    leaving: asyncio.Future[float | None],
+    refusal: list[dict[str, Any]],
+    drain_timeout_s: float,
+) -> bool:
+    """Finish what is held, and leave; true when all was finished. Raises what the control plane refuses with."""
+    if refusal:
+        raise _refused_with(refusal[0])
+    if not stopping.is_set():
+        asked_s = leaving.result()
+        draining = asyncio.ensure_future(runner.drain(drain_timeout_s if asked_s is None else asked_s))
+        try:
+            await _either(stopping, draining)
+            if draining.done():
+                return draining.result()
+        finally:
+            draining.cancel()  # it was in no hurry; now it is
+            await asyncio.gather(draining, return_exceptions=True)
+    return await runner.drain(drain_timeout_s if runner.ready.is_set() else 0.1)
 
 
 async def _reached(runner: Runner, link: Link, stopping: asyncio.Event, url: str, timeout_s: float) -> None:
@@ -303,9 +325,11 @@ def _refused_with(problem: dict[str, Any]) -> LlamaDeployError:
 async def _either(stopping: asyncio.Event, other: asyncio.Future[Any]) -> None:
     """Wait until `stopping` is set or `other` is done; neither is touched."""
     stopped = asyncio.ensure_future(stopping.wait())
-    await asyncio.wait((stopped, other), return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    await asyncio.gather(stopped, return_exceptions=True)
+    try:
+        await asyncio.wait((stopped, other), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        await asyncio.gather(stopped, return_exceptions=True)
 
 
 async def _tell_ready(runner: Runner, on_ready: Callable[[], None]) -> None:

@@ -56,6 +56,7 @@ from llama_deploy.runtime import Clock, SystemClock, failpoint
 from llama_deploy.runtime.logs import get_logger, leave_out
 from llama_deploy.services.base import Parked, Service, StepContext, encode_value, enter_step
 from llama_deploy.services.memory import StepMemory
+from llama_deploy.services.starting import start_all, stop_all
 from llama_deploy.services.steps import RunningStep, encoded_answer, failed_result
 from llama_deploy.services.stopping import Stopping
 from llama_deploy.services.transfers import Transfers
@@ -131,8 +132,7 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self.transfers.start()
         self.stopping.start()
-        for service in self.services.values():
-            await service.start()
+        await start_all(self.services.values())
 
     # --- the link's side --------------------------------------------------------------------------------------------
 
@@ -494,7 +494,6 @@ class Runner:
         self.upstreams.tell_all(Goodbye())
         self.upstreams.flush_all()
         failpoint("runner.after_goodbye")
-        for service in self.services.values():
-            await service.stop()
+        await stop_all(self.services.values())
         leave_out(self, None)
         return finished

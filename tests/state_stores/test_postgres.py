@@ -240,6 +240,41 @@ async def test_who_died_leaves_its_shards_at_once_and_what_it_still_sends_is_ref
     await second.close()
 
 
+async def test_what_was_handed_over_before_a_loss_is_refused_though_the_shard_is_held_again(
+    empty_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = PostgresStore(empty_postgres_url, claims=False)
+    second = PostgresStore(empty_postgres_url, claims=False)
+    await first.open()
+    await second.open()
+    await first.claim_shards()
+    cut, write = asyncio.Event(), first._write_piece
+
+    async def write_later(piece: list[Transition]) -> dict[int, LlamaDeployError] | None:
+        await cut.wait()
+        return await write(piece)
+
+    monkeypatch.setattr(first, "_write_piece", write_later)
+    early = [hand_over(first, **submission("t"))]
+    await eventually(lambda: first._in_flight)
+    early.append(hand_over(first, **submission("u")))
+    await eventually(lambda: first._pending)
+    await first._run("renew_owner", first.owner, 0.0)  # its lease is over
+    await second.claim_shards()
+    await second.release_shards()
+    await first.claim_shards()
+    later = hand_over(first, **submission("v"))
+    cut.set()
+    assert [type(outcome) for outcome in await asyncio.gather(*early)] == [ShardLostError, ShardLostError]
+    assert await later is None
+    assert [await first.load_task(name) for name in ("t", "u")] == [None, None]
+    assert first._too_late == set()
+    assert first.backlog == 0
+    await record(first, **submission("t"))
+    await first.close()
+    await second.close()
+
+
 @pytest.mark.parametrize(
     ("url", "error", "words"),
     [

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,9 @@ class PostgresStore(PostgresShards):
         self._connection: asyncpg.Connection[Any] | None = None
         self._statements: dict[int, Any] = {}
         self._pending: list[Transition] = []
-        self._in_flight = 0
+        self._in_flight: list[Transition] = []
+        self._too_late: set[int] = set()
+        """Of those two, by identity: what was handed over for a shard that was lost since, though it be held again."""
         self._batch_number = 0
         self._highest = 0
         self._healthy = True
@@ -189,7 +192,7 @@ class PostgresStore(PostgresShards):
 
     @property
     def backlog(self) -> int:
-        return len(self._pending) + self._in_flight
+        return len(self._pending) + len(self._in_flight)
 
     def record(self, transition: Transition) -> None:
         if self._closed or self._closing:
@@ -215,7 +218,9 @@ class PostgresStore(PostgresShards):
                 except asyncio.CancelledError:
                     writing.cancel()
                     raise
-                self._in_flight = 0
+                self._in_flight = []
+                if self._too_late:
+                    self._too_late.difference_update(map(id, previous[0]))
                 failpoint("store.after_commit")
             elif not self._pending:
                 self._wanted.clear()
@@ -229,8 +234,17 @@ class PostgresStore(PostgresShards):
         if len(batch) > 1:
             batch = batch[: first_that_fits_not(batch)]
         del self._pending[: len(batch)]
-        self._in_flight = len(batch)
+        self._in_flight = batch
         return batch
+
+    def _lose(self, shards: Iterable[int]) -> None:
+        """What was decided under an epoch is not recorded under a later one (rule 8 of the architecture)."""
+        lost = [shard for shard in shards if shard in self._held]
+        if lost:
+            waiting = chain(self._in_flight, self._pending)
+            late = (one for one in waiting if shard_of_transition(one, self.shards_count) in lost)
+            self._too_late.update(map(id, late))
+        super()._lose(lost)
 
     def _settle(self, batch: Sequence[Transition], outcomes: _Outcomes) -> None:
         for transition, outcome in zip(batch, outcomes, strict=True):
@@ -296,7 +310,7 @@ class PostgresStore(PostgresShards):
                 continue
             self._went_well(answer[2])
             if answer[1]:
-                self._lose(answer[1])
+                self._lose(shard for shard in answer[1] if self._held.get(shard) == found[shard])
                 await self._look_for_losses()
                 continue
             for index in answer[0]:
@@ -314,11 +328,13 @@ class PostgresStore(PostgresShards):
     ) -> dict[int, int] | None:
         """The epochs that a batch counts on; `None` when some of it was for shards that are not held: it is refused."""
         needed = {*self._held, *self.lost} if touched is None else touched
-        if needed <= self._held.keys() and (needed or touched is not None):
+        late = bool(self._too_late) and any(id(piece[position]) in self._too_late for position in positions)
+        if not late and needed <= self._held.keys() and (needed or touched is not None):
             return {shard: self._held[shard] for shard in needed}
         for position in list(positions):
             shard = shard_of_transition(piece[position], self.shards_count)
-            if (shard is None and (self.lost or not self._held)) or (shard is not None and shard not in self._held):
+            gone = shard not in self._held or id(piece[position]) in self._too_late
+            if (shard is None and (self.lost or not self._held)) or (shard is not None and gone):
                 refused[position] = ShardLostError(
                     "another control plane leads the session", why=f"shard {shard} is not held by {self.owner}"
                 )

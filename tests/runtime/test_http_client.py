@@ -30,3 +30,12 @@ async def test_a_connection_that_is_reset_as_it_is_made_cannot_be_made() -> None
                 pass
         with pytest.raises(AttributeError):  # a mistake stays one
             await client.get("http://there/ours")
+
+
+async def test_a_request_that_begins_when_the_client_was_closed_is_not_sent() -> None:
+    client = http_client(transport=httpx2.MockTransport(lambda _: httpx2.Response(200)))
+    assert (await client.get("http://there/")).status_code == 200
+    request = client.send(client.build_request("GET", "http://there/"))
+    await client.aclose()
+    with pytest.raises(httpx2.ConnectError, match="closed"):
+        await request

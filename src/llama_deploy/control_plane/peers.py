@@ -24,7 +24,7 @@ from llama_deploy.connections.problems import (
 )
 from llama_deploy.connections.websocket import WebSocketTransport
 from llama_deploy.control_plane.leadership import Member
-from llama_deploy.errors import PlaneNotAnsweringError
+from llama_deploy.errors import PlaneNotAnsweringError, ShuttingDownError
 from llama_deploy.runtime.credentials import Credentials
 from llama_deploy.runtime.http_client import http_client
 
@@ -55,10 +55,17 @@ class Peers:
         self._connections: dict[str, Connection] = {}
         """By the name of each in the store."""
         self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def http(self, url: str) -> AsyncClient:
-        """For requests to the control plane at `url`; it adds nothing of its own and follows nothing."""
+        """For requests to the control plane at `url`; it adds nothing of its own and follows nothing.
+
+        Raises `ShuttingDownError` once everything was released.
+        """
         import httpx2
+
+        if self._closed:
+            raise ShuttingDownError("the control plane is stopping", fix="ask again once it has restarted")
 
         scheme = url.partition(":")[0]
         if scheme not in self._http:
@@ -139,6 +146,7 @@ class Peers:
 
     async def close(self) -> None:
         """Release everything. Repeating it is harmless."""
+        self._closed = True
         self.keep_only(set())
         await asyncio.gather(*self._closing, return_exceptions=True)
         for http in self._http.values():

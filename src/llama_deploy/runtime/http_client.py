@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 def http_client(**options: Any) -> AsyncClient:
     """An `httpx2.AsyncClient` with these options.
 
-    A connection that is reset as it is made raises `httpx2.ConnectError`, as every other one that cannot be made: the
-    library below asks its socket for the peer when the socket is gone already, and lets the `AttributeError` out.
+    A request raises `httpx2.ConnectError` where its connection cannot be made, also where it is reset as it is made
+    (the library below asks its socket for the peer when the socket is gone already, and lets the `AttributeError` out),
+    and where the client was closed meanwhile.
     """
     return _client_class()(**options)
 
@@ -24,6 +25,8 @@ def _client_class() -> type[AsyncClient]:
 
     class Client(httpx2.AsyncClient):
         async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+            if self.is_closed:
+                raise httpx2.ConnectError("the client was closed", request=request)
             try:
                 return await super().send(request, **options)
             except AttributeError as error:

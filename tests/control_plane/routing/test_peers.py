@@ -8,7 +8,7 @@ import pytest
 
 from llama_deploy.control_plane.leadership import Member
 from llama_deploy.control_plane.peers import Peers
-from llama_deploy.errors import ConnectionLostError
+from llama_deploy.errors import ConnectionLostError, ShuttingDownError
 
 
 async def test_one_that_has_begun_again_at_the_same_url_is_another_one() -> None:
@@ -34,3 +34,12 @@ async def test_one_that_has_begun_again_at_the_same_url_is_another_one() -> None
         await peers.close()
         for writer in silent:
             writer.close()
+
+
+async def test_nobody_is_asked_by_one_that_has_stopped() -> None:
+    peers = Peers()
+    peers.http("http://there")
+    await peers.close()
+    with pytest.raises(ShuttingDownError):
+        peers.http("http://there")
+    await peers.close()

@@ -75,7 +75,12 @@ async def check(client: Client, plans: Sequence[Plan], told: Sequence[Told], sin
     known = {one.task_id for one in everyone}
     for task in listed.values():
         if task.ended_at is None:
-            findings.differs(f"{task.task_id}: has not ended: {task.state.value}, waits for {task.waiting_for}")
+            story = [
+                await _story(client, name) for name in (task.task_id, (task.origin or "").partition(":")[2]) if name
+            ]
+            findings.differs(
+                f"{task.task_id}: has not ended: {task.state.value}, waits for {task.waiting_for}; {'; '.join(story)}"
+            )
     for task_id in sorted(known - gone - set(listed)):
         findings.differs(f"{task_id}: acknowledged, and not there")
     for task_id in sorted(gone & set(listed)):
@@ -124,6 +129,15 @@ def _check_children(
         states = sorted(child.state for child in called.get(one.task_id, ())) if one is not None else []
         if not KINDS[plan.kind].children_are_right(plan, states):
             findings.differs(f"{plan.task_id}: what it has called has {states}")
+
+
+async def _story(client: Client, task_id: str) -> str:
+    """What the history of a task says, in short."""
+    entries = [entry async for entry in client.history(task_id)]
+    told = [
+        f"{entry.kind} {time.strftime('%X', time.gmtime(entry.at))}.{int(entry.at % 1 * 1000):03}" for entry in entries
+    ]
+    return f"{task_id}: {', '.join(told)}"
 
 
 async def _all_ended(client: Client) -> None:

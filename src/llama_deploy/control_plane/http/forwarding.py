@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_deploy.connections.problems import tls_cause, tls_trouble
@@ -128,12 +129,30 @@ class Forwarding:
         import httpx2
 
         self._plane.peers.passed_on += 1
+        async with AsyncExitStack() as opened:
+            response = await self._ask(exchange, member, opened)
+            if is_elsewhere(response.headers.raw):
+                raise _Elsewhere
+            failpoint("forwarding.after_request")
+            try:
+                await exchange.while_wanted(self._unless_gone(member, exchange.hand_back(response)))
+            except (httpx2.TransportError, OSError, _Departed) as error:
+                raise _Gone from error
+
+    async def _ask(self, exchange: _Exchange, member: Member, opened: AsyncExitStack) -> httpx2.Response:
+        """The answer of another control plane up to its headers; what is opened for it is noted where it is opened."""
+        import httpx2
+
         request = exchange.request_to(member.url)
         failpoint("forwarding.before_request")
+
+        async def ask() -> httpx2.Response:
+            response = await self._plane.peers.http(member.url).send(request, stream=True)
+            opened.push_async_callback(response.aclose)  # here: whoever waits for it may be gone by now
+            return response
+
         try:
-            response = await exchange.while_wanted(
-                self._unless_gone(member, self._plane.peers.http(member.url).send(request, stream=True))
-            )
+            return await exchange.while_wanted(self._unless_gone(member, ask()))
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             if (trouble := tls_cause(error)) is not None:
                 raise untrusted(member.url, tls_trouble(member.url, trouble)) from error
@@ -146,15 +165,6 @@ class Forwarding:
                 why="It leads the session. It is not known whether the request was carried out.",
                 fix="look before you ask again; a task_id or an Idempotency-Key makes it safe",
             ) from error
-        try:
-            if is_elsewhere(response.headers.raw):
-                raise _Elsewhere
-            failpoint("forwarding.after_request")
-            await exchange.while_wanted(self._unless_gone(member, exchange.hand_back(response)))
-        except (httpx2.TransportError, OSError, _Departed) as error:
-            raise _Gone from error
-        finally:
-            await response.aclose()
 
     async def _unless_gone(self, member: Member, work: Coroutine[Any, Any, Any]) -> Any:
         """Do something with another control plane. Raises `_Departed` when that is not among the living any more."""

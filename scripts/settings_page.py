@@ -54,7 +54,7 @@ The fields of `llama_deploy.control_plane.EngineSettings`, and the keys of `limi
             ("llama_deploy.control_plane.http.routes", ("PAGE_ITEMS_MAX", "WAIT_S_MAX")),
             ("llama_deploy.control_plane.http.models", ("BATCH_TASKS_MAX",)),
             ("llama_deploy.messages.frames", ("OPERATION_BYTES_MAX",)),
-            ("llama_deploy.control_plane.http.sockets", ("UNSENT_BYTES_MAX", "UNREAD_BYTES_MAX")),
+            ("llama_deploy.control_plane.http.sockets", ("UNSENT_BYTES_MAX", "UNREAD_BYTES_MAX", "CLOSING_S")),
             (
                 "llama_deploy.control_plane.http.protocol",
                 ("HEAD_TIMEOUT_S", "HEAD_BYTES_MAX", "BODY_GRACE_S", "BODY_BYTES_PER_S_MIN"),

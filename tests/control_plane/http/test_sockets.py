@@ -18,6 +18,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from llama_deploy.client import Client
+from llama_deploy.control_plane import ControlPlane
+from llama_deploy.control_plane.client_gateway import ClientPort
+from llama_deploy.control_plane.http import sockets
 from llama_deploy.errors import QueueFullError
 from llama_deploy.messages.frames import (
     FRAME_BYTES_MAX,
@@ -405,3 +408,49 @@ async def test_who_does_not_read_slows_its_own_stream_only(served: Served, url: 
             ended += isinstance(operation, StreamEnd)
             if ended == 100:
                 break
+
+
+async def _unread(plane: ControlPlane, socket: ClientConnection) -> ClientPort:
+    """Have more sent to a client than it takes, which reads nothing of it."""
+    await socket.send(encode_frame([Wait(1, "nothing")]))
+    assert isinstance(await anext(replies(socket, CLIENT)), Refused)
+    port = tuple(plane.clients.ports)[-1]
+    socket.transport.pause_reading()
+    _say(port, megabytes=40)
+    sender = port._send.__self__  # type: ignore[attr-defined]
+    await eventually(lambda: len(sender._frames) < 40)
+    return port
+
+
+def _say(port: ClientPort, *, megabytes: int) -> None:
+    for number in range(megabytes):
+        port.post(Ended(number, "t", "completed", b'"' + b"x" * 1_000_000 + b'"'))
+        port.flush()
+
+
+async def _read_to_the_end(socket: ClientConnection) -> None:
+    while True:
+        await asyncio.wait_for(socket.recv(), DEADLINE_S)
+
+
+async def test_who_does_not_read_at_all_is_given_up(served: Served, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "UNREAD_BYTES_MAX", 60_000_000)
+    plane = served.deployment.plane
+    async with opened(url, CLIENT) as socket:
+        port = await _unread(plane, socket)
+        _say(port, megabytes=40)
+        await eventually(lambda: port not in plane.clients.ports)
+        socket.transport.resume_reading()
+        with pytest.raises(ConnectionClosed):
+            await _read_to_the_end(socket)
+
+
+async def test_who_is_refused_and_does_not_read_that_is_waited_for_in_bounds(
+    served: Served, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "CLOSING_S", 0.1)
+    plane = served.deployment.plane
+    async with opened(url, CLIENT) as socket:
+        port = await _unread(plane, socket)
+        await socket.send("this is no frame")
+        await eventually(lambda: port not in plane.clients.ports)

@@ -180,9 +180,17 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 class LimitedWebSocket(WebSocketsSansIOProtocol):
-    """A WebSocket; one that is refused with a reason is finished by that, and no error of the application's."""
+    """A WebSocket; one that is refused with a reason is finished by that, and no error of the application's.
+
+    One that the application has left while its peer did not take what it was sent is cut off.
+    """
 
     async def send(self, message: Any) -> None:
         await super().send(message)
         if self.initial_response is not None and self.close_sent:
             self.handshake_complete = True
+
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        if not self.writable.is_set():
+            self.transport.abort()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -36,6 +37,8 @@ UNSENT_BYTES_MAX = 8 * 1024 * 1024
 """What waits for a slow peer before its streams pause."""
 UNREAD_BYTES_MAX = 256 * 1024 * 1024
 """What waits for a peer that does not read at all before its connection is given up; it asks again if it comes back."""
+CLOSING_S = 30.0
+"""How long a peer may take to read what is left when its connection is closed."""
 
 
 class _Sender:
@@ -49,6 +52,8 @@ class _Sender:
         self._room = asyncio.Event()
         self._room.set()
         self._closing = False
+        self.patience = asyncio.timeout(None)
+        """Within it the connection is served: it ends there when the peer does not take what it is sent."""
         self.task = asyncio.create_task(self._run())
 
     def send(self, operations: list[Any]) -> None:
@@ -61,15 +66,25 @@ class _Sender:
         if self._unsent_bytes > UNREAD_BYTES_MAX:
             log.warning("a peer does not read, its connection is given up", unsent_bytes=self._unsent_bytes)
             self._frames.clear()
-            self.close()
+            self._end(within_s=0.0)
         elif self._unsent_bytes > UNSENT_BYTES_MAX:
             self._room.clear()
         self._wake.set()
 
     def close(self) -> None:
         """Send what is queued, then close the connection."""
+        self._end(within_s=CLOSING_S)
+
+    def _end(self, *, within_s: float) -> None:
+        if not self._closing:
+            self._closing = True
+            self._wake.set()
+            self.patience.reschedule(asyncio.get_running_loop().time() + within_s)
+
+    def ended(self) -> None:
+        """The connection has ended: send nothing more. Repeating it does nothing."""
         self._closing = True
-        self._wake.set()
+        self.task.cancel()
 
     async def room(self) -> None:
         """Wait until the peer has taken enough of what was sent."""
@@ -103,12 +118,12 @@ async def connect_instance(socket: WebSocket) -> None:
     await socket.accept()
     sender = _Sender(socket)
     unserved = socket.scope.get(CALLER, ANYBODY).unserved
-    port = plane.gateway.attach(sender.send, close=sender.close, unserved=unserved)
-    try:
-        await _receive(socket, sender, lambda data: port.receive(decode_instance_frame(data)))
-    finally:
-        port.closed()
-        sender.task.cancel()
+    async with _served(sender):
+        port = plane.gateway.attach(sender.send, close=sender.close, unserved=unserved)
+        try:
+            await _receive(socket, sender, lambda data: port.receive(decode_instance_frame(data)))
+        finally:
+            port.closed()
 
 
 @router.websocket("/v1/connect/client")
@@ -134,13 +149,13 @@ async def connect_client(socket: WebSocket) -> None:
         return
     await socket.accept()
     sender = _Sender(socket)
-    port = plane.clients.attach(sender.send, room=sender.room, passed_on=passed_on)
-    permitted = Permitted(socket.scope, port.refuse)
-    try:
-        await _receive(socket, sender, lambda data: port.receive(permitted(decode_client_frame(data))))
-    finally:
-        port.close()
-        sender.task.cancel()
+    async with _served(sender):
+        port = plane.clients.attach(sender.send, room=sender.room, passed_on=passed_on)
+        permitted = Permitted(socket.scope, port.refuse)
+        try:
+            await _receive(socket, sender, lambda data: port.receive(permitted(decode_client_frame(data))))
+        finally:
+            port.close()
 
 
 @router.websocket("/v1/connect/control-plane")
@@ -156,12 +171,12 @@ async def connect_control_plane(socket: WebSocket) -> None:
         return
     await socket.accept()
     sender = _Sender(socket)
-    port = plane.counting.attach(sender.send)
-    try:
-        await _receive(socket, sender, lambda data: port.receive(decode_telling_frame(data)))
-    finally:
-        port.close()
-        sender.task.cancel()
+    async with _served(sender):
+        port = plane.counting.attach(sender.send)
+        try:
+            await _receive(socket, sender, lambda data: port.receive(decode_telling_frame(data)))
+        finally:
+            port.close()
 
 
 async def _admitted(socket: WebSocket) -> bool:
@@ -178,6 +193,20 @@ async def _admitted(socket: WebSocket) -> bool:
         await socket.send_denial_response(problem(error))
         return False
     return True
+
+
+@asynccontextmanager
+async def _served(sender: _Sender) -> AsyncIterator[None]:
+    """Serve a connection within the block, which ends early where the peer does not take what it is sent."""
+    try:
+        async with sender.patience:
+            try:
+                yield
+            finally:
+                sender.ended()
+    except TimeoutError:
+        if not sender.patience.expired():
+            raise
 
 
 async def _receive(socket: WebSocket, sender: _Sender, take: Callable[[bytes], None]) -> None:

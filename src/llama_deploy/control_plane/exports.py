@@ -20,6 +20,7 @@ from llama_deploy._version import __version__
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.filters import task_filter
 from llama_deploy.control_plane.records import redacted_record
+from llama_deploy.control_plane.task_cache import not_found
 from llama_deploy.errors import InvalidRequestError
 from llama_deploy.state_stores.base import TaskRow
 from llama_deploy.types.artifacts import hashes_in
@@ -49,7 +50,8 @@ class Exports:
         """
         await self._engine.cache.get(task_id)
         row = await self._engine.store.load_task(task_id)
-        assert row is not None, "it was found a moment ago"
+        if row is None:  # it was removed meanwhile
+            raise not_found(task_id)
         return self._file([row], self._redaction(unredacted=unredacted))
 
     def _redaction(self, *, unredacted: bool) -> Redaction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -12,7 +13,7 @@ from tests.support import DEADLINE_S, eventually
 from llama_deploy.apiserver import Deployment
 from llama_deploy.client import Client
 from llama_deploy.control_plane import copies
-from llama_deploy.errors import ConnectionLostError, StoreUnavailableError
+from llama_deploy.errors import ConnectionLostError, StoreUnavailableError, TaskNotFoundError
 from llama_deploy.services import service
 from llama_deploy.testing.recording import entry_row, record, submission
 
@@ -100,3 +101,20 @@ async def test_a_copy_of_what_is_in_memory(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "copy.db")
     assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
     connection.close()
+
+
+async def test_a_task_that_is_removed_as_it_is_exported_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Deployment([shout], store=":memory:", quiet=True) as deployment:
+        await deployment.run("shout", text="x", task_id="t")
+        plane = deployment.plane
+        get = plane.engine.cache.get
+
+        async def found(task_id: str) -> Any:
+            monkeypatch.undo()
+            entry = await get(task_id)
+            await plane.bulk.delete(task_id)
+            return entry
+
+        monkeypatch.setattr(plane.engine.cache, "get", found)
+        with pytest.raises(TaskNotFoundError):
+            await plane.exports.one("t")

@@ -184,3 +184,39 @@ async def test_a_message_is_a_task_or_refused(http: httpx2.AsyncClient) -> None:
     assert (refused.status_code, refused.json()["code"]) == (400, "LD241")
     refused = await http.post("/process_message", json={"action": "new_task", "data": {}})
     assert (refused.status_code, refused.json()["code"]) == (400, "LD201")
+
+
+async def test_a_list_of_sessions_leaves_out_what_is_erased_meanwhile(
+    http: httpx2.AsyncClient, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays, goes = await a_session(http), await a_session(http)
+    store = served.deployment.plane.store
+    list_sessions = store.list_sessions
+
+    async def listed(**page: Any) -> Any:
+        found = await list_sessions(**page)
+        await store.delete_session(goes)
+        return found
+
+    monkeypatch.setattr(store, "list_sessions", listed)
+    answer = await http.get("/sessions")
+    assert (answer.status_code, [*answer.json()]) == (200, [stays])
+
+
+async def test_a_current_task_that_is_removed_meanwhile_is_none(
+    http: httpx2.AsyncClient, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_id = await a_session(http)
+    await submit(http, session_id, "shout", text="hello")
+    plane = served.deployment.plane
+    assert (await http.get("/v1/tasks/of-shout/result?wait_s=60")).json()["result"]["result"] == "HELLO"
+    shown = plane.views.session
+
+    async def session(session_id: str) -> Any:
+        found = await shown(session_id)
+        await plane.bulk.delete("of-shout")
+        return found
+
+    monkeypatch.setattr(plane.views, "session", session)
+    answer = await http.get(f"/sessions/{session_id}/current_task")
+    assert (answer.status_code, answer.json()) == (200, None)

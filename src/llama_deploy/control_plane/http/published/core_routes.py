@@ -6,6 +6,7 @@ service is deregistered by a query or by a body. Errors are problem+json, as eve
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
@@ -175,10 +176,12 @@ async def list_tasks(request: Request, session_id: str) -> list[TaskDefinition]:
 
 @router.get("/sessions/{session_id}/current_task")
 async def get_current_task(request: Request, session_id: str) -> TaskDefinition | None:
-    """The task that was submitted last."""
+    """The task that was submitted last; null where there is none, or it was removed."""
     plane = plane_of(request)
     current = (await plane.views.session(session_id)).current_task_id
-    return (await plane.engine.cache.get(current)).definition if current is not None else None
+    with contextlib.suppress(TaskNotFoundError):
+        return (await plane.engine.cache.get(current)).definition if current is not None else None
+    return None
 
 
 @router.get("/sessions/{session_id}/tasks/{task_id}/result")

@@ -6,6 +6,7 @@ Everything comes from the control plane's own views and records; nothing is kept
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
@@ -129,9 +130,12 @@ async def session_definition(plane: ControlPlane, session_id: str) -> SessionDef
 
 
 async def sessions(plane: ControlPlane) -> list[SessionDefinition]:
-    """The newest sessions."""
-    rows = (await plane.store.list_sessions(limit=LIST_ITEMS_MAX)).rows
-    return [await session_definition(plane, row.session_id) for row in rows]
+    """The newest sessions; what is erased meanwhile is left out."""
+    found: list[SessionDefinition] = []
+    for row in (await plane.store.list_sessions(limit=LIST_ITEMS_MAX)).rows:
+        with contextlib.suppress(SessionNotFoundError):
+            found.append(await session_definition(plane, row.session_id))
+    return found
 
 
 def stream_of(plane: ControlPlane, entry: TaskEntry) -> StreamingResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -566,3 +567,35 @@ async def test_a_question_that_is_put_again_after_a_restart_gives_the_place_away
         assert list(gate_of(plane).places) == [step.step_id]
         instance.ask(step)
         await until(lambda: gate_of(plane).places == {})
+
+
+@pytest.mark.parametrize("word", ["pause", "resume", "set_limits", "reset_limits"])
+async def test_a_word_that_is_on_record_counts_also_where_its_caller_has_given_up(
+    word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world() as made:
+        await FakeInstance().connect(made.plane)
+        admission, store = made.plane.engine.admission, made.plane.store
+        if word == "resume":
+            await admission.pause("echo")
+        elif word == "reset_limits":
+            await admission.set_limits("echo", ServiceLimits(running_max=1))
+        name = "put_document" if word in ("pause", "set_limits") else "delete_document"
+        recording, recorded, told = getattr(store, name), asyncio.Event(), asyncio.Event()
+
+        async def record(*document: Any) -> Any:
+            found = await recording(*document)
+            recorded.set()
+            await told.wait()
+            return found
+
+        monkeypatch.setattr(store, name, record)
+        given = (ServiceLimits(running_max=2),) if word == "set_limits" else ()
+        saying = asyncio.ensure_future(getattr(admission, word)("echo", *given))
+        await recorded.wait()
+        saying.cancel()
+        await asyncio.gather(saying, return_exceptions=True)
+        told.set()
+        expected = {"pause": True, "resume": False, "set_limits": True, "reset_limits": False}[word]
+        known = admission.pauses if word in ("pause", "resume") else admission.overrides
+        await until(lambda: ("echo" in known) is expected and ("echo" in admission.gates) is expected)

@@ -10,8 +10,8 @@ the step. What operators said is kept as documents in the store.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
 
 from llama_deploy.control_plane.gate import UNSURE_S, Gate, Guest, Place, Visitor, turn_of
 from llama_deploy.control_plane.refusals import clean
@@ -54,6 +54,7 @@ class Admission:
         self.overrides: dict[str, LimitsView] = {}
         self._words = asyncio.Lock()
         """Held while words are read or changed: what was read before a change never takes its place."""
+        self._saying: set[asyncio.Future[None]] = set()
         self._closed_until = 0.0
         self._timers: dict[str, tuple[float, Timer]] = {}
 
@@ -92,27 +93,33 @@ class Admission:
         Tasks are accepted and wait. Repeating it changes nothing, not even who and why. Raises `ServiceNotFoundError`.
         """
         await self._must_know(service)
-        async with self._words:
-            if service in self.pauses:
-                return
-            pause = PauseView(at=self._engine.clock.now(), by=clean(by), reason=clean(reason))
-            await self._engine.store.put_document(PAUSED, service, pause.model_dump_json().encode())
-            log.info("service paused", service=service, by=pause.by, reason=pause.reason)
-            self.pauses[service] = pause
-        self._engine.common.changed()
-        self.refresh(service)
+        pause = PauseView(at=self._engine.clock.now(), by=clean(by), reason=clean(reason))
+
+        async def say() -> None:
+            async with self._words:
+                if service in self.pauses:
+                    return
+                await self._engine.store.put_document(PAUSED, service, pause.model_dump_json().encode())
+                log.info("service paused", service=service, by=pause.by, reason=pause.reason)
+                self.pauses[service] = pause
+            self._said(service)
+
+        await self._to_its_end(say())
 
     async def resume(self, service: str, *, reason: str = "", by: str = "") -> None:
         """Hand out again what waits. Repeating it does nothing. Raises `ServiceNotFoundError`."""
         await self._must_know(service)
-        async with self._words:
-            if service not in self.pauses:
-                return
-            await self._engine.store.delete_document(PAUSED, service)
-            log.info("service resumed", service=service, by=clean(by), reason=clean(reason))
-            self.pauses.pop(service, None)
-        self._engine.common.changed()
-        self.refresh(service)
+
+        async def say() -> None:
+            async with self._words:
+                if service not in self.pauses:
+                    return
+                await self._engine.store.delete_document(PAUSED, service)
+                log.info("service resumed", service=service, by=clean(by), reason=clean(reason))
+                self.pauses.pop(service, None)
+            self._said(service)
+
+        await self._to_its_end(say())
 
     async def set_limits(self, service: str, limits: ServiceLimits, *, by: str = "") -> None:
         """Limit a service in the place of what its definition says, until `reset_limits`; on record when this returns.
@@ -121,20 +128,37 @@ class Admission:
         """
         await self._must_know(service)
         view = LimitsView(limits=limits, at=self._engine.clock.now(), by=clean(by))
-        async with self._words:
-            await self._engine.store.put_document(LIMITS, service, view.model_dump_json().encode())
-            self.overrides[service] = view
-        self._engine.common.changed()
-        self.refresh(service)
+
+        async def say() -> None:
+            async with self._words:
+                await self._engine.store.put_document(LIMITS, service, view.model_dump_json().encode())
+                self.overrides[service] = view
+            self._said(service)
+
+        await self._to_its_end(say())
 
     async def reset_limits(self, service: str) -> None:
         """The limits of the definition count again. Repeating it does nothing. Raises `ServiceNotFoundError`."""
         await self._must_know(service)
-        async with self._words:
-            if service not in self.overrides:
-                return
-            await self._engine.store.delete_document(LIMITS, service)
-            self.overrides.pop(service, None)
+
+        async def say() -> None:
+            async with self._words:
+                if service not in self.overrides:
+                    return
+                await self._engine.store.delete_document(LIMITS, service)
+                self.overrides.pop(service, None)
+            self._said(service)
+
+        await self._to_its_end(say())
+
+    async def _to_its_end(self, saying: Coroutine[Any, Any, None]) -> None:
+        """Say something; once it is on record it counts, also where whoever says it has given up meanwhile."""
+        task = asyncio.ensure_future(saying)
+        self._saying.add(task)
+        task.add_done_callback(self._saying.discard)
+        await asyncio.shield(task)
+
+    def _said(self, service: str) -> None:
         self._engine.common.changed()
         self.refresh(service)
 

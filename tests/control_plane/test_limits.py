@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.control_plane.harness import FakeInstance, World, outcome, submit, until, world
 
 from llama_deploy.control_plane import ControlPlane, EngineSettings
+from llama_deploy.control_plane.asking import Asking
 from llama_deploy.control_plane.gate import Gate
 from llama_deploy.control_plane.rates import RateWindow
 from llama_deploy.errors import ServiceNotFoundError
@@ -599,3 +601,36 @@ async def test_a_word_that_is_on_record_counts_also_where_its_caller_has_given_u
         expected = {"pause": True, "resume": False, "set_limits": True, "reset_limits": False}[word]
         known = admission.pauses if word in ("pause", "resume") else admission.overrides
         await until(lambda: ("echo" in known) is expected and ("echo" in admission.gates) is expected)
+
+
+async def test_nothing_is_looked_at_again_and_again_after_a_stop() -> None:
+    """What was let go elsewhere while the lease was in doubt waits for certainty, which does not come any more."""
+    async with world() as made:
+        engine = made.plane.engine
+        clock = ManualClock()
+        instance = limited(running_max=1)
+        await instance.connect(made.plane)
+        await many(made, 2)
+        gate = gate_of(made.plane)
+        gate.asking = Asking(gate, "a", clock)
+        gate.asking.tell(lambda _: None)
+        uncertain: Any = SimpleNamespace(certain=False)
+        looks: list[float] = []
+
+        def call_at(when: float, then: Callable[[], None]) -> Any:
+            looks.append(when)
+            return clock.call_at(when, then)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(engine, "leadership", uncertain)
+            patched.setattr(engine, "clock", SimpleNamespace(now=clock.now, call_at=call_at))
+            (name,) = gate.room.by_name
+            gate.asking._told[name] = (2, True)
+            engine.admission.admitted(gate, [name])
+            clock.advance(1.0)
+            while_it_ran = len(looks)
+            assert while_it_ran > 1
+            patched.setattr(engine, "stopping", True)
+            clock.advance(1.0)
+            assert len(looks) == while_it_ran
+        gate.asking = None

@@ -380,7 +380,7 @@ class Admission:
             self._engine.clock.call_at(when, lambda: self._ask_once_more(gate, unsure))
 
     def _ask_once_more(self, gate: Gate, names: list[str]) -> None:
-        if gate.asking is not None and self.gates.get(gate.service) is gate:
+        if gate.asking is not None and self.gates.get(gate.service) is gate and not self._engine.stopping:
             self.admitted(gate, gate.asking.still_admitted(names))
 
     def moved(self, entry: TaskEntry) -> None:

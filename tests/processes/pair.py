@@ -28,6 +28,7 @@ class Pair(System):
         self.url = ",".join(self.urls)
         self.database = f"{database}?schema=s_{token_hex(4)}"
         self.planes: dict[int, Child] = {}
+        self._failpoints: dict[int, str | None] = {}
 
     async def start_one(self, number: int, *, failpoint: str | None = None) -> Child:
         """Start one of the two and wait until it takes requests, or has ended."""
@@ -42,7 +43,7 @@ class Pair(System):
             environment=_environment(failpoint),
         )
         self.children.append(child)
-        self.planes[number] = child
+        self.planes[number], self._failpoints[number] = child, failpoint
         await child.line()
         return child
 
@@ -51,11 +52,18 @@ class Pair(System):
         return Client(self.urls[number], timeout_s=PROCESS_S)
 
     async def shared_out(self) -> None:
-        """Wait until both lead their part, and both know."""
+        """Wait until both lead their part, and both know.
+
+        On a machine that stands still a lease may end before that, and one of them crash where it is to crash when it
+        takes over: that one starts again.
+        """
         for number in (0, 1):
             async with self.client_of(number) as client:
 
                 async def done(client: Client = client) -> bool:
+                    for other, child in self.planes.copy().items():
+                        if child.process.returncode is not None:
+                            await self.start_one(other, failpoint=self._failpoints[other])
                     try:
                         leadership = (await client.status())["leadership"]
                     except LlamaDeployError:

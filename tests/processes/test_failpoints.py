@@ -60,7 +60,7 @@ async def _crash_one_of_two(pair: Pair, name: str, crash: Crash) -> dict[str, st
     armed = _armed(name, crash)
     of_plane = armed if crash.where == PLANE else None
     instance = await pair.start_instance(failpoint=armed if crash.where == INSTANCE else None)
-    first = await pair.start_one(0, failpoint=None if crash.when == "join" else of_plane)
+    await pair.start_one(0, failpoint=None if crash.when == "join" else of_plane)
     client = pair.client_of(0) if crash.when == "asked" else pair.client()
     async with client:
         if crash.when in ("take over", "asked"):
@@ -73,7 +73,7 @@ async def _crash_one_of_two(pair: Pair, name: str, crash: Crash) -> dict[str, st
             await pair.planes[1].kill()
         elif crash.when != "asked":
             await pair.start_one(1, failpoint=of_plane if crash.when == "join" else None)
-        victim = pair.planes[1] if crash.when == "join" else first
+        victim = pair.planes[1 if crash.when == "join" else 0]
         await _died(instance if crash.where == INSTANCE else victim)
         if crash.where == INSTANCE:
             await pair.start_instance()

@@ -85,6 +85,7 @@ async def test_who_is_cancelled_twice_while_it_starts_leaves_nothing_of_it_eithe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create, begun, connected = asyncio.create_subprocess_exec, asyncio.Event(), asyncio.Event()
+    before = asyncio.all_tasks()
 
     async def slow(*command: str, **options: Any) -> asyncio.subprocess.Process:
         process = await create(*command, **options)
@@ -103,4 +104,5 @@ async def test_who_is_cancelled_twice_while_it_starts_leaves_nothing_of_it_eithe
     connected.set()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    await eventually(lambda: not any(lives(pid) for pid in pids))
+    await eventually(lambda: asyncio.all_tasks() <= before)  # what ends it has seen its end
+    assert not any(lives(pid) for pid in pids)

@@ -10,6 +10,7 @@ import pytest
 from llama_deploy.errors import StoreUnavailableError
 from llama_deploy.runtime import failpoints
 from llama_deploy.state_stores import MemoryStore, StateStore
+from llama_deploy.state_stores.base import Transition
 from llama_deploy.testing import StoreConformance
 from llama_deploy.testing.recording import AT, completion, delivery, hand_over, move, record, submission
 
@@ -72,3 +73,20 @@ async def test_old_due_times_do_not_pile_up() -> None:
         await record(store, moved=[move("last:1", attempt, attempt + 1, visible_at=AT + attempt)])
     assert len(store._deliveries._heap) < 1100
     assert await store.next_due() == AT + 2999
+
+
+async def test_a_defect_in_what_follows_a_commit_keeps_nobody_else_from_theirs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = MemoryStore()
+    await store.open()
+
+    def defect(_: object) -> None:
+        raise RuntimeError("a defect")
+
+    store.record(Transition(settled=defect, **submission("a")))
+    outcome = hand_over(store, **submission("b"))
+    await store.close()
+    assert outcome.done()
+    assert store.backlog == 0
+    assert "what follows a commit failed" in caplog.text

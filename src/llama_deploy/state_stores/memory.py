@@ -13,6 +13,7 @@ import msgspec
 
 from llama_deploy.errors import CommitConflictError, LlamaDeployError, StoreUnavailableError
 from llama_deploy.runtime.failpoints import failpoint
+from llama_deploy.runtime.logs import get_logger
 from llama_deploy.state_stores.base import (
     DeliveryRow,
     HistoryRow,
@@ -30,6 +31,8 @@ from llama_deploy.state_stores.checks import row_number
 from llama_deploy.state_stores.conditions import predicate
 from llama_deploy.state_stores.memory_keeping import MemoryKeeping
 from llama_deploy.state_stores.memory_parts import Stream
+
+log = get_logger("llama_deploy.store")
 
 
 class MemoryStore(MemoryKeeping):
@@ -84,7 +87,10 @@ class MemoryStore(MemoryKeeping):
         failpoint("store.after_commit")
         for transition, outcome in zip(batch, outcomes, strict=True):
             self._unsettled -= 1
-            transition.settle(outcome)
+            try:
+                transition.settle(outcome)
+            except Exception as error:  # a defect of one task's follow-up must not keep the others from theirs
+                log.exception("what follows a commit failed", exc_info=error)
 
     def _apply(self, transition: Transition) -> LlamaDeployError | None:
         """Record one transition whole; or nothing of it, and return why."""

@@ -116,9 +116,10 @@ class _Connection:
     revoked: bool = field(default=False)
 
     def end(self) -> None:
-        """Its token is not valid any more."""
-        self.revoked = True
-        self.task.cancel()
+        """Its token is not valid any more. Repeating it does nothing."""
+        if not self.revoked:
+            self.revoked = True
+            self.task.cancel()
 
 
 def _stopping() -> ShuttingDownError:

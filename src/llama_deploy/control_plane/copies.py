@@ -45,12 +45,28 @@ class Copies:
         It has no name any more, so that nothing stays of it. Raises `StoreUnavailableError` when it cannot be written.
         """
         async with self._lock:
-            folder = await asyncio.to_thread(tempfile.mkdtemp, prefix=self._prefix, suffix=_ENDING, dir=self._folder)
+            folder = await self._made_folder()
             try:
                 await self._store.backup(Path(folder) / "copy")
                 return await asyncio.to_thread((Path(folder) / "copy").open, "rb")
             finally:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _made_folder(self) -> str:
+        """A folder of its own for a copy; nothing of it stays where nobody waits for it any more."""
+        making = asyncio.ensure_future(
+            asyncio.to_thread(tempfile.mkdtemp, prefix=self._prefix, suffix=_ENDING, dir=self._folder)
+        )
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(_remove_unwanted)
+            raise
+
+
+def _remove_unwanted(made: asyncio.Future[str]) -> None:
+    if not made.cancelled() and made.exception() is None:
+        shutil.rmtree(made.result(), ignore_errors=True)  # it is empty
 
 
 async def pieces(file: BinaryIO) -> AsyncIterator[bytes]:

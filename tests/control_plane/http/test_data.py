@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +121,26 @@ async def test_a_task_that_is_removed_as_it_is_exported_is_not_there(monkeypatch
         monkeypatch.setattr(plane.engine.cache, "get", found)
         with pytest.raises(TaskNotFoundError):
             await plane.exports.one("t")
+
+
+async def test_a_copy_whose_asker_gives_up_as_it_is_opened_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Deployment([shout], store=tmp_path / "s.db", quiet=True) as deployment:
+        made, gone = threading.Event(), threading.Event()
+        mkdtemp = tempfile.mkdtemp
+
+        def make(**where: Any) -> str:
+            folder: str = mkdtemp(**where)
+            made.set()
+            gone.wait(DEADLINE_S)
+            return folder
+
+        monkeypatch.setattr(tempfile, "mkdtemp", make)
+        opening = asyncio.ensure_future(deployment.plane.copies.open())
+        await eventually(made.is_set)
+        opening.cancel()
+        await asyncio.sleep(0)
+        gone.set()
+        await asyncio.gather(opening, return_exceptions=True)
+        await eventually(lambda: _hidden(tmp_path) == [])

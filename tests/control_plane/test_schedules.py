@@ -18,6 +18,7 @@ from llama_deploy.errors import (
     LimitExceededError,
     ScheduleNotFoundError,
     ScheduleOfFileError,
+    ShardLostError,
     StoreUnavailableError,
 )
 from llama_deploy.messages.frames import Deliver
@@ -559,3 +560,50 @@ async def test_schedules_that_cannot_be_read_are_read_again(monkeypatch: pytest.
         await until(lambda: schedules.in_charge)
         await advance(made, HOUR)
         assert await tasks(made) == ["s@2026-01-01T01:00:00Z"]
+
+
+async def test_a_schedule_that_another_one_has_paused_between_two_times_in_charge_stays_paused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world(clock=clock(), settings=PATIENT) as made:
+        schedules, leadership = made.plane.schedules, made.plane.leadership
+        await FakeInstance().connect(made.plane)
+        await schedules.put("s", hourly())
+        theirs = schedules._standing["s"].model_copy(update={"paused": True})
+        await made.plane.store.put_document("schedule", "s", theirs.model_dump_json().encode())
+        monkeypatch.setattr(leadership, "epoch_of", lambda _: 7)  # lost and led again, both since the last look
+        await advance(made, 2 * HOUR)
+        assert await tasks(made) == []
+        assert (await schedules.get("s")).paused
+
+
+async def test_who_loses_charge_while_it_reads_the_schedules_submits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(clock=clock(), settings=PATIENT) as made:
+        schedules, routing = made.plane.schedules, made.plane.routing
+        await FakeInstance().connect(made.plane)
+        for name in ("a", "b"):
+            await schedules.put(name, hourly())
+        leads, load = True, made.plane.store.load_task
+
+        async def load_and_lose(task_id: str) -> Any:
+            nonlocal leads
+            if task_id.startswith("b@"):
+                leads = False
+                raise ShardLostError("another control plane leads the session")
+            return await load(task_id)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(routing, "leads", lambda _: leads)
+            leads = False
+            schedules._wake.set()
+            await until(lambda: not schedules.in_charge)
+            patched.setattr(made.plane.store, "load_task", load_and_lose)
+            made.manual.advance(HOUR)
+            leads = True
+            schedules._wake.set()
+            await until(lambda: not leads)
+            for _ in range(5):
+                await advance(made, HOUR)
+            assert await tasks(made) == []
+        await advance(made, 1.0)
+        await until(lambda: schedules.in_charge)

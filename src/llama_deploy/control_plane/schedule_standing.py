@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llama_deploy.control_plane.refusals import check_id, too_large
+from llama_deploy.control_plane.registry import is_reserved
 from llama_deploy.control_plane.schedule_times import stamp
+from llama_deploy.errors import InvalidRequestError
 from llama_deploy.types.redaction import Redaction
 from llama_deploy.types.schedules import Schedule
 from llama_deploy.types.webhooks import redacted
+
+if TYPE_CHECKING:
+    from llama_deploy.control_plane.engine import Engine
 
 
 class Standing(BaseModel):
@@ -62,3 +68,20 @@ def input_of(schedule: Schedule) -> str:
     """What the tasks of a schedule are given: text as it is, any other JSON as its text."""
     given = schedule.input
     return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+
+
+def check_task(schedule: Schedule, engine: Engine) -> None:
+    """Raise for a schedule whose tasks would all be refused."""
+    settings = engine.settings
+    try:
+        size = len(schedule.model_dump_json().encode())
+    except ValueError as error:
+        raise InvalidRequestError("the schedule is not valid text", why=str(error)) from error
+    if size > settings.payload_bytes_max:
+        raise too_large("schedule", size, settings.payload_bytes_max)
+    check_id("service", schedule.service, settings.id_length_max)
+    check_id("session_id", schedule.session_id, settings.id_length_max)
+    if schedule.service is not None and is_reserved(schedule.service):
+        raise InvalidRequestError(f"{schedule.service!r} takes no tasks", fix="name another service")
+    if schedule.options is not None and schedule.options.webhook is not None:
+        engine.webhooks.check(schedule.options.webhook)

@@ -18,10 +18,9 @@ from typing import Any
 
 from llama_deploy.control_plane.engine import Engine
 from llama_deploy.control_plane.forwarder import Forwarder
-from llama_deploy.control_plane.refusals import check_id, clean, too_large
-from llama_deploy.control_plane.registry import is_reserved
+from llama_deploy.control_plane.refusals import clean
 from llama_deploy.control_plane.routing import Routing
-from llama_deploy.control_plane.schedule_standing import KEPT, Standing, input_of, shown, task_id_of
+from llama_deploy.control_plane.schedule_standing import KEPT, Standing, check_task, input_of, shown, task_id_of
 from llama_deploy.control_plane.schedule_times import (
     CAUGHT_UP_MAX,
     check_timing,
@@ -72,8 +71,8 @@ class Schedules:
         self._forwarder = forwarder
         self._routing = routing
         self._of_file: Mapping[str, Schedule] | None = None
-        self.in_charge = False
-        """Whether they are this control plane's to look after, and not another's on the same store."""
+        self._charge: int | None = None
+        """In which epoch they are this control plane's to look after; `None` where they are another's."""
         self._standing: dict[str, Standing] = {}
         self._watched: dict[str, str] = {}
         """By name: the task whose end is waited for."""
@@ -91,22 +90,43 @@ class Schedules:
 
         `None` says that there is no file: what came from one stays. What was missed is caught up as each asks for.
         """
-        self._of_file, self.in_charge = of_file, False
+        self._of_file, self._charge = of_file, None
         self._routing.watch(self._wake.set)
         async with self._changing:
             await self._take_charge()
         self._task = asyncio.create_task(self._run())
 
+    @property
+    def in_charge(self) -> bool:
+        """Whether they are this control plane's to look after, and not another's on the same store."""
+        return self._charge is not None
+
+    def _epoch(self) -> int | None:
+        """In which epoch this control plane leads what all schedules belong to; `None` where it does not."""
+        of_all = self._routing.of_all
+        return self._engine.leadership.epoch_of(of_all) if self._routing.leads(of_all) else None
+
     async def _take_charge(self) -> None:
-        """Begin to look after all of them, or leave that to another control plane, as who leads what has changed."""
-        in_charge = self._routing.leads(self._routing.of_all)
-        if in_charge == self.in_charge:
+        """Begin to look after all of them, or leave that to another control plane, as who leads what has changed.
+
+        What is known from an earlier epoch is known no more: another one may have been in charge between the two.
+        """
+        epoch = self._epoch()
+        if epoch == self._charge:
             return
+        self._leave_charge()
+        if epoch is not None:
+            self._charge = epoch
+            try:
+                await self._load()
+            except BaseException:
+                self._leave_charge()
+                raise
+
+    def _leave_charge(self) -> None:
+        self._charge = None
         for known in (self._standing, self._watched, self._look_at):
             known.clear()
-        if in_charge:
-            await self._load()
-        self.in_charge = in_charge
 
     async def _load(self) -> None:
         self._standing = await self._recorded()
@@ -172,7 +192,7 @@ class Schedules:
                 f"a schedule cannot be named {name[:40]!r}", why="1 to 100 letters, digits, `_`, `-` or `.`"
             )
         check_timing(schedule.cron, schedule.time_zone)
-        self._check_task(schedule)
+        check_task(schedule, self._engine)
         now = self._engine.clock.now()
         known = self._standing.get(name)
         if known is None and len(self._standing) >= SCHEDULES_MAX:
@@ -189,22 +209,6 @@ class Schedules:
         if known != standing:
             await self._record(name, standing)
         self._standing[name] = standing
-
-    def _check_task(self, schedule: Schedule) -> None:
-        """Raise for a schedule whose tasks would all be refused."""
-        settings = self._engine.settings
-        try:
-            size = len(schedule.model_dump_json().encode())
-        except ValueError as error:
-            raise InvalidRequestError("the schedule is not valid text", why=str(error)) from error
-        if size > settings.payload_bytes_max:
-            raise too_large("schedule", size, settings.payload_bytes_max)
-        check_id("service", schedule.service, settings.id_length_max)
-        check_id("session_id", schedule.session_id, settings.id_length_max)
-        if schedule.service is not None and is_reserved(schedule.service):
-            raise InvalidRequestError(f"{schedule.service!r} takes no tasks", fix="name another service")
-        if schedule.options is not None and schedule.options.webhook is not None:
-            self._engine.webhooks.check(schedule.options.webhook)
 
     async def delete(self, name: str) -> ScheduleView:
         """Forget a schedule, not its tasks; how it stood. Raises `ScheduleNotFoundError`, `ScheduleOfFileError`."""
@@ -311,7 +315,7 @@ class Schedules:
         self._standing[name] = standing
 
     async def _record(self, name: str, standing: Standing) -> None:
-        if not self._routing.leads(self._routing.of_all):  # by now; it may have taken long to submit a task
+        if self._epoch() != self._charge:  # by now; it may have taken long to submit a task
             raise self._routing.not_led(self._routing.of_all)
         await self._engine.store.put_document(KIND, name, standing.model_dump_json(exclude_defaults=True).encode())
 

@@ -28,6 +28,11 @@ ROOT = HERE.parent.parent
 _numbers = itertools.count(1)
 
 
+def _interruptible() -> None:
+    """A shell that runs the tests in the background has SIGINT ignored, and what it starts inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Child:
     """A running program."""
 
@@ -50,6 +55,7 @@ class Child:
                 stderr=stderr,
                 env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", **(environment or {})},
                 cwd=folder,
+                preexec_fn=_interruptible,
             )
         return cls(process, errors)
 

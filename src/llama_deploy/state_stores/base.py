@@ -111,6 +111,7 @@ class StateStore(ABC):
     #   so that no two commits wait for each other; what belongs to a lost shard is refused alone. Batches that never
     #   mixed shards would make of one commit as many as there are shards, and guard nothing further.
     # * The epoch belongs to the store that claimed, not to the transition: no decision can carry a wrong one along.
+    #   What was handed over before a shard was lost is refused, though the store hold that shard again when it writes.
     # * After a crash the owner's shards stay its own until its lease ends; what it recorded stands.
 
     shards_count: int = 1

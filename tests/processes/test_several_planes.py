@@ -23,7 +23,8 @@ from llama_deploy.state_stores.shards import SHARDS, shard_of
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {"shard_lease_s": 1.5, "heartbeat_s": 0.3, "lease_s": 2.0, "recovery_grace_s": 1.0}
+SETTINGS = {"shard_lease_s": 1.5, "heartbeat_s": 0.3, "lease_s": 10.0, "recovery_grace_s": 5.0}
+"""Instances have time to come back with what they hold, also on a machine that stands still for a moment."""
 
 
 @pytest.fixture(scope="module")
